@@ -1,0 +1,47 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""hfcompress: smaller checkpoints that load with plain `from_pretrained`, with what it cost measured."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from hfcompress.compression import Result, compress, evaluate
+    from hfcompress.errors import HfcompressError
+    from hfcompress.recipes import GPTQ, RTN, Job, Recipe
+
+
+__version__ = "0.1.0"
+_WHERE = {
+    "GPTQ": "hfcompress.recipes",
+    "HfcompressError": "hfcompress.errors",
+    "Job": "hfcompress.recipes",
+    "RTN": "hfcompress.recipes",
+    "Recipe": "hfcompress.recipes",
+    "Result": "hfcompress.compression",
+    "compress": "hfcompress.compression",
+    "evaluate": "hfcompress.compression",
+}
+__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compress", "evaluate"]
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'hfcompress' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,204 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From a source (see CalibrationSettings) to full rows of token ids.
+
+Text is tokenized document by document, joined by the end token, and cut into rows of `seq_len`: no padding, no
+truncation. Which rows are taken is seeded. An array of token ids is used as it is.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfcompress.calibration import sources
+from hfcompress.calibration.reference_text import reference_text
+from hfcompress.errors import CalibrationError
+from hfcompress.models.streaming import Batch
+
+
+BUNDLED = "bundled"
+DEFAULT_CONTEXT = 2048
+POOL = 4  # rows tokenized for every row that is drawn
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """
+    Args:
+        input_ids (`np.ndarray`): int64 `(rows, seq_len)`.
+        source (`str`): where they came from.
+        mask (`np.ndarray` or `None`): bool `(rows, seq_len)`, false on padding.
+        note (`str`): what the user should know of them.
+    """
+
+    input_ids: np.ndarray
+    source: str
+    mask: np.ndarray | None = None
+    note: str = ""
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the ids and the mask."""
+        digest = hashlib.sha256(repr(self.input_ids.shape).encode() + np.ascontiguousarray(self.input_ids).tobytes())
+        if self.mask is not None:
+            digest.update(np.ascontiguousarray(self.mask).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def count(self) -> int:
+        """Tokens that are no padding."""
+        return self.input_ids.size if self.mask is None else int(self.mask.sum())
+
+    def batch(self, rows: slice = slice(None)) -> Batch:
+        """Some of the rows as tensors."""
+        ids = torch.from_numpy(np.ascontiguousarray(self.input_ids[rows]))
+        mask = None
+        if self.mask is not None and not self.mask[rows].all():
+            mask = torch.from_numpy(np.ascontiguousarray(self.mask[rows]))
+        return Batch(ids, mask)
+
+    def overlap(self, other: "Tokens") -> int:
+        """Rows that are also rows of `other`."""
+        if self.input_ids.shape[1] != other.input_ids.shape[1]:
+            return 0
+        known = {row.tobytes() for row in other.input_ids}
+        return sum(row.tobytes() in known for row in self.input_ids)
+
+
+def load_tokens(
+    data: "str | np.ndarray | torch.Tensor | Mapping[str, Any]",
+    checkpoint,
+    split: str = "calibration",
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    tiny_folder: Path | None = None,
+    default_samples: int = 128,
+    default_seq_len: int = DEFAULT_CONTEXT,
+) -> Tokens:
+    """
+    Args:
+        data: a source as in a recipe; or token ids `(rows, seq_len)`; or a mapping with `input_ids` and
+            `attention_mask`.
+        checkpoint (`Checkpoint`): the model that will read them: its tokenizer, its vocabulary, its context.
+        split (`str`, *optional*): `"calibration"` or `"evaluation"`, which part of the bundled text.
+        samples (`int`, *optional*): rows; given, it also cuts token ids.
+        seq_len (`int`, *optional*): tokens per row, at most the model's context; given, it also cuts token ids.
+        seed (`int`, *optional*): which rows are taken.
+        tiny_folder (`Path`, *optional*): the bundled tiny model's folder, whose own arrays serve it.
+        default_samples (`int`, *optional*): rows if `samples` is not given.
+        default_seq_len (`int`, *optional*): tokens per row if `seq_len` is not given.
+
+    Raises:
+        CalibrationError: the source is not there or cannot be used, or gives not one full row.
+    """
+    config = checkpoint.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    note = ""
+    if isinstance(data, str) and data == BUNDLED and tiny_folder is not None and checkpoint.folder == tiny_folder:
+        tokens = _from_array(np.load(tiny_folder / f"{split}.npy"), BUNDLED, samples, seq_len)
+    elif not isinstance(data, str):
+        tokens = _from_memory(data, samples, seq_len)
+    elif data.endswith(".npy"):
+        tokens = _from_array(sources.read_array(Path(data)), data, samples, seq_len)
+    else:
+        if data == BUNDLED:
+            texts: Iterable[str] = reference_text(split)
+            note = (
+                f"{split} data: the running Python's reference text; a data set like the model's use is better "
+                "(--calibration, --eval-data)"
+            )
+        else:
+            texts = sources.read_texts(data, checkpoint.tokenizer)
+        length = min(seq_len or default_seq_len, context)
+        tokens = _packed(texts, data, checkpoint, samples or default_samples, length, seed, note)
+    _check_ids(tokens, config.vocab_size)
+    if tokens.input_ids.shape[1] > context:
+        raise CalibrationError(
+            f"The rows of {tokens.source} are {tokens.input_ids.shape[1]} tokens long, but the model's context is "
+            f"{context}; give --seq-len {context}."
+        )
+    return tokens
+
+
+def _from_array(array: np.ndarray, source: str, samples: int | None, seq_len: int | None) -> Tokens:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise CalibrationError(f"{source} holds {array.dtype} values; token ids must be integers.")
+    if array.ndim != 2:
+        raise CalibrationError(f"{source} has {array.ndim} dimensions; token ids must be (rows, seq_len).")
+    array = array[:samples, :seq_len]
+    if array.shape[0] == 0 or array.shape[1] < 2:
+        raise CalibrationError(f"{source} is empty: there is not one row of at least two tokens in it.")
+    return Tokens(array.astype(np.int64), source)
+
+
+def _from_memory(data: Any, samples: int | None, seq_len: int | None) -> Tokens:
+    mask = None
+    if isinstance(data, Mapping):
+        mask = data.get("attention_mask")
+        data = data["input_ids"]
+    tokens = _from_array(np.asarray(data), "token ids", samples, seq_len)
+    if mask is not None:
+        mask = np.asarray(mask).astype(bool)[:samples, :seq_len]
+        if mask.shape != tokens.input_ids.shape:
+            raise CalibrationError(
+                f"attention_mask is {mask.shape}, but input_ids are {tokens.input_ids.shape}; they must be alike."
+            )
+    return Tokens(tokens.input_ids, tokens.source, mask)
+
+
+def _packed(
+    texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int, note: str
+) -> Tokens:
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is None:
+        raise CalibrationError(
+            f"{checkpoint.name} has no tokenizer, so the text of {source} cannot be used; "
+            "give token ids: an .npy of integers shaped (rows, seq_len)."
+        )
+    wanted = samples * seq_len
+    ids: list[int] = []
+    for text in texts:
+        ids += _token_ids(tokenizer, text)
+        if len(ids) >= POOL * wanted + seq_len:
+            break
+    rows = len(ids) // seq_len
+    if rows == 0:
+        raise CalibrationError(
+            f"{source} gives {len(ids)} tokens, not one full row of {seq_len}; give more text or a smaller --seq-len."
+        )
+    array = np.array(ids[: rows * seq_len], dtype=np.int64).reshape(rows, seq_len)
+    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:samples])
+    return Tokens(array[chosen], source, note=note)
+
+
+def _token_ids(tokenizer, text: str) -> Iterator[int]:
+    yield from tokenizer(text, verbose=False)["input_ids"]
+    if tokenizer.eos_token_id is not None:
+        yield tokenizer.eos_token_id
+
+
+def _check_ids(tokens: Tokens, vocabulary: int) -> None:
+    low, high = tokens.input_ids.min(), tokens.input_ids.max()
+    if low < 0 or high >= vocabulary:
+        wrong = low if low < 0 else high
+        raise CalibrationError(
+            f"{tokens.source} holds the token id {wrong}, but the model's vocabulary has {vocabulary}; "
+            "it was made with another tokenizer."
+        )

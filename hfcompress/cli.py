@@ -1,0 +1,255 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The commands: parse, call, print. Results go to stdout, progress and messages to stderr."""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfcompress.errors import HfcompressError, InvalidValueError
+
+
+OK, FAILED, USER_ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    help="Make Hugging Face models smaller: run a recipe, get a checkpoint that loads with plain from_pretrained, "
+    "with what it cost measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="A folder or a Hub id (id@revision).", show_default="the bundled tiny model"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="bfloat16, float16 or float32.", show_default="float32 on a CPU, the checkpoint's on a GPU"),
+]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that the repo carries.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Rows of data.", show_default="the recipe's")]
+SeqLen = Annotated[int | None, typer.Option(min=2, help="Tokens per row.", show_default="the recipe's")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, a YAML file, or a folder that hfcompress made.")],
+    model: Model = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to make.", show_default="./MODELNAME-RECIPE")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="bundled, a data set on the Hub (id[:config[:split[:column]]]), a .txt, .jsonl or .parquet, or an "
+            ".npy of token ids.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    seed: Annotated[int | None, typer.Option(help="Which rows are taken.", show_default="the recipe's")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as 8GB: where halted forwards would not fit under it, forwards are run again instead.",
+            show_default="half of what is free",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key: gptq.bits=3, calibration.seed=1, format=dense.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
+    eval_: Annotated[bool, typer.Option("--eval/--no-eval", help="Measure the result.")] = True,
+    eval_data: Annotated[
+        str | None, typer.Option(help="What to measure on, in the terms of --calibration.", show_default="the recipe's")
+    ] = None,
+    trust_remote_code: RemoteCode = False,
+    json_file: JsonFile = None,
+) -> int:
+    """Compress a model by a recipe, write it to a folder, and measure what was lost."""
+    from hfcompress import console
+    from hfcompress.compression import compress
+    from hfcompress.recipes import load_job, with_changes
+
+    job = with_changes(load_job(recipe), set_ or [])
+    with console.progress("compressing") as progress:
+        result = compress(
+            model,
+            job,
+            output,
+            calibration=calibration,
+            samples=samples,
+            seq_len=seq_len,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            memory_limit=None if memory_limit is None else parse_size(memory_limit),
+            resume=resume,
+            overwrite=overwrite,
+            evaluate=eval_,
+            eval_data=eval_data,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if not result.manifest:
+        return OK  # a process that does not write
+    _write_json(json_file, {"output": str(result.output_dir), "manifest": result.manifest, "report": result.report})
+    console.show_run(result)
+    if result.refusals:
+        for refusal in result.refusals:
+            console.error(f"The gate refuses this result: {refusal}.")
+        return REFUSED
+    return OK
+
+
+@app.command(name="eval")
+def eval_command(
+    model: Annotated[str, typer.Argument(help="A folder or a Hub id (id@revision).")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="What it was made from.", show_default="the base its manifest names"),
+    ] = None,
+    data: Annotated[str, typer.Option(help="What to measure on, in the terms of run --calibration.")] = "bundled",
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = False,
+    json_file: JsonFile = None,
+) -> int:
+    """Measure a checkpoint against the one that it was made from."""
+    from hfcompress import console
+    from hfcompress.compression import evaluate
+
+    with console.progress("evaluating") as progress:
+        report = evaluate(
+            model,
+            baseline,
+            data,
+            samples=samples,
+            seq_len=seq_len,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    _write_json(json_file, report)
+    console.show_report(report)
+    return OK
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A folder or a Hub id (id@revision).")],
+    trust_remote_code: RemoteCode = False,
+    json_file: JsonFile = None,
+) -> int:
+    """Show what is in a checkpoint: a row per linear."""
+    from hfcompress import console
+    from hfcompress.evaluation.inspection import inspect_checkpoint
+    from hfcompress.models.checkpoint import Checkpoint
+
+    found = inspect_checkpoint(Checkpoint.open(model, trust_remote_code=trust_remote_code))
+    _write_json(json_file, found)
+    console.show_inspection(found)
+    return OK
+
+
+@app.command()
+def recipes() -> int:
+    """List the recipes that can be run."""
+    from hfcompress import console
+    from hfcompress.recipes import shipped_recipes
+
+    console.show_recipes(shipped_recipes())
+    return OK
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(_guarded(app, sys.argv[1:]))
+
+
+def run_recipe(recipe: str) -> None:
+    """What a script in `recipes/` does: `hfcompress run RECIPE` with the script's own arguments."""
+    sys.exit(_guarded(app, ["run", recipe, *sys.argv[1:]]))
+
+
+def _guarded(command: typer.Typer, arguments: list[str]) -> int:
+    """Run a command; every error becomes a sentence and an exit code."""
+    from hfcompress import console
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        return command(arguments, standalone_mode=False) or OK
+    except HfcompressError as error:
+        console.error(str(error))
+        return USER_ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        console.error("Interrupted; the same command with --resume goes on from the last finished block.")
+        return INTERRUPTED
+    except typer.Exit as stopped:
+        return stopped.exit_code
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own complaints about options
+            console.error(f"{error.format_message()} See hfcompress --help.")
+            return USER_ERROR
+        log = Path(tempfile.gettempdir()) / f"hfcompress-{os.getpid()}.log"
+        log.write_text(traceback.format_exc())
+        console.error(f"Something went wrong that should not ({type(error).__name__}: {error}); the log is {log}.")
+        return FAILED
+
+
+def parse_size(text: str) -> int:
+    """
+    Bytes from `8GB`, `512 MB`, `1GiB` or a plain number; `GB` is 1e9.
+
+    Raises:
+        InvalidValueError: it is no size.
+    """
+    units = {"": 1, "B": 1}
+    for power, prefix in enumerate("KMGT", 1):
+        units |= {f"{prefix}B": 1000**power, f"{prefix}IB": 1024**power}
+    number = text.strip().rstrip("BbIiKkMmGgTt ").strip()
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError) as error:
+        raise InvalidValueError(f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes.") from error
+
+
+def _write_json(path: Path | None, value: dict[str, Any]) -> None:
+    if path is not None:
+        from hfcompress.formats.writer import disk_errors
+
+        with disk_errors(path):
+            path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,443 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""compress(): the main road, from a model and a recipe to a measured folder."""
+
+import dataclasses
+import datetime
+import json
+import platform
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from hfcompress.calibration.tokens import Tokens, load_tokens
+from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.evaluation.quality import measure_quality
+from hfcompress.formats import get_format
+from hfcompress.formats.writer import CheckpointWriter, partial_path
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.streaming import StreamedModel
+from hfcompress.models.tiny import TINY_NAME, tiny_folder
+from hfcompress.passes.block_pass import BlockPass
+from hfcompress.passes.journal import Journal
+from hfcompress.passes.plan import Plan, make_plan
+from hfcompress.passes.processes import Processes
+from hfcompress.progress import Progress, Silent
+from hfcompress.recipes import Job, Recipe, Steps, load_job
+
+
+MICRO_BATCH_TOKENS = 4096
+MANIFEST, EVALUATION = "hfcompress.json", "eval_results.json"
+VERSIONS = ("hfcompress", "torch", "transformers", "accelerate", "compressed-tensors", "safetensors")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass
+class Result:
+    """
+    Attributes:
+        output_dir (`Path`): the compressed checkpoint.
+        manifest (`dict`): what `hfcompress.json` holds.
+        report (`dict` or `None`): what `eval_results.json` holds.
+        refusals (`list[str]`): the bounds of the gate that were not kept.
+    """
+
+    output_dir: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any] | None = None
+    refusals: list[str] = field(default_factory=list)
+
+
+def compress(
+    model: "str | Path | PreTrainedModel | None",
+    recipe: "str | Job | Recipe | Steps",
+    output_dir: str | Path | None = None,
+    *,
+    tokenizer: Any = None,
+    calibration: Any = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    memory_limit: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    evaluate: bool = True,
+    eval_data: Any = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """
+    Compress a model, write it to a folder, and measure what was lost.
+
+    Args:
+        model (`str`, `Path`, `PreTrainedModel` or `None`): a folder, a Hub id (`id` or `id@revision`), or a model in
+            memory; `None` for the bundled tiny model.
+        recipe (`str`, `Job`, `Recipe` or `Steps`): a shipped recipe's name, a YAML file, or a recipe object.
+        output_dir (`str` or `Path`, *optional*): defaults to `./MODELNAME-RECIPE`.
+        tokenizer (*optional*): the tokenizer of a model in memory; saved beside the weights.
+        calibration (*optional*): overrides the recipe's data: a source, token ids `(rows, seq_len)`, or a mapping
+            with `input_ids` and `attention_mask`.
+        samples (`int`, *optional*): overrides the recipe's number of rows.
+        seq_len (`int`, *optional*): overrides the recipe's row length.
+        seed (`int`, *optional*): overrides the recipe's seed.
+        device (`str`, *optional*, defaults to `"auto"`): `"cpu"`, `"cuda"`, `"cuda:1"`; `"auto"` takes a GPU if
+            there is one.
+        dtype (`str`, *optional*): of the arithmetic; defaults to float32 on a CPU and to the checkpoint's on a GPU.
+        memory_limit (`int`, *optional*): bytes; under a tight limit forwards are run again instead of halted.
+        resume (`bool`, *optional*): go on with an unfinished run.
+        overwrite (`bool`, *optional*): replace what is at `output_dir`.
+        evaluate (`bool`, *optional*, defaults to `True`): measure the result, reloaded from its folder.
+        eval_data (*optional*): overrides what it is measured on.
+        trust_remote_code (`bool`, *optional*): run modelling code that the repo carries.
+        progress (`Progress`, *optional*): is told how far it is.
+
+    Raises:
+        HfcompressError: something the user can put right, in one sentence.
+    """
+    progress = progress or Silent()
+    phases = Phases()
+    job = _job(recipe, calibration, samples, seq_len, seed, eval_data)
+    if job.evaluation.gate and not evaluate:
+        raise InvalidValueError("The recipe has a gate, which needs the evaluation; leave out --no-eval or the gate.")
+    layout = get_format(job.format)
+    checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
+    if model is None:
+        checkpoint.name = TINY_NAME
+    if checkpoint.quantization_config is not None:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is already quantized ({checkpoint.quantization_config.get('quant_method')}); "
+            "give the original model."
+        )
+    output = Path(output_dir or f"{Path(checkpoint.name).name.partition('@')[0]}-{job.name}").expanduser().absolute()
+    check_output(output, resume, overwrite)
+    processes = Processes(_device(device))
+    streamed = StreamedModel(checkpoint, processes.device, _dtype(dtype, processes.device, checkpoint))
+    plan = make_plan(streamed, job.steps, layout)
+    grids = {task.stem: task.grid for task in plan.tasks.values()}
+    quantization_config = layout.quantization_config(grids, plan.untouched)
+    tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
+    evaluation_tokens = None
+    if evaluate:
+        evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress)
+        if tokens is not None and (shared := evaluation_tokens.overlap(tokens)):
+            progress.note(f"{shared} of the evaluation's rows were calibrated on: the result will look better than it is")
+    phases.end("prepare")
+
+    writer = CheckpointWriter(output)
+    base = {"model": checkpoint.name, "revision": checkpoint.revision, "sha256": checkpoint.sha256()}
+    journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes))
+    if overwrite and processes.writes:
+        writer.discard()
+    if resume:
+        journal.resume()
+    if processes.writes:
+        writer.open()
+    processes.wait()
+    progress.start(len(streamed) * (3 if evaluate else 1))
+    try:
+        results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
+        phases.end("compress")
+        if not processes.writes:
+            return Result(output, {})
+        _write_companions(writer, checkpoint, quantization_config)
+        manifest = {
+            "hfcompress": version("hfcompress"),
+            "versions": _versions(),
+            "recipe": job.to_dict(),
+            "base": base,
+            "calibration": _described(tokens, job),
+            "seed": job.calibration.seed,
+            "linears": results,
+            "skipped": plan.skipped,
+            "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
+            "fallbacks": sum(1 for row in results if row["fallback"]),
+            "device": str(processes.device),
+            "dtype": str(streamed.dtype).removeprefix("torch."),
+            "processes": processes.count,
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        phases.end("write")
+        report = None
+        if evaluation_tokens is not None:
+            report = _evaluate(writer.result, checkpoint, evaluation_tokens, streamed, progress, trust_remote_code)
+            writer.write_json(EVALUATION, report)
+            phases.end("evaluate")
+        manifest["phases"] = phases.ended
+        writer.write_json(MANIFEST, manifest)
+        writer.finish()
+    except HfcompressError as error:
+        if processes.writes and not isinstance(error, OutputError):
+            writer.discard()
+        raise
+    return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
+
+
+def evaluate(
+    model: "str | Path | PreTrainedModel",
+    baseline: "str | Path | PreTrainedModel | None" = None,
+    data: Any = None,
+    *,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """
+    Measure a checkpoint against the one that it was made from.
+
+    Args:
+        model (`str`, `Path` or `PreTrainedModel`): what is measured.
+        baseline (*optional*): defaults to the base that the model's manifest names, else the bundled tiny model.
+        data (*optional*): a source as in a recipe, or token ids; defaults to `"bundled"`.
+        samples (`int`, *optional*): rows.
+        seq_len (`int`, *optional*): tokens per row.
+        device (`str`, *optional*): where.
+        dtype (`str`, *optional*): of the arithmetic.
+        trust_remote_code (`bool`, *optional*): run modelling code that the repo carries.
+        progress (`Progress`, *optional*): is told how far it is.
+
+    Returns:
+        `dict`: the contents of `eval_results.json`.
+    """
+    progress = progress or Silent()
+    candidate = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    original = Checkpoint.open(baseline or _base_of(candidate), trust_remote_code=trust_remote_code)
+    where = _device(device)
+    tokens = load_tokens(
+        data if data is not None else "bundled",
+        original,
+        split="evaluation",
+        samples=samples,
+        seq_len=seq_len,
+        tiny_folder=tiny_folder(),
+    )
+    if tokens.note:
+        progress.note(tokens.note)
+    progress.start(2 * candidate.config.get_text_config().num_hidden_layers)
+    return measure_quality(candidate, original, tokens, where, _dtype(dtype, where, original), progress)
+
+
+class Phases:
+    """Seconds and peak memory, phase by phase."""
+
+    def __init__(self):
+        self.ended: dict[str, dict[str, float]] = {}
+        self._since = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """The phase `name` ends now, and the next begins."""
+        now = time.perf_counter()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.ended[name] = {"seconds": round(now - self._since, 3), "peak_rss_bytes": peak}
+        if torch.cuda.is_available():
+            self.ended[name]["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
+        self._since = now
+
+
+def check_output(output: Path, resume: bool, overwrite: bool) -> None:
+    """
+    Raises:
+        OutputError: the folder is there, or unfinished work is, and nothing was said of it.
+    """
+    if resume and overwrite:
+        raise InvalidValueError("--resume goes on and --overwrite starts again; give one of them.")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; choose another --output.")
+    if output.exists() and not overwrite and any(output.iterdir()):
+        raise OutputError(f"{output} exists already; give --overwrite to replace it, or choose another --output.")
+    if partial_path(output).exists() and not (resume or overwrite):
+        raise OutputError(
+            f"There is unfinished work for {output} in {partial_path(output)}; "
+            "go on with --resume, or start again with --overwrite."
+        )
+
+
+def _job(recipe, calibration, samples, seq_len, seed, eval_data) -> Job:
+    job = load_job(recipe) if isinstance(recipe, str) else Job.of(recipe)
+    given = {"samples": samples, "seq_len": seq_len, "seed": seed}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if isinstance(calibration, (str, Path)):
+        changes["data"] = str(calibration)
+    elif calibration is not None:
+        changes["data"] = "token ids"
+    evaluation = {} if eval_data is None else {"data": str(eval_data) if isinstance(eval_data, (str, Path)) else "token ids"}
+    return dataclasses.replace(
+        job,
+        calibration=dataclasses.replace(job.calibration, **changes),
+        evaluation=dataclasses.replace(job.evaluation, **evaluation),
+    )
+
+
+def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens | None:
+    if not plan.needs_inputs:
+        return None
+    settings = job.calibration
+    tokens = load_tokens(
+        settings.data if calibration is None or isinstance(calibration, (str, Path)) else calibration,
+        checkpoint,
+        samples=samples,
+        seq_len=seq_len,
+        seed=settings.seed,
+        tiny_folder=tiny_folder(),
+        default_samples=settings.samples,
+        default_seq_len=settings.seq_len,
+    )
+    if tokens.note:
+        progress.note(tokens.note)
+    widest = plan.widest
+    if tokens.count < widest.shape.in_features:
+        progress.note(
+            f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "
+            "matrix is singular, and the result may be no better than rounding to nearest; give more --samples"
+        )
+    return tokens
+
+
+def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
+    settings = job.evaluation
+    tokens = load_tokens(
+        settings.data if eval_data is None or isinstance(eval_data, (str, Path)) else eval_data,
+        checkpoint,
+        split="evaluation",
+        tiny_folder=tiny_folder(),
+        default_samples=settings.samples,
+        default_seq_len=settings.seq_len,
+    )
+    if tokens.note:
+        progress.note(tokens.note)
+    return tokens
+
+
+def _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit) -> list[dict]:
+    batches = []
+    if tokens is not None:
+        share = processes.share(len(tokens.input_ids))
+        if share.stop > share.start:
+            rows = max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
+            batches = tokens.batch(share).split(rows)
+    suspended = _fits_suspended(streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit)
+    run = BlockPass(streamed, plan, layout, writer, journal, processes, progress, suspended)
+    if not writer.merged:
+        results = run.run(batches)
+        if processes.writes:
+            progress.step("writing", amount=0)
+            writer.merge()
+        return results
+    return [row for rows in journal.blocks.values() for row in rows]
+
+
+def _fits_suspended(streamed: StreamedModel, plan: Plan, tokens: int, memory_limit: int | None) -> bool:
+    """
+    Whether the halted forwards of all tokens fit: about six hidden-size tensors and the widest input per token (the
+    stream, the residual, the normed input, queries, keys, values), twice that beside a dense stream.
+    """
+    if not plan.needs_inputs:
+        return True
+    config = streamed.skeleton.config.get_text_config()
+    per_token = (6 * config.hidden_size + plan.widest.shape.in_features) * streamed.dtype.itemsize
+    needed = tokens * per_token * (2 if plan.needs_dense_stream else 1)
+    if memory_limit is not None:
+        return psutil.Process().memory_info().rss + needed <= memory_limit
+    if streamed.device.type == "cuda":
+        return needed <= torch.cuda.mem_get_info(streamed.device)[0] // 2
+    return needed <= psutil.virtual_memory().available // 2
+
+
+def _evaluate(folder: Path, baseline: Checkpoint, tokens: Tokens, streamed, progress, trust_remote_code) -> dict:
+    candidate = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
+    return measure_quality(candidate, baseline, tokens, streamed.device, streamed.dtype, progress)
+
+
+def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantization_config: dict | None) -> None:
+    """config.json, and what belongs beside the weights."""
+    if checkpoint.folder is not None:
+        config = json.loads((checkpoint.folder / "config.json").read_text())
+        for name in checkpoint.companions():
+            writer.copy(checkpoint.folder / name, name)
+    else:
+        config = checkpoint.config.to_dict()
+        if checkpoint.tokenizer is not None:
+            checkpoint.tokenizer.save_pretrained(writer.result)
+    if quantization_config is not None:
+        config["quantization_config"] = quantization_config
+    writer.write_json("config.json", config)
+
+
+def _described(tokens: Tokens | None, job: Job) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    rows, seq_len = tokens.input_ids.shape
+    settings = {"seed": job.calibration.seed, "samples": rows, "seq_len": seq_len}
+    return {"data": tokens.source, "sha256": tokens.sha256, "tokens": tokens.count, **settings}
+
+
+def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, processes) -> dict[str, Any]:
+    described = job.to_dict()
+    return {
+        "the base model": base["sha256"],
+        "the recipe": {"recipe": described["recipe"], "format": described["format"]},
+        "the calibration data": tokens.sha256 if tokens is not None else None,
+        "the versions": _versions(),
+        "the dtype": str(streamed.dtype),
+        "the device": streamed.device.type,
+        "the number of processes": processes.count,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+
+
+def _base_of(checkpoint: Checkpoint) -> str | Path:
+    """The base that a checkpoint's manifest names."""
+    manifest = checkpoint.folder / MANIFEST if checkpoint.folder is not None else None
+    if manifest is None or not manifest.is_file():
+        return tiny_folder()
+    base = json.loads(manifest.read_text())["base"]
+    if base["model"] == TINY_NAME:
+        return tiny_folder()
+    return f"{base['model']}@{base['revision']}" if base["revision"] and "@" not in base["model"] else base["model"]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidValueError(f"There is no device '{name}'; give auto, cpu, cuda or cuda:0.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidValueError("There is no CUDA device that this torch can use; give --device cpu.")
+    return device
+
+
+def _dtype(name: str | None, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    if name is not None:
+        if name not in DTYPES:
+            raise InvalidValueError(f"There is no dtype '{name}'; give {', '.join(DTYPES)}.")
+        return DTYPES[name]
+    stored = checkpoint.config.dtype
+    return stored if device.type == "cuda" and isinstance(stored, torch.dtype) else torch.float32

@@ -1,0 +1,141 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a person sees: one progress bar, tables, one-sentence errors."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+PLAIN_WIDTH = 120  # where there is no terminal
+
+
+def _console(stream) -> Console:
+    terminal = stream.isatty()
+    return Console(file=stream, no_color=not terminal, highlight=False, width=None if terminal else PLAIN_WIDTH)
+
+
+class Bar:
+    """The progress bar of a run; see [`hfcompress.progress.Progress`]."""
+
+    def __init__(self, label: str):
+        self.console = _console(sys.stderr)
+        columns = ("{task.fields[label]}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(
+            *columns,
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("reading", label=label, total=None)
+
+    def start(self, total: int) -> None:
+        """There will be `total` units in all."""
+        self.bar.update(self.task, total=total)
+
+    def step(self, description: str, amount: int = 1) -> None:
+        """`amount` more units are done."""
+        self.bar.update(self.task, advance=amount, description=description)
+
+    def note(self, message: str) -> None:
+        """A line above the bar."""
+        self.console.print(f"note: {message}", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Bar]:
+    """One bar over a whole command."""
+    bar = Bar(label)
+    with bar.bar:
+        yield bar
+
+
+def error(message: str) -> None:
+    """One sentence on stderr."""
+    _console(sys.stderr).print(f"error: {message}", soft_wrap=True, markup=False)
+
+
+def show_run(result) -> None:
+    """The result of `hfcompress run`."""
+    out = _console(sys.stdout)
+    manifest = result.manifest
+    rows = manifest["linears"]
+    seconds = sum(phase["seconds"] for phase in manifest["phases"].values())
+    if result.report is not None:
+        show_report(result.report)
+    errors = [row["relative_output_error"] for row in rows if row["relative_output_error"] is not None]
+    worst = max(rows, key=lambda row: row["relative_output_error"] or row["relative_weight_error"])
+    kind = "output" if errors else "weight"
+    value = worst[f"relative_{kind}_error"]
+    coverage = manifest["coverage"]
+    out.print(
+        f"{coverage['compressed']} of {coverage['linears']} linears compressed, {manifest['fallbacks']} by a fallback, "
+        f"in {seconds:.1f} s; largest relative {kind} error {value:.3f} ({worst['name']})",
+        soft_wrap=True,
+    )
+    for name, reason in manifest["skipped"].items():
+        out.print(f"left alone: {name}, {reason}", soft_wrap=True)
+    out.print(f"written to {result.output_dir}", soft_wrap=True)
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """The table of `hfcompress eval`."""
+    table = Table(title=f"measured on {report['tokens']:,} predictions ({report['how']['data']})", title_justify="left")
+    for column in ("", "original", "compressed"):
+        table.add_column(column, justify="left" if not column else "right")
+    ratio = report["size_bytes"] / report["baseline_size_bytes"]
+    table.add_row("size", _size(report["baseline_size_bytes"]), f"{_size(report['size_bytes'])} ({ratio:.0%})")
+    table.add_row("perplexity", f"{report['baseline_perplexity']:.4f}", f"{report['perplexity']:.4f}")
+    table.add_row("KL to the original, mean", "", f"{report['kl_mean']:.5f} nats")
+    table.add_row("KL, median / 99th percentile", "", f"{report['kl_median']:.5f} / {report['kl_p99']:.5f}")
+    table.add_row("same most likely token", "", f"{report['top1_agreement']:.2%}")
+    _console(sys.stdout).print(table)
+
+
+def show_inspection(found: dict[str, Any]) -> None:
+    """The table of `hfcompress inspect`."""
+    table = Table(title=f"{found['model']}, {_size(found['size_bytes'])}", title_justify="left")
+    for column in ("linear", "method", "bits", "group", "sparsity", "bytes", "rel. error"):
+        table.add_column(column, justify="left" if column in ("linear", "method") else "right", overflow="fold")
+    for row in found["linears"]:
+        sparsity = "" if row["sparsity"] is None else f"{row['sparsity']:.1%}"
+        group = {None: "", -1: "row"}.get(row["group_size"], str(row["group_size"]))
+        error_ = "" if row["relative_output_error"] is None else f"{row['relative_output_error']:.4f}"
+        table.add_row(
+            row["name"], row["method"], str(row["bits"] or ""), group, sparsity, f"{row['bytes']:,}", error_
+        )
+    _console(sys.stdout).print(table)
+
+
+def show_recipes(recipes: dict[str, str]) -> None:
+    """The list of `hfcompress recipes`: a line each."""
+    width = max(map(len, recipes))
+    for name, description in recipes.items():
+        print(f"{name:<{width}}  {description}")
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} GB"

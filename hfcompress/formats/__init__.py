@@ -1,0 +1,39 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a compressed linear looks like on disk: one file per format, and the writer of the folder."""
+
+from hfcompress.errors import InvalidValueError, nearest
+
+
+ALIASES = {"compressed-tensors": "pack-quantized"}
+NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "dense")
+
+
+def get_format(name: str):
+    """
+    The format called `name`.
+
+    Args:
+        name (`str`): `"compressed-tensors"` (that is `"pack-quantized"`), `"int-quantized"` or `"dense"`.
+
+    Raises:
+        InvalidValueError: there is no such format.
+    """
+    from hfcompress.formats import compressed_tensors, dense
+
+    formats = {f.name: f for f in (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense())}
+    resolved = ALIASES.get(name, name)
+    if resolved not in formats:
+        raise InvalidValueError(f"There is no format '{name}'; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")
+    return formats[resolved]

@@ -1,0 +1,246 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A checkpoint: a folder, a Hub id or a model in memory, read one tensor at a time."""
+
+import contextlib
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from hfcompress.errors import CheckpointError, UnsupportedModelError
+from hfcompress.models.locate import locate
+
+
+SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+# what travels beside the weights, unchanged
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+)
+
+
+class Checkpoint:
+    """
+    The weights and the configuration of a model, with the tensors read when asked for.
+
+    Attributes:
+        config (`PreTrainedConfig`): the model's configuration.
+        name (`str`): the id or the path it came from.
+        revision (`str` or `None`): the commit on the Hub.
+        folder (`Path` or `None`): where it lies; `None` for a model in memory.
+        tensors (`Mapping[str, StoredTensor]`): its tensors by their names on disk.
+    """
+
+    def __init__(self, config, name, tensors, folder=None, revision=None, tokenizer=None, trust_remote_code=False):
+        self.config: PreTrainedConfig = config
+        self.name: str = name
+        self.tensors: Mapping[str, StoredTensor] = tensors
+        self.folder: Path | None = folder
+        self.revision: str | None = revision
+        self.trust_remote_code: bool = trust_remote_code
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def open(
+        cls, model: "str | Path | PreTrainedModel | Checkpoint", tokenizer=None, trust_remote_code: bool = False
+    ) -> "Checkpoint":
+        """
+        Args:
+            model (`str`, `Path`, `PreTrainedModel` or `Checkpoint`): a folder, a Hub id (`id` or `id@revision`), or
+                a model in memory.
+            tokenizer (*optional*): the tokenizer of a model in memory.
+            trust_remote_code (`bool`, *optional*, defaults to `False`): run modelling code that the repo carries.
+
+        Raises:
+            CheckpointError: it is not there, not complete, or not readable.
+        """
+        if isinstance(model, Checkpoint):
+            return model
+        if isinstance(model, PreTrainedModel):
+            return cls._from_memory(model, tokenizer)
+        folder, revision = locate(str(model))
+        config = _read_config(folder, trust_remote_code)
+        return cls(config, str(model), _stored_tensors(folder), folder, revision, tokenizer, trust_remote_code)
+
+    @classmethod
+    def _from_memory(cls, model: PreTrainedModel, tokenizer) -> "Checkpoint":
+        from transformers.core_model_loading import revert_weight_conversion
+
+        tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+        state = {k: v for k, v in model.state_dict().items() if k not in tied}
+        state = revert_weight_conversion(model, state)
+        tensors = {name: StoredTensor(name, v.dtype, tuple(v.shape), value=v) for name, v in state.items()}
+        name = model.config._name_or_path or type(model).__name__
+        config = copy.deepcopy(model.config)
+        config.architectures = config.architectures or [type(model).__name__]
+        if config.dtype is None:
+            config.dtype = model.dtype
+        return cls(config, name, tensors, tokenizer=tokenizer)
+
+    @property
+    def tokenizer(self):
+        """The tokenizer, or `None` where there is none."""
+        if self._tokenizer is None and self.folder is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
+        return self._tokenizer
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights: the sum of `model*.safetensors`, or of the tensors of a model in memory."""
+        if self.folder is not None:
+            return sum(p.stat().st_size for p in self.folder.glob("model*.safetensors"))
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def quantization_config(self) -> dict | None:
+        """The configuration's `quantization_config`, or `None` for a dense model."""
+        found = getattr(self.config, "quantization_config", None)
+        return found if found is None or isinstance(found, dict) else found.to_dict()
+
+    def sha256(self) -> str:
+        """A digest of the configuration and of every weight byte."""
+        digest = hashlib.sha256()
+        if self.folder is None:
+            digest.update(self.config.to_json_string().encode())
+            for name, tensor in sorted(self.tensors.items()):
+                digest.update(name.encode())
+                digest.update(tensor.read().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            return digest.hexdigest()
+        for path in [self.folder / "config.json", *sorted({t.path for t in self.tensors.values()})]:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def companions(self) -> Iterator[Path]:
+        """Files that belong beside the weights (tokenizer, generation config, chat template), relative to `folder`."""
+        if self.folder is not None:
+            found = {p for pattern in COMPANIONS for p in self.folder.glob(pattern) if p.is_file()}
+            yield from (p.relative_to(self.folder) for p in sorted(found))
+
+
+class StoredTensor:
+    """
+    One tensor of a checkpoint, read when asked for.
+
+    Behaves towards transformers' loader as safetensors' lazy slices do: indexing it with `...` reads it whole.
+    """
+
+    def __init__(self, name: str, dtype, shape, path: Path | None = None, value: Tensor | None = None):
+        self.name, self.dtype, self.shape, self.path, self._value = name, dtype, shape, path, value
+
+    @property
+    def nbytes(self) -> int:
+        size = self.dtype.itemsize
+        for length in self.shape:
+            size *= length
+        return size
+
+    def read(self) -> Tensor:
+        """
+        Raises:
+            CheckpointError: the shard is damaged, or the tensor holds NaN or infinity.
+        """
+        if self._value is not None:
+            value = self._value.detach()
+        else:
+            assert self.path is not None
+            with open_shard(self.path) as shard:
+                value = shard.get_tensor(self.name)
+        if value.is_floating_point() and value.dtype.itemsize > 1 and not torch.isfinite(value).all():
+            where = f" in {self.path}" if self.path else ""
+            raise CheckpointError(
+                f"The weight {self.name}{where} holds NaN or infinity; compress a checkpoint whose weights are finite."
+            )
+        return value
+
+    def __getitem__(self, index) -> Tensor:
+        return self.read()[index]
+
+
+@contextlib.contextmanager
+def open_shard(path: Path):
+    """`safe_open` with its errors turned into one sentence that names the file."""
+    try:
+        with safe_open(path, "pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated or damaged ({error}); download or copy that file again."
+        ) from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The weight file {path} is missing; download or copy it again.") from error
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"There is no config.json in {folder}; give the folder of a Hugging Face checkpoint "
+            "(config.json and model*.safetensors)."
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"The config.json in {folder} cannot be read: {reason}") from error
+
+
+def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the folder's safetensors, from the headers alone."""
+    tensors = {}
+    for path in _weight_files(folder):
+        with open_shard(path) as shard:
+            for name in shard.keys():  # noqa: SIM118 (safe_open is no mapping)
+                part = shard.get_slice(name)
+                dtype = SAFETENSORS_DTYPES.get(part.get_dtype()) or shard.get_tensor(name).dtype
+                tensors[name] = StoredTensor(name, dtype, tuple(part.get_shape()), path=path)
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged; download or copy that file again.") from error
+        for name in names:
+            if Path(name).name != name:
+                raise CheckpointError(f"{index} names a file outside its folder ({name}); it cannot be trusted.")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise UnsupportedModelError(
+            f"{folder} holds pickled weights only; save it as safetensors first "
+            "(load it with transformers and call save_pretrained)."
+        )
+    raise CheckpointError(f"There is no model.safetensors in {folder}; the checkpoint has no weights.")

@@ -1,0 +1,78 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Where a model lies: a folder, or a Hub id brought into the local cache."""
+
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hfcompress.errors import CheckpointError
+
+
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "tokenizer*", "LICENSE*", "README.md"]
+
+
+def locate(model: str) -> tuple[Path, str | None]:
+    """
+    Args:
+        model (`str`): a folder, or a Hub id: `id` or `id@revision`.
+
+    Returns:
+        `tuple[Path, str | None]`: the folder, and the commit where it came from the Hub.
+
+    Raises:
+        CheckpointError: it is neither a folder nor a repo that can be reached.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve(), None
+    if path.exists():
+        raise CheckpointError(f"{model} is a file; give the folder of a checkpoint or a Hub id.")
+    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.count("/") != 1
+    if looks_like_path:
+        raise CheckpointError(f"There is no folder {model}; give the folder of a checkpoint or a Hub id (user/name).")
+    repo, _, revision = model.partition("@")
+    try:
+        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=WANTED)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo} has no revision {revision}; check it on the Hub.") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"There is no folder {model} and no model {repo} on the Hub that you may read; "
+            "check the name, or log in with `hf auth login`."
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{model} is not a folder here, and the Hub cannot be reached; "
+            "give the path of a local checkpoint, or go online once to download it."
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{model} is neither a folder nor a Hub id (user/name).") from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"Downloading {repo} failed: {reason}") from error
+    return Path(folder), Path(folder).name

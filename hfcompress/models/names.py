@@ -1,0 +1,33 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How a user points at linears: `Linear`, a name, the last part of a name, or a pattern."""
+
+import re
+
+
+ALL_LINEARS = "Linear"
+
+
+def matches(linear: str, patterns: tuple[str, ...]) -> bool:
+    """
+    Whether a linear's full name is meant by one of the patterns: `"Linear"` means all, `"re:..."` a regular expression
+    that matches from the beginning, anything else the full name or its last parts.
+    """
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            if re.match(pattern[3:], linear):
+                return True
+        elif pattern == ALL_LINEARS or linear == pattern or linear.endswith(f".{pattern}"):
+            return True
+    return False

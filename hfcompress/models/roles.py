@@ -1,0 +1,119 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is in a block, discovered on the running block: its linears, and which of them read the same tensor."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.streaming import Stream, StreamedModel
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """
+    Args:
+        name (`str`): full module name.
+        in_features (`int`): width of its input.
+        out_features (`int`): width of its output.
+        transposed (`bool`): a `Conv1D`, whose weight is `(in_features, out_features)`.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    transposed: bool
+
+
+def find_linears(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
+    """Full name -> module, for every `nn.Linear` and `Conv1D` under `module`, in definition order."""
+    return {f"{prefix}.{n}": m for n, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+
+
+def linear_shape(name: str, module: nn.Module) -> LinearShape:
+    """The shape of a linear; no weights are needed."""
+    transposed = isinstance(module, Conv1D)
+    rows, columns = module.weight.shape
+    return LinearShape(name, *((rows, columns) if transposed else (columns, rows)), transposed)
+
+
+def get_weight(module: nn.Module) -> Tensor:
+    """The weight of a linear as `(out_features, in_features)` float32; a copy."""
+    weight = module.weight.detach().to(torch.float32, copy=True)
+    return weight.T.contiguous() if isinstance(module, Conv1D) else weight
+
+
+def set_weight(module: nn.Module, weight: Tensor) -> None:
+    """Put `(out_features, in_features)` values in place of the weight of a linear."""
+    module.weight.data.copy_(weight.T if isinstance(module, Conv1D) else weight)
+
+
+@contextlib.contextmanager
+def watch_inputs(linears: dict[str, nn.Module], seen: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `seen(name, input)` before each of the linears runs."""
+
+    def hook_for(name):
+        def hook(module, args):
+            seen(name, args[0])  # must return None: a value would replace the input
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def shared_inputs(model: StreamedModel, block: nn.Module, index: int, probe: Stream) -> list[list[str]]:
+    """
+    The linears of a block in groups that read the same tensor, in the order in which they run.
+
+    Two linears share an input if the very same memory reaches both, seen on a forward of a few tokens.
+
+    Args:
+        model (`StreamedModel`): the model.
+        block (`nn.Module`): its block `index`, with weights.
+        index (`int`): which block.
+        probe (`Stream`): a few tokens, from [`StreamedModel.probe`].
+
+    Returns:
+        `list[list[str]]`: full names. A linear that did not run is in no group.
+
+    Raises:
+        UnsupportedModelError: a linear runs more than once in a forward.
+    """
+    linears = find_linears(block, model.block_names[index])
+    groups: dict[tuple, list[str]] = {}
+    alive = []  # so that no memory is used twice while addresses are compared
+
+    def seen(name: str, tensor: Tensor) -> None:
+        alive.append(tensor)
+        if any(name in group for group in groups.values()):
+            raise UnsupportedModelError(
+                f"{name} runs more than once in a forward of its block; leave it alone with --set ignore."
+            )
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        groups.setdefault(key, []).append(name)
+
+    with watch_inputs(linears, seen):
+        model.call(block, index, probe)
+    return list(groups.values())

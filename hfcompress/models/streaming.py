@@ -1,0 +1,425 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model's own forward, one decoder block in memory at a time.
+
+How it works: the model is built without weights. To learn what each block is called with, the model's forward is run
+with every block replaced by a stub that notes its arguments and hands the hidden states on; masks, rotary embeddings
+and whatever else the architecture makes for each block are then exactly its own, per block. The blocks are loaded and
+called one after another with those arguments. For the logits the model's forward is run once more and the last stub
+hands in the real hidden states. No modelling code is copied, traced or patched.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging as transformers_logging
+
+from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.checkpoint import Checkpoint
+
+
+PROBE_TOKENS = 8
+
+
+@dataclass
+class Batch:
+    """
+    Rows that go through the model together.
+
+    Args:
+        input_ids (`Tensor`): int64 `(rows, seq_len)`.
+        mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding; `None` where there is none.
+    """
+
+    input_ids: Tensor
+    mask: Tensor | None = None
+
+    def split(self, rows: int) -> "list[Batch]":
+        """Pieces of at most `rows` rows."""
+        ids = self.input_ids.split(rows)
+        masks = self.mask.split(rows) if self.mask is not None else [None] * len(ids)
+        return [Batch(i, m) for i, m in zip(ids, masks, strict=True)]
+
+
+@dataclass
+class Stream:
+    """
+    A batch on its way through the blocks.
+
+    Args:
+        batch (`Batch`): what went in.
+        hidden (`Tensor`): `(rows, seq_len, hidden_size)`, the input of the next block.
+        calls (`list`): for every block, the other positional arguments and the keyword arguments of its call.
+    """
+
+    batch: Batch
+    hidden: Tensor
+    calls: list[tuple[tuple, dict[str, Any]]] = field(repr=False)
+
+    def advanced(self, hidden: Tensor) -> "Stream":
+        """The same stream with the output of a block."""
+        return replace(self, hidden=hidden)
+
+
+class StreamedModel:
+    """
+    Args:
+        checkpoint (`Checkpoint`): the model.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): where the arithmetic happens.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): what it happens in.
+        tensors (`Mapping`, *optional*): read the weights from here instead of from `checkpoint.tensors`: a view in
+            which compressed weights appear dense.
+
+    Attributes:
+        block_names (`list[str]`): the decoder blocks, as module names.
+        sources (`dict[str, str]`): parameter name -> name on disk, for those stored just as they are.
+
+    Raises:
+        UnsupportedModelError: the architecture is one that cannot be treated correctly.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        tensors: Mapping[str, Any] | None = None,
+    ):
+        self.checkpoint = checkpoint
+        self.device, self.dtype = torch.device(device), dtype
+        self.tensors = checkpoint.tensors if tensors is None else tensors
+        self.skeleton = _skeleton(checkpoint, dtype)
+        list_name, self._blocks = _decoder_blocks(self.skeleton)
+        self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
+        _refuse_fused_experts(self.skeleton, self.block_names)
+        self._weight_mapping = get_model_conversion_mapping(self.skeleton)
+        self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
+        self._returns_tuple: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def _sort_keys(self) -> tuple[list[list[str]], list[str], dict[str, str]]:
+        """The names on disk by block, those outside every block, and parameter name -> name on disk."""
+        renamings = [m for m in self._weight_mapping if isinstance(m, WeightRenaming)]
+        converters = [m for m in self._weight_mapping if isinstance(m, WeightConverter)]
+        expected = self.skeleton.state_dict()
+        by_block: list[list[str]] = [[] for _ in self._blocks]
+        outside, sources = [], {}
+        prefixes = {f"{name}.": index for index, name in enumerate(self.block_names)}
+        stem = self.block_names[0].rpartition(".")[0] + "."
+        for key in self.tensors:
+            target, converted = rename_source_key(
+                key, renamings, converters, self.skeleton.base_model_prefix, expected
+            )
+            if converted is None:
+                sources[target] = key
+            if target.startswith(stem):
+                index = prefixes.get(stem + target[len(stem) :].partition(".")[0] + ".")
+                if index is not None:
+                    by_block[index].append(key)
+                    continue
+            outside.append(key)
+        return by_block, outside, sources
+
+    # loading
+
+    def _load(self, keys: list[str]) -> None:
+        with _quiet_loading():
+            convert_and_load_state_dict_in_model(
+                self.skeleton,
+                {key: self.tensors[key] for key in keys},
+                LoadStateDictConfig(
+                    dtype=self.dtype,
+                    device_map={"": self.device},
+                    weight_mapping=get_model_conversion_mapping(self.skeleton),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index` with its weights, which are given up on leaving."""
+        module = self._blocks[index]
+        self._load(self._keys_of_block[index])
+        _require_loaded(module, self.block_names[index], self.checkpoint.name)
+        try:
+            yield module.eval()
+        finally:
+            _release(module)
+
+    def keys_of_block(self, index: int) -> list[str]:
+        """The names on disk of the tensors of block `index`."""
+        return self._keys_of_block[index]
+
+    @property
+    def outside_keys(self) -> list[str]:
+        """The names on disk of everything outside the blocks."""
+        return self._outside_keys
+
+    @contextlib.contextmanager
+    def outside(self, head: bool) -> Iterator[nn.Module]:
+        """The model with all weights but its blocks'; without `head`, also without a head of its own."""
+        keys = self._outside_keys
+        output = self.skeleton.get_output_embeddings()
+        if not head and output is not None:
+            names = {name for name, module in self.skeleton.named_modules() if module is output}
+            own = {self.sources.get(f"{name}.{part}") for name in names for part in ("weight", "bias")}
+            keys = [key for key in keys if key not in own]
+        self._load(keys)
+        self.skeleton.tie_weights()
+        self.skeleton.to(self.device) if self.device.type != "cpu" else None
+        try:
+            yield self.skeleton
+        finally:
+            inside = {id(p) for block in self._blocks for p in block.parameters()}
+            _release(self.skeleton, keep=inside)
+
+    # running
+
+    @torch.no_grad()
+    def embed(self, batches: list[Batch]) -> list[Stream]:
+        """What the first block receives for each batch, and how every block is called."""
+        streams: list[Stream] = []
+        with self.outside(head=False) as model:
+            self._learn_return_type(model)
+            for batch in batches:
+                recorder = _Recorder(len(self), self._returns_tuple)
+                self._run(model, batch, recorder)
+                calls = recorder.calls
+                if streams and streams[-1].batch.input_ids.shape == batch.input_ids.shape:
+                    calls = _shared_where_equal(calls, streams[-1].calls)
+                streams.append(Stream(batch, recorder.first, calls))
+        return streams
+
+    def probe(self) -> Stream:
+        """A stream of a few tokens, to look at how a block treats its inputs."""
+        ids = torch.arange(PROBE_TOKENS).remainder(self.skeleton.config.get_text_config().vocab_size)
+        return self.embed([Batch(ids[None])])[0]
+
+    def call(self, block: nn.Module, index: int, stream: Stream) -> Tensor:
+        """The output of block `index` for a stream that has reached it."""
+        args, kwargs = stream.calls[index]
+        output = block(stream.hidden, *args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def forward_blocks(self, streams: list[Stream], on_block=None) -> list[Stream]:
+        """All blocks over all streams, block by block; `on_block(index)` is called after each."""
+        for index in range(len(self)):
+            with self.block(index) as block:
+                streams = [s.advanced(self.call(block, index, s)) for s in streams]
+            if on_block is not None:
+                on_block(index)
+        return streams
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, stream: Stream) -> Tensor:
+        """
+        The logits `(rows, seq_len, vocabulary)` of a stream that has passed every block.
+
+        Args:
+            model (`nn.Module`): from [`StreamedModel.outside`] with its head.
+        """
+        recorder = _Recorder(len(self), self._returns_tuple, final=stream.hidden)
+        return self._run(model, stream.batch, recorder).logits
+
+    def _learn_return_type(self, model: nn.Module) -> None:
+        """Whether a block returns a tensor or a tuple, seen on the first block with a few tokens."""
+        if self._returns_tuple is not None:
+            return
+        seen = []
+
+        def stop(module, args, output):
+            seen.append(isinstance(output, tuple))
+            raise _Stop
+
+        with self.block(0) as block:
+            handle = block.register_forward_hook(stop)
+            try:
+                model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
+            except _Stop:
+                pass
+            finally:
+                handle.remove()
+        self._returns_tuple = seen[0]
+
+    def _run(self, model: nn.Module, batch: Batch, recorder: "_Recorder"):
+        kwargs = {} if batch.mask is None else {"attention_mask": batch.mask.long().to(self.device)}
+        originals = list(self._blocks)
+        for index, original in enumerate(originals):
+            self._blocks[index] = _Stub(original, index, recorder)
+        try:
+            return model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
+        except _Stop:
+            return None
+        finally:
+            for index, original in enumerate(originals):
+                self._blocks[index] = original
+
+
+class _Stop(Exception):
+    """Ends a forward that has done what it was run for."""
+
+
+class _Recorder:
+    """What the stubs of one forward note, and what the last of them hands back."""
+
+    def __init__(self, blocks: int, returns_tuple: bool | None, final: Tensor | None = None):
+        self.blocks, self.returns_tuple, self.final = blocks, returns_tuple, final
+        self.calls: list[tuple[tuple, dict[str, Any]]] = []
+        self.first: Tensor = torch.empty(0)
+
+    def receive(self, index: int, hidden: Any, args: tuple, kwargs: dict[str, Any]):
+        if index == 0:
+            self.first = hidden
+        if not isinstance(hidden, Tensor) or hidden is not self.first or index != len(self.calls):
+            raise UnsupportedModelError(
+                "This architecture changes the hidden states between its decoder blocks, or calls them out of order; "
+                "it is not supported yet."
+            )
+        self.calls.append((args, kwargs))
+        output = hidden
+        if index == self.blocks - 1:
+            if self.final is None:
+                raise _Stop
+            output = self.final
+        return (output,) if self.returns_tuple else output
+
+
+class _Stub(nn.Module):
+    """Stands in for a block; what the model asks of the block besides its forward is answered by the block."""
+
+    def __init__(self, original: nn.Module, index: int, recorder: _Recorder):
+        super().__init__()
+        self.__dict__["original"], self.index, self.recorder = original, index, recorder
+
+    def __getattr__(self, name: str):
+        return getattr(self.__dict__["original"], name)
+
+    def forward(self, *args, **kwargs):
+        if args:
+            hidden, args = args[0], args[1:]
+        else:
+            hidden = kwargs.pop("hidden_states", None)
+        return self.recorder.receive(self.index, hidden, args, kwargs)
+
+
+def _shared_where_equal(calls, others):
+    """`calls` with every tensor that equals its counterpart in `others` replaced by it: one copy in memory."""
+    memo: dict[int, Any] = {}
+
+    def shared(value, other):
+        if id(value) in memo:
+            return memo[id(value)]
+        result = value
+        if isinstance(value, Tensor):
+            same = isinstance(other, Tensor) and value.shape == other.shape and value.dtype == other.dtype
+            result = other if same and torch.equal(value, other) else value
+        elif isinstance(value, (tuple, list)) and isinstance(other, type(value)) and len(value) == len(other):
+            result = type(value)(shared(v, o) for v, o in zip(value, other, strict=True))
+        elif isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            result = {k: shared(v, other[k]) for k, v in value.items()}
+        memo[id(value)] = result
+        return result
+
+    return [(shared(a, oa), shared(k, ok)) for (a, k), (oa, ok) in zip(calls, others, strict=True)]
+
+
+def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The model without weights: parameters on the meta device, buffers real."""
+    config = copy.deepcopy(checkpoint.config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is an encoder-decoder ({config.model_type}); only decoder-only language models are "
+            "supported yet."
+        )
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    try:
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
+            )
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} ({config.model_type}) is not a causal language model that this transformers knows; "
+            "update transformers, or give --trust-remote-code if the repo carries its own modelling code."
+        ) from error
+    return model.eval()
+
+
+def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder's list of blocks: as long as the configuration says, all of one class or nearly so, the largest."""
+    layers = model.config.get_text_config().num_hidden_layers
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    if not lists:
+        raise UnsupportedModelError(
+            f"No list of {layers} decoder blocks was found in {type(model).__name__}; it is not supported yet."
+        )
+    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+def _refuse_fused_experts(model: nn.Module, block_names: list[str]) -> None:
+    for block_name in block_names:
+        for name, parameter in model.get_submodule(block_name).named_parameters():
+            if parameter.ndim == 3 and "conv" not in name:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} keeps its experts fused in one parameter ({block_name}.{name}); "
+                    "mixtures of experts are not supported yet."
+                )
+
+
+def _require_loaded(module: nn.Module, name: str, checkpoint: str) -> None:
+    missing = [n for n, p in module.named_parameters() if p.device.type == "meta"]
+    if missing:
+        from hfcompress.errors import CheckpointError
+
+        raise CheckpointError(
+            f"{checkpoint} has no weight for {name}.{missing[0]}; the checkpoint is incomplete or of another model."
+        )
+
+
+def _release(module: nn.Module, keep: set[int] = frozenset()) -> None:
+    """Give up the weights of a module: its parameters go back to the meta device."""
+    for child in module.modules():
+        for name, parameter in child._parameters.items():
+            if parameter is not None and parameter.device.type != "meta" and id(parameter) not in keep:
+                child._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Transformers' own loading bar would appear once per block."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

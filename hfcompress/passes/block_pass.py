@@ -1,0 +1,303 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The walk that compresses: embed, then block by block observe, solve, write, replay. Each block is in memory alone."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.errors import UnsupportedModelError
+from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.roles import find_linears, get_weight, set_weight, shared_inputs, watch_inputs
+from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.passes.journal import Journal
+from hfcompress.passes.observe import walk_recomputed, walk_suspended
+from hfcompress.passes.plan import LinearTask, Plan
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.statistics import Statistics
+from hfcompress.progress import Progress
+from hfcompress.solvers.grid import QuantizedWeight
+
+
+HEAD = "head"
+
+
+class BlockPass:
+    """
+    Args:
+        model (`StreamedModel`): the model.
+        plan (`Plan`): what is done to which linear.
+        layout: the format of the result.
+        writer (`CheckpointWriter`): takes the tensors.
+        journal (`Journal`): knows what is done.
+        processes (`Processes`): who takes part.
+        progress (`Progress`): is told of every block.
+        suspended (`bool`): halt the forwards at each group of linears instead of running them again.
+    """
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        plan: Plan,
+        layout,
+        writer: CheckpointWriter,
+        journal: Journal,
+        processes: Processes,
+        progress: Progress,
+        suspended: bool,
+    ):
+        self.model, self.plan, self.layout, self.writer = model, plan, layout, writer
+        self.journal, self.processes, self.progress = journal, processes, progress
+        self.walk = walk_suspended if suspended else walk_recomputed
+
+    @torch.no_grad()
+    def run(self, batches: list[Batch]) -> list[dict[str, Any]]:
+        """
+        Args:
+            batches (`list[Batch]`): this process's share of the calibration data; empty where none is needed.
+
+        Returns:
+            `list[dict]`: what there is to report of every linear.
+        """
+        streams = self.model.embed(batches) if self.plan.needs_inputs else []
+        dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
+        probe = self.model.probe() if self.plan.needs_inputs else None
+        for index, name in enumerate(self.model.block_names):
+            self.progress.step(f"block {index + 1} of {len(self.model)}", amount=0)
+            last = index == len(self.model) - 1 and self.plan.head is None
+            with self.model.block(index) as block:
+                if self.journal.done(name):
+                    streams, dense = self._replay(block, index, streams, dense, last)
+                else:
+                    streams, dense = self._compress(block, index, streams, dense, probe, last)
+            self.progress.step(f"block {index + 1} of {len(self.model)}")
+        if self.plan.head is not None and not self.journal.done(HEAD):
+            self._compress_head(self.plan.head, streams)
+        self._write_outside()
+        return [result for results in self.journal.blocks.values() for result in results]
+
+    # one block
+
+    def _compress(
+        self, block: nn.Module, index: int, streams: list[Stream], dense: list[Stream], probe: Stream | None, last: bool
+    ) -> tuple[list[Stream], list[Stream]]:
+        tasks = self.plan.blocks[index]
+        linears = find_linears(block, self.model.block_names[index])
+        results, tensors = [], {}
+
+        def solve(names: list[str], statistics: Statistics | None) -> None:
+            group = {name: tasks[name] for name in names if name in tasks}
+            for name, quantized, result in solve_group(group, linears, statistics, self.layout):
+                stem, packed = tasks[name].stem, self._packed(tasks[name], quantized)
+                tensors.update({f"{stem}.{local}": tensor for local, tensor in packed.items()})
+                results.append({**result, "bytes": sum(t.nbytes for t in packed.values())})
+
+        if probe is None:
+            for name in linears:
+                solve([name], None)
+        else:
+            groups = shared_inputs(self.model, block, index, probe)
+            self._require_all_ran(tasks, groups)
+            groups = [names for names in groups if any(name in tasks for name in names)]
+            streams, dense = self._observe(block, index, groups, linears, streams, dense, solve, last)
+        stems = {tasks[result["name"]].stem for result in results}
+        for key in self.model.keys_of_block(index):
+            if key.removesuffix(".weight") not in stems:
+                tensors[key] = self.model.tensors[key].read()
+        self._commit(self.model.block_names[index], f"block-{index:05d}", tensors, results)
+        return streams, dense
+
+    def _observe(
+        self,
+        block: nn.Module,
+        index: int,
+        groups: list[list[str]],
+        linears: dict[str, nn.Module],
+        streams: list[Stream],
+        dense: list[Stream],
+        solve: Callable[[list[str], Statistics | None], None],
+        last: bool,
+    ) -> tuple[list[Stream], list[Stream]]:
+        """Gather each group's statistics with the groups before it compressed, and solve it."""
+        blocks = [block]
+        if dense:
+            blocks.append(copy.deepcopy(block))
+        both = [streams, dense][: len(blocks)]
+        calls = [partial(self._call, b, index, s) for b, s in zip(blocks, both, strict=True)]
+        leaders = []
+        for b in blocks:
+            own = find_linears(b, self.model.block_names[index])
+            leaders.append({names[0]: own[names[0]] for names in groups})
+        gathered: dict[int, Statistics] = {}
+
+        def seen(group: int, batch: int, inputs: Tensor, dense_inputs: Tensor | None) -> None:
+            if group not in gathered:
+                gathered[group] = Statistics(inputs.shape[-1], inputs.device, cross=dense_inputs is not None)
+            gathered[group].add(inputs, streams[batch].batch.mask, dense_inputs)
+
+        def solve_seen(group: int) -> None:
+            names = groups[group]
+            shape = self.plan.tasks[next(n for n in names if n in self.plan.tasks)].shape
+            statistics = gathered.pop(group, None) or Statistics(
+                shape.in_features, self.model.device, cross=self.plan.needs_dense_stream
+            )
+            statistics.complete(self.processes, names[0])
+            solve(names, statistics)
+
+        outputs = self.walk(leaders, calls, len(streams), seen, solve_seen, not last)
+        if last:
+            return [], []
+        advanced = [[s.advanced(o) for s, o in zip(ss, os, strict=True)] for ss, os in zip(both, outputs, strict=True)]
+        return advanced[0], advanced[1] if dense else []
+
+    def _call(self, block: nn.Module, index: int, streams: list[Stream], batch: int) -> Tensor:
+        return self.model.call(block, index, streams[batch])
+
+    def _replay(
+        self, block: nn.Module, index: int, streams: list[Stream], dense: list[Stream], last: bool
+    ) -> tuple[list[Stream], list[Stream]]:
+        """Go through a block that an earlier run has finished, with the weights that it wrote."""
+        if last or not streams:
+            return streams, dense
+        dense = [s.advanced(self.model.call(block, index, s)) for s in dense]
+        linears = find_linears(block, self.model.block_names[index])
+        stored = self.writer.read_part(f"block-{index:05d}")
+        for name, task in self.plan.blocks[index].items():
+            set_weight(linears[name], self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
+        return [s.advanced(self.model.call(block, index, s)) for s in streams], dense
+
+    def _require_all_ran(self, tasks: dict[str, LinearTask], groups: list[list[str]]) -> None:
+        ran = {name for names in groups for name in names}
+        missing = [name for name in tasks if name not in ran]
+        if missing:
+            raise UnsupportedModelError(
+                f"{missing[0]} does not run in the model's forward, so there is nothing to calibrate it on; "
+                "leave it alone with ignore."
+            )
+
+    # outside the blocks
+
+    def _compress_head(self, task: LinearTask, streams: list[Stream]) -> None:
+        """The output head, on what comes out of the final norm."""
+        statistics = None
+        with self.model.outside(head=True) as model:
+            head = model.get_submodule(task.name)
+            if task.settings.needs_inputs:
+                statistics = Statistics(task.shape.in_features, self.model.device)
+                for stream in streams:
+                    mask = stream.batch.mask
+                    with watch_inputs({task.name: head}, lambda _, x, mask=mask: statistics.add(x, mask)):
+                        self.model.logits(model, stream)
+                statistics.complete(self.processes, task.name)
+            [(_, quantized, result)] = solve_group({task.name: task}, {task.name: head}, statistics, self.layout)
+        packed = self._packed(task, quantized)
+        tensors = {f"{task.stem}.{local}": tensor for local, tensor in packed.items()}
+        self._commit(HEAD, HEAD, tensors, [{**result, "bytes": sum(t.nbytes for t in packed.values())}])
+
+    def _write_outside(self) -> None:
+        """What lies outside the blocks, as it is, one tensor at a time."""
+        replaced = f"{self.plan.head.stem}.weight" if self.plan.head is not None else None
+        if self.processes.writes:
+            for number, key in enumerate(self.model.outside_keys):
+                if key != replaced:
+                    self.writer.write_part(f"outside-{number:05d}", {key: self.model.tensors[key].read()})
+        self.processes.wait()
+
+    def _packed(self, task: LinearTask, quantized: QuantizedWeight) -> dict[str, Tensor]:
+        packed = {k: v.cpu() for k, v in self.layout.pack(quantized).items()}
+        if task.shape.transposed:
+            packed["weight"] = packed["weight"].T.contiguous()
+        return packed
+
+    def _commit(self, name: str, part: str, tensors: dict[str, Tensor], results: list[dict[str, Any]]) -> None:
+        if self.processes.writes:
+            self.writer.write_part(part, tensors)
+            self.journal.commit(name, results)
+        else:
+            self.journal.blocks[name] = results
+        self.processes.wait()
+
+
+def solve_group(tasks: dict[str, LinearTask], linears: dict[str, nn.Module], statistics: Statistics | None, layout):
+    """
+    Solve linears that read the same tensor, those with the same settings stacked, and put their new weights in.
+
+    Args:
+        tasks (`dict[str, LinearTask]`): name -> what to do.
+        linears (`dict[str, nn.Module]`): name -> module.
+        statistics (`Statistics` or `None`): of their common input.
+        layout: the format, which knows what a reader will make of the codes.
+
+    Returns:
+        `list`: (name, quantized weight, what to report) for each linear.
+    """
+    solved = []
+    for same in _alike(tasks):
+        weights = [get_weight(linears[task.name]) for task in same]
+        first = same[0]
+        label = " and ".join(task.name for task in same)
+        stacked, details = first.settings.quantize(
+            torch.cat(weights), statistics, first.grid, first.scale_dtype, label
+        )
+        start = 0
+        for task, weight in zip(same, weights, strict=True):
+            quantized = stacked.rows(start, start + len(weight))
+            start += len(weight)
+            values = layout.values(quantized)
+            set_weight(linears[task.name], values)
+            solved.append((task.name, quantized, _report(task, weight, values, statistics, details)))
+    return solved
+
+
+def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
+    """Tasks with equal settings, grid and scale dtype, together."""
+    groups: list[list[LinearTask]] = []
+    for task in tasks.values():
+        for group in groups:
+            other = group[0]
+            if (task.settings, task.grid, task.scale_dtype) == (other.settings, other.grid, other.scale_dtype):
+                group.append(task)
+                break
+        else:
+            groups.append([task])
+    return groups
+
+
+def _report(
+    task: LinearTask, weight: Tensor, values: Tensor, statistics: Statistics | None, details: dict[str, Any]
+) -> dict[str, Any]:
+    difference = weight - values
+    output_error = None
+    if statistics is not None:
+        lost = (difference @ statistics.gram).mul_(difference).sum().clamp_(min=0)
+        whole = (weight @ statistics.gram).mul_(weight).sum()
+        output_error = (lost / whole).sqrt().item() if whole > 0 else 0.0
+    return {
+        "name": task.name,
+        "method": task.settings.name,
+        "bits": task.grid.bits,
+        "group_size": task.grid.group_size,
+        "symmetric": task.grid.symmetric,
+        "shape": [task.shape.out_features, task.shape.in_features],
+        "sparsity": (values == 0).float().mean().item(),
+        "relative_output_error": output_error,
+        "relative_weight_error": (difference.norm() / weight.norm().clamp(min=1e-30)).item(),
+        "tokens": statistics.tokens if statistics is not None else 0,
+        "fallback": task.fallback,
+        **details,
+    }

@@ -1,0 +1,66 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is done so far, so that a run that was killed goes on from its last finished block."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hfcompress.errors import OutputError
+from hfcompress.formats.writer import write_json
+
+
+class Journal:
+    """
+    Args:
+        path (`Path`): the file.
+        fingerprint (`dict[str, Any]`): what must be the same for the work to go on: base, recipe, data, versions.
+
+    Attributes:
+        blocks (`dict[str, list[dict]]`): finished block -> what is reported of each of its linears.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any]):
+        self.path, self.fingerprint = path, fingerprint
+        self.blocks: dict[str, list[dict[str, Any]]] = {}
+
+    def resume(self) -> None:
+        """
+        Take over what an earlier run has done.
+
+        Raises:
+            OutputError: that run was of something else; what differs is named.
+        """
+        if not self.path.is_file():
+            return
+        try:
+            found = json.loads(self.path.read_text())
+        except ValueError as error:
+            raise OutputError(f"{self.path} is damaged; start again with --overwrite.") from error
+        different = [key for key, value in self.fingerprint.items() if found["fingerprint"].get(key) != value]
+        if different:
+            raise OutputError(
+                f"The unfinished run in {self.path.parent} differs in {', '.join(different)}; "
+                "give the same options, or start again with --overwrite."
+            )
+        self.blocks = found["blocks"]
+
+    def done(self, name: str) -> bool:
+        """Whether block `name` is finished."""
+        return name in self.blocks
+
+    def commit(self, name: str, results: list[dict[str, Any]]) -> None:
+        """Block `name` is finished and its part is on disk."""
+        self.blocks[name] = results
+        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks})

@@ -1,0 +1,238 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What will be done to which linear, settled and checked before any work starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
+from hfcompress.models.names import ALL_LINEARS, matches
+from hfcompress.models.roles import LinearShape, find_linears, linear_shape
+from hfcompress.models.streaming import StreamedModel
+from hfcompress.passes.statistics import Statistics
+from hfcompress.solvers.grid import Grid, QuantizedWeight
+
+
+SHOWN = 6  # names in a message
+
+
+class Quantizer(Protocol):
+    """What the pass asks of a step, once the step has been narrowed down to a linear."""
+
+    name: str
+    needs_inputs: bool
+    needs_dense_stream: bool
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...]
+    overrides: Any
+    bits: int
+    group_size: int
+    symmetric: bool
+    on_indivisible: str
+
+    def for_linear(self, linear: str) -> "Quantizer | None":
+        """The settings for a linear, or `None` if the step leaves it alone."""
+
+    def quantize(
+        self, weight: Tensor, statistics: Statistics | None, grid: Grid, scale_dtype: torch.dtype, linears: str
+    ) -> tuple[QuantizedWeight, dict[str, Any]]:
+        """
+        Round the stacked weights `(out_features, in_features)` of linears that share their input.
+
+        Returns:
+            the rounded weight, and what there is to report of it.
+        """
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """
+    Args:
+        shape (`LinearShape`): the linear.
+        settings (`Quantizer`): what is done to it.
+        grid (`Grid`): the grid it ends on.
+        stem (`str`): its name on disk, without `.weight`.
+        scale_dtype (`torch.dtype`): the dtype of its weight on disk.
+        fallback (`str` or `None`): what was done instead of what was asked for.
+    """
+
+    shape: LinearShape
+    settings: Quantizer
+    grid: Grid
+    stem: str
+    scale_dtype: torch.dtype
+    fallback: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Full module name."""
+        return self.shape.name
+
+
+@dataclass
+class Plan:
+    """
+    Args:
+        blocks (`list[dict[str, LinearTask]]`): for each block, name -> task.
+        head (`LinearTask` or `None`): the output head, if it was asked for.
+        untouched (`list[str]`): `nn.Linear`s that stay as they are.
+        skipped (`dict[str, str]`): targeted linears that are left alone, and why.
+        needs_inputs (`bool`): whether calibration data is needed.
+        needs_dense_stream (`bool`): whether the dense model's stream is carried beside.
+    """
+
+    blocks: list[dict[str, LinearTask]]
+    head: LinearTask | None
+    untouched: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    needs_inputs: bool = False
+    needs_dense_stream: bool = False
+
+    @property
+    def tasks(self) -> dict[str, LinearTask]:
+        """All of them, by name."""
+        tasks = {name: task for block in self.blocks for name, task in block.items()}
+        return tasks if self.head is None else {**tasks, self.head.name: self.head}
+
+    @property
+    def widest(self) -> LinearTask:
+        """The linear with the most inputs."""
+        return max(self.tasks.values(), key=lambda task: task.shape.in_features)
+
+
+def make_plan(model: StreamedModel, steps: Sequence[Quantizer], layout) -> Plan:
+    """
+    Args:
+        model (`StreamedModel`): the model; its weights are not needed.
+        steps (`Sequence[Quantizer]`): the recipe's steps.
+        layout: the format that will hold the result.
+
+    Raises:
+        InvalidValueError: a pattern that means nothing, a group size that does not divide, a layout that cannot hold
+            a linear, several steps for one linear.
+        UnsupportedModelError: a weight that is stored in a form that cannot be replaced.
+    """
+    head_name = _head_name(model)
+    shapes = [_block_shapes(model, index) for index in range(len(model))]
+    head = {} if head_name is None else {head_name: linear_shape(head_name, model.skeleton.get_submodule(head_name))}
+    _check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    tasks: dict[str, LinearTask] = {}
+    skipped: dict[str, str] = {}
+    indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}
+    for shape in (shape for group in [*shapes, head] for shape in group.values()):
+        for settings in _settings_for(shape.name, steps, in_blocks=shape.name != head_name):
+            fallback = None
+            if settings.group_size != -1 and shape.in_features % settings.group_size:
+                if settings.on_indivisible == "error":
+                    indivisible[shape.name] = (shape, settings)
+                    continue
+                if settings.on_indivisible == "skip":
+                    skipped[shape.name] = f"its width {shape.in_features} is no multiple of {settings.group_size}"
+                    continue
+                fallback = f"one scale per row: {shape.in_features} is no multiple of {settings.group_size}"
+            grid = Grid(settings.bits, -1 if fallback else settings.group_size, settings.symmetric)
+            layout.check(shape.name, grid, shape.transposed)
+            stem, dtype = _stored_as(model, shape.name)
+            tasks[shape.name] = LinearTask(shape, settings, grid, stem, dtype, fallback)
+    if indivisible:
+        _refuse_indivisible(indivisible)
+    if not tasks:
+        raise InvalidValueError("The recipe leaves every linear of this model alone; check its targets and ignore.")
+    if head_name in tasks and head_name in model.skeleton.all_tied_weights_keys.values() | _tied_names(model):
+        raise InvalidValueError(
+            f"{head_name} shares its weight with the embeddings, which stay dense, so compressing it would add bytes; "
+            "take it out of targets."
+        )
+    linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
+    return Plan(
+        blocks=[{name: tasks[name] for name in group if name in tasks} for group in shapes],
+        head=tasks.get(head_name) if head_name else None,
+        untouched=[name for name in linears if name not in tasks],
+        skipped=skipped,
+        needs_inputs=any(task.settings.needs_inputs for task in tasks.values()),
+        needs_dense_stream=any(task.settings.needs_dense_stream for task in tasks.values()),
+    )
+
+
+def _block_shapes(model: StreamedModel, index: int) -> dict[str, LinearShape]:
+    name = model.block_names[index]
+    linears = find_linears(model.skeleton.get_submodule(name), name)
+    return {n: linear_shape(n, module) for n, module in linears.items()}
+
+
+def _head_name(model: StreamedModel) -> str | None:
+    head = model.skeleton.get_output_embeddings()
+    names = [n for n, m in model.skeleton.named_modules() if m is head and isinstance(m, torch.nn.Linear)]
+    return names[0] if names else None
+
+
+def _tied_names(model: StreamedModel) -> set[str]:
+    if not model.skeleton.config.get_text_config().tie_word_embeddings:
+        return set()
+    return {name.removesuffix(".weight") for name in model.skeleton.all_tied_weights_keys}
+
+
+def _settings_for(name: str, steps: Sequence[Quantizer], in_blocks: bool) -> list[Quantizer]:
+    """The one step that is for this linear; the output head must be asked for by name."""
+    found = []
+    for step in steps:
+        if not in_blocks and all(target == ALL_LINEARS for target in step.targets):
+            continue
+        settings = step.for_linear(name)
+        if settings is not None and (in_blocks or _named(name, step.targets)):
+            found.append(settings)
+    if len(found) > 1:
+        both = " and ".join(step.name for step in found)
+        raise InvalidValueError(f"{name} is a target of {both}; divide the linears between them with targets or ignore.")
+    return found
+
+
+def _named(name: str, targets: tuple[str, ...]) -> bool:
+    return matches(name, tuple(t for t in targets if t != ALL_LINEARS))
+
+
+def _check_patterns(steps: Sequence[Quantizer], names: list[str]) -> None:
+    for step in steps:
+        for pattern in (*step.targets, *step.ignore, *step.overrides):
+            if pattern != ALL_LINEARS and not any(matches(name, (pattern,)) for name in names):
+                parts = list(dict.fromkeys([n.rpartition(".")[2] for n in names] + names))
+                hint = nearest(pattern, parts) or f" Its linears end in {', '.join(parts[:SHOWN])}."
+                raise InvalidValueError(f"{step.name}: no linear of this model is called '{pattern}'.{hint}")
+
+
+def _refuse_indivisible(indivisible: dict[str, tuple[LinearShape, Quantizer]]) -> None:
+    shape, settings = next(iter(indivisible.values()))
+    names = ", ".join(list(indivisible)[:SHOWN]) + (", ..." if len(indivisible) > SHOWN else "")
+    raise InvalidValueError(
+        f"The group size {settings.group_size} does not divide the width {shape.in_features} of {len(indivisible)} "
+        f"linears ({names}); choose another group_size, or set {settings.name}.on_indivisible to channel "
+        "(one scale per row there) or skip."
+    )
+
+
+def _stored_as(model: StreamedModel, name: str) -> tuple[str, torch.dtype]:
+    key = model.sources.get(f"{name}.weight")
+    if key is None:
+        if not any(k.endswith(name.rpartition(".")[2] + ".weight") for k in model.tensors):
+            raise UnsupportedModelError(
+                f"{model.checkpoint.name} has no weight for {name}; the checkpoint is incomplete or of another model."
+            )
+        raise UnsupportedModelError(
+            f"{name} is stored in another form than it is used in; this architecture is not supported yet."
+        )
+    return key.removesuffix(".weight"), model.tensors[key].dtype

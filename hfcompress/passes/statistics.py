@@ -1,0 +1,93 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a group of linears that read the same tensor knows of its inputs: one Gram matrix, one factor."""
+
+import torch
+from torch import Tensor
+
+from hfcompress.errors import CalibrationError
+from hfcompress.passes.processes import Processes
+from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
+
+
+class Statistics:
+    """
+    Sums over the calibration tokens that have passed so far.
+
+    Args:
+        in_features (`int`): width of the input.
+        device (`torch.device`): where the sums live.
+        cross (`bool`): also keep `(X_dense - X)^T X`.
+
+    Attributes:
+        gram (`Tensor`): `X^T X / tokens`, float32 `(in_features, in_features)`, after [`Statistics.complete`].
+        cross (`Tensor` or `None`): `(X_dense - X)^T X / tokens`, likewise.
+        tokens (`int`): tokens seen, padding left out.
+    """
+
+    def __init__(self, in_features: int, device: torch.device, cross: bool = False):
+        self.gram = torch.zeros(in_features, in_features, device=device)
+        self.cross = torch.zeros_like(self.gram) if cross else None
+        self.tokens = 0
+        self._factors: dict[tuple[float, bool], Factor] = {}
+
+    def add(self, inputs: Tensor, mask: Tensor | None, dense_inputs: Tensor | None = None) -> None:
+        """
+        Add the inputs of one batch.
+
+        Args:
+            inputs (`Tensor`): `(rows, seq_len, in_features)`.
+            mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
+            dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
+        """
+        x = _tokens(inputs, mask)
+        self.gram.addmm_(x.T, x)
+        if self.cross is not None and dense_inputs is not None:
+            self.cross.addmm_((_tokens(dense_inputs, mask) - x).T, x)
+        self.tokens += len(x)
+
+    def complete(self, processes: Processes, name: str) -> None:
+        """
+        Sum over the processes and divide by the tokens.
+
+        Raises:
+            CalibrationError: an input holds NaN or infinity.
+        """
+        self.tokens = int(processes.sum(torch.tensor(self.tokens, device=self.gram.device)).item())
+        self.gram = processes.sum(self.gram).div_(max(self.tokens, 1))
+        if self.cross is not None:
+            self.cross = processes.sum(self.cross).div_(max(self.tokens, 1))
+        if not torch.isfinite(self.gram).all():
+            raise CalibrationError(
+                f"The input of {name} holds NaN or infinity, or its squares overflow; try --dtype float32, and check "
+                "that the model works on this calibration data."
+            )
+
+    def factor(self, damping: float, act_order: bool, name: str) -> Factor:
+        """The factor of the Gram matrix, computed once for each setting."""
+        key = (damping, act_order)
+        if key not in self._factors:
+            try:
+                self._factors[key] = factorize(self.gram, damping, act_order)
+            except NotPositiveDefiniteError as error:
+                raise CalibrationError(
+                    f"The inputs of {name} could not be factored at any damping; calibrate on more, or other, data."
+                ) from error
+        return self._factors[key]
+
+
+def _tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The tokens of a batch as float32 rows, padding left out."""
+    flat = inputs.reshape(-1, inputs.shape[-1]).float()
+    return flat if mask is None else flat[mask.reshape(-1).to(flat.device)]

@@ -1,0 +1,22 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a user writes: one file per step, each a frozen dataclass that validates itself and round-trips through YAML."""
+
+from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.gptq import GPTQ
+from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
+from hfcompress.recipes.rtn import RTN
+
+
+__all__ = ["GPTQ", "RTN", "Job", "Recipe", "Steps", "job_from_dict", "load_job", "shipped_recipes", "with_changes"]

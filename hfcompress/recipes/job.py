@@ -1,0 +1,262 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A whole job: the steps, the format, the data. Read from YAML, from a shipped name, or from a finished folder."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfcompress.errors import InvalidValueError, nearest
+from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.gptq import GPTQ
+from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.validation import check_fields, check_keys
+
+
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ)}
+MANIFEST = "hfcompress.json"
+LOWER_BOUNDS = ("top1_agreement",)
+GATED = ("perplexity", "kl_mean", "kl_median", "kl_p99", "top1_agreement", "size_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSettings:
+    """
+    Args:
+        data (`str`, *optional*, defaults to `"bundled"`): where the text or the token ids come from.
+        samples (`int`, *optional*, defaults to 128): rows.
+        seq_len (`int`, *optional*, defaults to 2048): tokens per row, capped at the model's context.
+        seed (`int`, *optional*, defaults to 0): which rows are taken.
+    """
+
+    data: str = "bundled"
+    samples: int = 128
+    seq_len: int = 2048
+    seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self, "calibration")
+        for key in ("samples", "seq_len"):
+            if getattr(self, key) < 1:
+                raise InvalidValueError(f"calibration.{key} is {getattr(self, key)}; it must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """
+    Args:
+        data (`str`, *optional*, defaults to `"bundled"`): what the result is measured on.
+        samples (`int`, *optional*, defaults to 128): rows.
+        seq_len (`int`, *optional*, defaults to 2048): tokens per row, capped at the model's context.
+        gate (`Mapping[str, float]`, *optional*): bounds on keys of the results; upper ones, but lower for
+            `top1_agreement`.
+    """
+
+    data: str = "bundled"
+    samples: int = 128
+    seq_len: int = 2048
+    gate: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_fields(self, "evaluation")
+        check_keys(self.gate, list(GATED), "evaluation.gate")
+        for key, bound in self.gate.items():
+            if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+                raise InvalidValueError(f"evaluation.gate.{key} is {bound!r}; it must be a number.")
+
+    def refusals(self, results: Mapping[str, Any]) -> list[str]:
+        """A sentence for every bound that the results do not keep."""
+        refused = []
+        for key, bound in self.gate.items():
+            value = results[key]
+            if (value < bound) if key in LOWER_BOUNDS else (value > bound):
+                side = "at least" if key in LOWER_BOUNDS else "at most"
+                refused.append(f"{key} is {value:.6g}, off by {abs(value - bound):.3g}: the gate asks for {side} {bound:g}")
+        return refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """
+    Args:
+        steps (`tuple[Recipe, ...]`): what is done, in order.
+        format (`str`, *optional*, defaults to `"compressed-tensors"`): how it is written.
+        calibration (`CalibrationSettings`, *optional*): what it is calibrated on.
+        evaluation (`EvaluationSettings`, *optional*): what it is measured on, and the gate.
+        name (`str`, *optional*): what the recipe is called.
+        description (`str`, *optional*): a line for the list of recipes.
+    """
+
+    steps: tuple[Recipe, ...]
+    format: str = "compressed-tensors"
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    name: str = "recipe"
+    description: str = ""
+
+    @classmethod
+    def of(cls, recipe: "Job | Recipe | Steps") -> "Job":
+        """The job that a recipe stands for when it comes with nothing else."""
+        if isinstance(recipe, Job):
+            return recipe
+        steps = recipe.steps if isinstance(recipe, Steps) else (recipe,)
+        return cls(steps=steps, name="-".join(step.name for step in steps))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The YAML document as plain values; [`job_from_dict`] reads it back."""
+        return {
+            "recipe": [{step.name: step.to_dict()} for step in self.steps],
+            "format": self.format,
+            "calibration": dataclasses.asdict(self.calibration),
+            "evaluation": {**dataclasses.asdict(self.evaluation), "gate": dict(self.evaluation.gate)},
+        }
+
+
+def job_from_dict(document: Any, name: str = "recipe") -> Job:
+    """
+    Args:
+        document: what the YAML held.
+        name (`str`, *optional*): what the recipe is called in messages.
+
+    Raises:
+        InvalidValueError: an unknown step or key (the nearest is named), or a wrong type.
+    """
+    if not isinstance(document, Mapping) or "recipe" not in document:
+        raise InvalidValueError(f"{name} is not a recipe: it needs a key 'recipe' with a list of steps.")
+    check_keys(document, ["recipe", "format", "calibration", "evaluation", "description"], name)
+    listed = document["recipe"]
+    listed = [listed] if isinstance(listed, (str, Mapping)) else listed
+    if not isinstance(listed, list) or not listed:
+        raise InvalidValueError(f"{name}: 'recipe' must be a list of steps such as `- gptq: {{bits: 4}}`.")
+    steps = tuple(step for entry in listed for step in _steps(entry, name))
+    values: dict[str, Any] = {"name": name, "description": str(document.get("description", ""))}
+    if "format" in document:
+        values["format"] = str(document["format"])
+    for key, kind in (("calibration", CalibrationSettings), ("evaluation", EvaluationSettings)):
+        section = document.get(key) or {}
+        if not isinstance(section, Mapping):
+            raise InvalidValueError(f"{name}: '{key}' must be a mapping of keys to values.")
+        check_keys(section, [f.name for f in dataclasses.fields(kind)], key)
+        values[key] = kind(**section)
+    return Job(steps=steps, **values)
+
+
+def _steps(entry: Any, where: str) -> list[Recipe]:
+    entry = {entry: {}} if isinstance(entry, str) else entry
+    if not isinstance(entry, Mapping):
+        raise InvalidValueError(f"{where}: a step must be a mapping such as `gptq: {{bits: 4}}`, not {entry!r}.")
+    steps = []
+    for name, settings in entry.items():
+        if name not in STEPS:
+            known = ", ".join(STEPS)
+            raise InvalidValueError(f"There is no step '{name}'; there are {known}.{nearest(str(name), STEPS)}")
+        settings = settings or {}
+        if not isinstance(settings, Mapping):
+            raise InvalidValueError(f"{name} must be a mapping of keys to values, not {settings!r}.")
+        check_keys(settings, [f.name for f in dataclasses.fields(STEPS[name])], name)
+        steps.append(STEPS[name](**settings))
+    return steps
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name -> description of every recipe that comes with the package."""
+    return {job.name: job.description for job in map(_shipped, _shipped_names())}
+
+
+def _shipped_names() -> list[str]:
+    folder = resources.files("hfcompress.recipes") / "library"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def _shipped(name: str) -> Job:
+    text = (resources.files("hfcompress.recipes") / "library" / f"{name}.yaml").read_text(encoding="utf-8")
+    return job_from_dict(yaml.safe_load(text), name)
+
+
+def load_job(recipe: str) -> Job:
+    """
+    Args:
+        recipe (`str`): the name of a shipped recipe, a YAML file, or a folder that hfcompress made.
+
+    Raises:
+        InvalidValueError: there is no such recipe, or it cannot be read.
+    """
+    names = _shipped_names()
+    if recipe in names:
+        return _shipped(recipe)
+    path = Path(recipe).expanduser()
+    if path.is_dir():
+        manifest = path / MANIFEST
+        if not manifest.is_file():
+            raise InvalidValueError(f"{recipe} was not made by hfcompress: it has no {MANIFEST}.")
+        return job_from_dict(json.loads(manifest.read_text())["recipe"], path.name)
+    if path.is_file():
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise InvalidValueError(f"{recipe} is not valid YAML: {reason}") from error
+        return job_from_dict(document, path.stem)
+    raise InvalidValueError(
+        f"There is no recipe '{recipe}': no shipped recipe, no file and no folder is called so."
+        f"{nearest(recipe, names) or ' `hfcompress recipes` lists the shipped ones.'}"
+    )
+
+
+def with_changes(job: Job, changes: list[str]) -> Job:
+    """
+    A job with single keys changed.
+
+    Args:
+        job (`Job`): the job.
+        changes (`list[str]`): `step.key=value`, `calibration.key=value`, `evaluation.key=value` or `format=name`;
+            the values are YAML.
+
+    Raises:
+        InvalidValueError: no such step or key, or a wrong value.
+    """
+    document = job.to_dict()
+    for change in changes:
+        path, equals, text = change.partition("=")
+        if not equals:
+            raise InvalidValueError(f"--set {change} is not understood; write --set step.key=value.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InvalidValueError(f"--set {change}: the value is not valid YAML.") from error
+        if path == "format":
+            document["format"] = value
+            continue
+        section, _, key = path.partition(".")
+        sections = {name: step[name] for step in document["recipe"] for name in step}
+        sections |= {"calibration": document["calibration"], "evaluation": document["evaluation"]}
+        if section not in sections or not key:
+            known = [*sections, "format"]
+            hint = nearest(section, known) or f" There are {', '.join(known)}."
+            raise InvalidValueError(f"--set {change}: {job.name} has no step '{section}'.{hint}")
+        *inner, last = key.split(".")
+        target = sections[section]
+        for part in inner:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise InvalidValueError(f"--set {change}: {section}.{part} is no mapping.")
+        target[last] = value
+    changed = job_from_dict(document, job.name)
+    return dataclasses.replace(changed, description=job.description)

@@ -1,0 +1,167 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""GPTQ (Frantar et al., arXiv 2210.17323) in its LDLQ form (Chee et al., arXiv 2307.13304): same codes, no inverse.
+
+With `H = U D U^T`, `U` unit upper triangular, the column `k` that is rounded is `w_k + sum_{j<k} (w_j - q_j) U_jk`.
+GPTQ's own recursion over the rows of the Cholesky factor of `H^-1` gives the same numbers for three times the
+arithmetic. The factor depends on the inputs alone, so linears that read the same tensor share it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.scales import choose_scales
+
+
+BLOCK = 128
+SUB_BLOCK = 32
+ESCALATION = 4.0
+ATTEMPTS = 10
+
+
+class NotPositiveDefiniteError(ArithmeticError):
+    """The Gram matrix could not be factored at any damping."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """
+    What the sweep needs of the inputs.
+
+    Args:
+        feedback (`Tensor`): strictly upper triangular part of `U`, `(in_features, in_features)`, columns in the
+            order of the sweep.
+        order (`Tensor`): int64 `(in_features,)`, the columns in the order in which they are rounded.
+        importance (`Tensor`): the diagonal of the Gram matrix before damping, in the original order.
+        damping (`float`): the damping that was needed, as a share of the mean diagonal.
+        dead (`int`): columns that no calibration token excites.
+    """
+
+    feedback: Tensor
+    order: Tensor
+    importance: Tensor
+    damping: float
+    dead: int
+
+
+def factorize(gram: Tensor, damping: float = 0.01, act_order: bool = True) -> Factor:
+    """
+    Factor a Gram matrix `H = U D U^T` by one Cholesky decomposition of the flipped matrix.
+
+    A column that is never excited gets a unit diagonal: its weights are rounded to the nearest grid value, not zeroed.
+    Where the factorization fails, the damping grows by a factor of four until it succeeds.
+
+    Args:
+        gram (`Tensor`): `X^T X / tokens`, `(in_features, in_features)` float32.
+        damping (`float`, *optional*, defaults to 0.01): added to the diagonal, as a share of its mean.
+        act_order (`bool`, *optional*, defaults to `True`): round the most excited columns first.
+
+    Raises:
+        NotPositiveDefiniteError: no damping was enough.
+    """
+    importance = gram.diagonal().clone()
+    dead = importance == 0
+    mean = importance.mean().item() or 1.0
+    order = torch.argsort(importance, descending=True, stable=True) if act_order else torch.arange(
+        len(gram), device=gram.device
+    )
+    flipped = order.flip(0)
+    base = gram[flipped][:, flipped]
+    diagonal = base.diagonal()
+    diagonal[dead[flipped]] = mean
+    for _ in range(ATTEMPTS):
+        damped = base.clone()
+        damped.diagonal().add_(damping * mean)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if info.item() == 0 and torch.isfinite(lower.diagonal()).all():
+            break
+        damping = max(damping, 1e-4) * ESCALATION
+    else:
+        raise NotPositiveDefiniteError
+    upper = lower.flip(0, 1)
+    upper /= upper.diagonal().clone()
+    upper.diagonal().zero_()
+    return Factor(upper.contiguous(), order, importance, damping, int(dead.sum()))
+
+
+def gptq(
+    weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, search: bool = True
+) -> QuantizedWeight:
+    """
+    Round `weight` to `grid` so that `tr((W - Q) H (W - Q)^T)` is small.
+
+    Scales and zero points come from the original weight and stay (static groups), rounded to the dtype they are
+    stored in before any error is fed back, so that no group index is needed at inference.
+
+    Args:
+        weight (`Tensor`): `(out_features, in_features)` float32; linears that share their input may be stacked.
+        factor (`Factor`): from [`factorize`].
+        grid (`Grid`): the grid.
+        scale_dtype (`torch.dtype`): the dtype that scales are stored in.
+        search (`bool`, *optional*, defaults to `True`): search the scales by the diagonal of the Gram matrix;
+            otherwise the range is the least and greatest value.
+    """
+    scales, zero_points = choose_scales(weight, factor.importance, grid, scale_dtype, search)
+    group = factor.order // grid.columns(weight.shape[1])
+    codes = sweep(
+        weight.T[factor.order],
+        factor.feedback,
+        scales.float().T[group],
+        None if zero_points is None else zero_points.float().T[group],
+        grid,
+    )
+    unordered = torch.empty_like(codes)
+    unordered[factor.order] = codes
+    return QuantizedWeight(unordered.T.contiguous(), scales, zero_points, grid)
+
+
+def sweep(weight: Tensor, feedback: Tensor, scales: Tensor, zero_points: Tensor | None, grid: Grid) -> Tensor:
+    """
+    The column sweep, left-looking in lazy blocks: one GEMM brings a block up to date with all errors before it.
+
+    All arguments have the columns of the weight as rows, in the order of the sweep, so that each is contiguous:
+    `weight`, `scales` and `zero_points` are `(in_features, out_features)`.
+
+    Returns:
+        `Tensor`: int8 codes `(in_features, out_features)`.
+    """
+    errors = torch.zeros_like(weight)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for start in range(0, len(weight), BLOCK):
+        stop = min(start + BLOCK, len(weight))
+        block = torch.addmm(weight[start:stop], feedback[:start, start:stop].T, errors[:start])
+        for sub in range(start, stop, SUB_BLOCK):
+            end = min(sub + SUB_BLOCK, stop)
+            values = block[sub - start : end - start]
+            if sub > start:
+                values = torch.addmm(values, feedback[start:sub, sub:end].T, errors[start:sub])
+            _sweep_columns(weight, values, feedback, scales, zero_points, grid, sub, end, errors, codes)
+    return codes
+
+
+def _sweep_columns(weight, values, feedback, scales, zero_points, grid, start, stop, errors, codes) -> None:
+    """Columns `start` to `stop`, one after the other; `values` already holds the feedback from before `start`."""
+    for column in range(start, stop):
+        value = values[column - start]
+        if column > start:
+            value = torch.addmv(value, errors[start:column].T, feedback[start:column, column])
+        zero_point = None if zero_points is None else zero_points[column]
+        code = grid.round(value, scales[column], zero_point)
+        codes[column] = code
+        if zero_point is not None:
+            code -= zero_point
+        torch.addcmul(weight[column], code, scales[column], value=-1, out=errors[column])
