@@ -56,9 +56,7 @@ SeqLen = Annotated[int | None, typer.Option(min=2, help="Tokens per row.", show_
 def run(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe, a YAML file, or a folder that hfcompress made.")],
     model: Model = None,
-    output: Annotated[
-        Path | None, typer.Option(help="The folder to make.", show_default="./MODELNAME-RECIPE")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to make.", show_default="./MODELNAME-RECIPE")] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -86,7 +84,8 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
     eval_: Annotated[bool, typer.Option("--eval/--no-eval", help="Measure the result.")] = True,
     eval_data: Annotated[
-        str | None, typer.Option(help="What to measure on, in the terms of --calibration.", show_default="the recipe's")
+        str | None,
+        typer.Option(help="What to measure on, in the terms of --calibration.", show_default="the recipe's"),
     ] = None,
     trust_remote_code: RemoteCode = False,
     json_file: JsonFile = None,
@@ -215,7 +214,7 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
         return INTERRUPTED
     except typer.Exit as stopped:
         return stopped.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the last resort: a log instead of a traceback)
         if hasattr(error, "format_message"):  # typer's own complaints about options
             console.error(f"{error.format_message()} See hfcompress --help.")
             return USER_ERROR

@@ -141,7 +141,9 @@ def compress(
     if evaluate:
         evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress)
         if tokens is not None and (shared := evaluation_tokens.overlap(tokens)):
-            progress.note(f"{shared} of the evaluation's rows were calibrated on: the result will look better than it is")
+            progress.note(
+                f"{shared} of the evaluation's rows were calibrated on: the result will look better than it is"
+            )
     phases.end("prepare")
 
     writer = CheckpointWriter(output)
@@ -283,7 +285,9 @@ def _job(recipe, calibration, samples, seq_len, seed, eval_data) -> Job:
         changes["data"] = str(calibration)
     elif calibration is not None:
         changes["data"] = "token ids"
-    evaluation = {} if eval_data is None else {"data": str(eval_data) if isinstance(eval_data, (str, Path)) else "token ids"}
+    evaluation = (
+        {} if eval_data is None else {"data": str(eval_data) if isinstance(eval_data, (str, Path)) else "token ids"}
+    )
     return dataclasses.replace(
         job,
         calibration=dataclasses.replace(job.calibration, **changes),

@@ -99,7 +99,9 @@ def show_run(result) -> None:
 
 def show_report(report: dict[str, Any]) -> None:
     """The table of `hfcompress eval`."""
-    table = Table(title=f"measured on {report['tokens']:,} predictions ({report['how']['data']})", title_justify="left")
+    table = Table(
+        title=f"measured on {report['tokens']:,} predictions ({report['how']['data']})", title_justify="left"
+    )
     for column in ("", "original", "compressed"):
         table.add_column(column, justify="left" if not column else "right")
     ratio = report["size_bytes"] / report["baseline_size_bytes"]
@@ -120,9 +122,7 @@ def show_inspection(found: dict[str, Any]) -> None:
         sparsity = "" if row["sparsity"] is None else f"{row['sparsity']:.1%}"
         group = {None: "", -1: "row"}.get(row["group_size"], str(row["group_size"]))
         error_ = "" if row["relative_output_error"] is None else f"{row['relative_output_error']:.4f}"
-        table.add_row(
-            row["name"], row["method"], str(row["bits"] or ""), group, sparsity, f"{row['bytes']:,}", error_
-        )
+        table.add_row(row["name"], row["method"], str(row["bits"] or ""), group, sparsity, f"{row['bytes']:,}", error_)
     _console(sys.stdout).print(table)
 
 

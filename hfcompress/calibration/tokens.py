@@ -163,9 +163,7 @@ def _from_memory(data: Any, samples: int | None, seq_len: int | None) -> Tokens:
     return Tokens(tokens.input_ids, tokens.source, mask)
 
 
-def _packed(
-    texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int, note: str
-) -> Tokens:
+def _packed(texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int, note: str) -> Tokens:
     tokenizer = checkpoint.tokenizer
     if tokenizer is None:
         raise CalibrationError(

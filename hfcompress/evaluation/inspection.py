@@ -45,7 +45,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     rows = []
     stems = dict.fromkeys(n.rpartition(".")[0] for n, t in checkpoint.tensors.items() if _is_matrix(n, t))
     for stem in stems:
-        parts = {n: t for n, t in checkpoint.tensors.items() if n.startswith(f"{stem}.weight") or n.startswith(f"{stem}.q")}
+        parts = {n: t for n, t in checkpoint.tensors.items() if n.startswith((f"{stem}.weight", f"{stem}.q"))}
         dense = parts.get(f"{stem}.weight")
         compressed = f"{stem}.weight_scale" in parts or dense is None
         weights = next(iter(config.get("config_groups", {}).values()), {}).get("weights", {}) if compressed else {}
@@ -65,4 +65,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _is_matrix(name: str, tensor) -> bool:
     local = name.rpartition(".")[2]
-    return (local == "weight" and len(tensor.shape) == 2 and "embed" not in name) or local in ("weight_packed", "qweight")
+    return (local == "weight" and len(tensor.shape) == 2 and "embed" not in name) or local in (
+        "weight_packed",
+        "qweight",
+    )

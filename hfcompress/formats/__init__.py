@@ -32,7 +32,9 @@ def get_format(name: str):
     """
     from hfcompress.formats import compressed_tensors, dense
 
-    formats = {f.name: f for f in (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense())}
+    formats = {
+        f.name: f for f in (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense())
+    }
     resolved = ALIASES.get(name, name)
     if resolved not in formats:
         raise InvalidValueError(f"There is no format '{name}'; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")

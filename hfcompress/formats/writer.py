@@ -46,10 +46,12 @@ def disk_errors(path: Path):
         yield
     except (OSError, SafetensorError) as error:
         text = str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "os error 122" in text:
-            raise OutputError(
-                f"The disk of {path} is full; free some space, or choose another --output."
-            ) from error
+        if (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or "os error 28" in text
+            or "os error 122" in text
+        ):
+            raise OutputError(f"The disk of {path} is full; free some space, or choose another --output.") from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS or "os error 13" in text:
             raise OutputError(f"{path} is not writable; choose another --output.") from error
         raise

@@ -22,14 +22,14 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -40,7 +40,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from hfcompress.errors import UnsupportedModelError
+from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.checkpoint import Checkpoint
 
 
@@ -183,7 +183,7 @@ class StreamedModel:
         return self._outside_keys
 
     @contextlib.contextmanager
-    def outside(self, head: bool) -> Iterator[nn.Module]:
+    def outside(self, head: bool) -> Iterator[PreTrainedModel]:
         """The model with all weights but its blocks'; without `head`, also without a head of its own."""
         keys = self._outside_keys
         output = self.skeleton.get_output_embeddings()
@@ -193,7 +193,6 @@ class StreamedModel:
             keys = [key for key in keys if key not in own]
         self._load(keys)
         self.skeleton.tie_weights()
-        self.skeleton.to(self.device) if self.device.type != "cpu" else None
         try:
             yield self.skeleton
         finally:
@@ -351,7 +350,7 @@ def _shared_where_equal(calls, others):
     return [(shared(a, oa), shared(k, ok)) for (a, k), (oa, ok) in zip(calls, others, strict=True)]
 
 
-def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights: parameters on the meta device, buffers real."""
     config = copy.deepcopy(checkpoint.config)
     if getattr(config, "is_encoder_decoder", False):
@@ -374,7 +373,7 @@ def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
-def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The decoder's list of blocks: as long as the configuration says, all of one class or nearly so, the largest."""
     layers = model.config.get_text_config().num_hidden_layers
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
@@ -385,7 +384,7 @@ def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 
 
-def _refuse_fused_experts(model: nn.Module, block_names: list[str]) -> None:
+def _refuse_fused_experts(model: PreTrainedModel, block_names: list[str]) -> None:
     for block_name in block_names:
         for name, parameter in model.get_submodule(block_name).named_parameters():
             if parameter.ndim == 3 and "conv" not in name:
@@ -398,14 +397,12 @@ def _refuse_fused_experts(model: nn.Module, block_names: list[str]) -> None:
 def _require_loaded(module: nn.Module, name: str, checkpoint: str) -> None:
     missing = [n for n, p in module.named_parameters() if p.device.type == "meta"]
     if missing:
-        from hfcompress.errors import CheckpointError
-
         raise CheckpointError(
             f"{checkpoint} has no weight for {name}.{missing[0]}; the checkpoint is incomplete or of another model."
         )
 
 
-def _release(module: nn.Module, keep: set[int] = frozenset()) -> None:
+def _release(module: nn.Module, keep: Set[int] = frozenset()) -> None:
     """Give up the weights of a module: its parameters go back to the meta device."""
     for child in module.modules():
         for name, parameter in child._parameters.items():

@@ -94,7 +94,13 @@ class BlockPass:
     # one block
 
     def _compress(
-        self, block: nn.Module, index: int, streams: list[Stream], dense: list[Stream], probe: Stream | None, last: bool
+        self,
+        block: nn.Module,
+        index: int,
+        streams: list[Stream],
+        dense: list[Stream],
+        probe: Stream | None,
+        last: bool,
     ) -> tuple[list[Stream], list[Stream]]:
         tasks = self.plan.blocks[index]
         linears = find_linears(block, self.model.block_names[index])

@@ -198,7 +198,9 @@ def _settings_for(name: str, steps: Sequence[Quantizer], in_blocks: bool) -> lis
             found.append(settings)
     if len(found) > 1:
         both = " and ".join(step.name for step in found)
-        raise InvalidValueError(f"{name} is a target of {both}; divide the linears between them with targets or ignore.")
+        raise InvalidValueError(
+            f"{name} is a target of {both}; divide the linears between them with targets or ignore."
+        )
     return found
 
 

@@ -21,6 +21,9 @@ from hfcompress.passes.processes import Processes
 from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
 
 
+PANEL = 256
+
+
 class Statistics:
     """
     Sums over the calibration tokens that have passed so far.
@@ -52,7 +55,7 @@ class Statistics:
             dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
         """
         x = _tokens(inputs, mask)
-        self.gram.addmm_(x.T, x)
+        _add_gram(self.gram, x)
         if self.cross is not None and dense_inputs is not None:
             self.cross.addmm_((_tokens(dense_inputs, mask) - x).T, x)
         self.tokens += len(x)
@@ -65,7 +68,8 @@ class Statistics:
             CalibrationError: an input holds NaN or infinity.
         """
         self.tokens = int(processes.sum(torch.tensor(self.tokens, device=self.gram.device)).item())
-        self.gram = processes.sum(self.gram).div_(max(self.tokens, 1))
+        self.gram = processes.sum(torch.tril(self.gram)).div_(max(self.tokens, 1))
+        self.gram += torch.tril(self.gram, -1).T
         if self.cross is not None:
             self.cross = processes.sum(self.cross).div_(max(self.tokens, 1))
         if not torch.isfinite(self.gram).all():
@@ -85,6 +89,13 @@ class Statistics:
                     f"The inputs of {name} could not be factored at any damping; calibrate on more, or other, data."
                 ) from error
         return self._factors[key]
+
+
+def _add_gram(gram: Tensor, x: Tensor) -> None:
+    """`gram += x^T x`, in panels of columns and only from the diagonal down: the upper part follows by symmetry."""
+    for start in range(0, gram.shape[0], PANEL):
+        stop = start + PANEL
+        gram[start:, start:stop].addmm_(x[:, start:].T, x[:, start:stop])
 
 
 def _tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:

@@ -88,7 +88,9 @@ class EvaluationSettings:
             value = results[key]
             if (value < bound) if key in LOWER_BOUNDS else (value > bound):
                 side = "at least" if key in LOWER_BOUNDS else "at most"
-                refused.append(f"{key} is {value:.6g}, off by {abs(value - bound):.3g}: the gate asks for {side} {bound:g}")
+                refused.append(
+                    f"{key} is {value:.6g}, off by {abs(value - bound):.3g}: the gate asks for {side} {bound:g}"
+                )
         return refused
 
 

@@ -76,8 +76,10 @@ def factorize(gram: Tensor, damping: float = 0.01, act_order: bool = True) -> Fa
     importance = gram.diagonal().clone()
     dead = importance == 0
     mean = importance.mean().item() or 1.0
-    order = torch.argsort(importance, descending=True, stable=True) if act_order else torch.arange(
-        len(gram), device=gram.device
+    order = (
+        torch.argsort(importance, descending=True, stable=True)
+        if act_order
+        else torch.arange(len(gram), device=gram.device)
     )
     flipped = order.flip(0)
     base = gram[flipped][:, flipped]
@@ -98,9 +100,7 @@ def factorize(gram: Tensor, damping: float = 0.01, act_order: bool = True) -> Fa
     return Factor(upper.contiguous(), order, importance, damping, int(dead.sum()))
 
 
-def gptq(
-    weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, search: bool = True
-) -> QuantizedWeight:
+def gptq(weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, search: bool = True) -> QuantizedWeight:
     """
     Round `weight` to `grid` so that `tr((W - Q) H (W - Q)^T)` is small.
 

@@ -45,7 +45,7 @@ def choose_scales(
         `tuple[Tensor, Tensor | None]`: scales `(out_features, groups)` in `dtype`; zero points, int8 of the same
         shape, or `None` for a symmetric grid.
     """
-    out_features, in_features = weight.shape
+    in_features = weight.shape[1]
     columns = grid.columns(in_features)
     if importance is None:
         importance = weight.new_ones(in_features)
