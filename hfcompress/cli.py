@@ -215,8 +215,9 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     except typer.Exit as stopped:
         return stopped.exit_code
     except Exception as error:  # noqa: BLE001 (the last resort: a log instead of a traceback)
-        if hasattr(error, "format_message"):  # typer's own complaints about options
-            console.error(f"{error.format_message()} See hfcompress --help.")
+        complaint = getattr(error, "format_message", None)  # typer's own complaints about options have it
+        if callable(complaint):
+            console.error(f"{complaint()} See hfcompress --help.")
             return USER_ERROR
         log = Path(tempfile.gettempdir()) / f"hfcompress-{os.getpid()}.log"
         log.write_text(traceback.format_exc())

@@ -15,7 +15,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from rich.console import Console
@@ -62,7 +62,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress(label: str) -> Iterator[Bar]:
+def progress(label: str) -> Generator[Bar]:
     """One bar over a whole command."""
     bar = Bar(label)
     with bar.bar:

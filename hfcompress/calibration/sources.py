@@ -102,7 +102,7 @@ def _hub(source: str, tokenizer) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         yield from _documents(rows, source, tokenizer, column)
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, CalibrationError):
             raise
         reason = str(error).strip().split("\n")[0]

@@ -137,6 +137,7 @@ def _config(name: str, grids: Mapping[str, Grid], untouched: list[str]) -> dict[
             },
             "input_activations": None,
             "output_activations": None,
+            "format": name,  # per group: where it is missing, readers infer one from the bits
         }
     return {
         "quant_method": QUANT_METHOD,
@@ -182,7 +183,9 @@ class DecodedTensor:
 
         tensors = {name: part.read() for name, part in self.parts.items()}
         tensors["weight_scale"] = tensors["weight_scale"].float()
-        return BaseCompressor.get_value_from_registry(self.format).decompress(tensors, self.scheme)["weight"]
+        weight = BaseCompressor.get_value_from_registry(self.format).decompress(tensors, self.scheme)["weight"]
+        assert weight is not None
+        return weight
 
     def __getitem__(self, index) -> Tensor:
         return self.read()[index]

@@ -135,7 +135,10 @@ class Checkpoint:
                 digest.update(name.encode())
                 digest.update(tensor.read().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             return digest.hexdigest()
-        for path in [self.folder / "config.json", *sorted({t.path for t in self.tensors.values()})]:
+        for path in [
+            self.folder / "config.json",
+            *sorted({t.path for t in self.tensors.values() if t.path is not None}),
+        ]:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
@@ -183,7 +186,8 @@ class StoredTensor:
         return value
 
     def __getitem__(self, index) -> Tensor:
-        return self.read()[index]
+        part = self.read()[index]
+        return part if self._value is None else part.clone()  # a model in memory is its owner's: never changed
 
 
 @contextlib.contextmanager

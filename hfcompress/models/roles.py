@@ -14,7 +14,7 @@
 """What is in a block, discovered on the running block: its linears, and which of them read the same tensor."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.streaming import Stream, StreamedModel
+
+
+Linear = nn.Linear | Conv1D
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,31 @@ class LinearShape:
     transposed: bool
 
 
-def find_linears(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
+def find_linears(module: nn.Module, prefix: str) -> dict[str, Linear]:
     """Full name -> module, for every `nn.Linear` and `Conv1D` under `module`, in definition order."""
-    return {f"{prefix}.{n}": m for n, m in module.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    return {f"{prefix}.{n}": m for n, m in module.named_modules() if isinstance(m, Linear)}
 
 
-def linear_shape(name: str, module: nn.Module) -> LinearShape:
+def linear_shape(name: str, module: Linear) -> LinearShape:
     """The shape of a linear; no weights are needed."""
     transposed = isinstance(module, Conv1D)
     rows, columns = module.weight.shape
     return LinearShape(name, *((rows, columns) if transposed else (columns, rows)), transposed)
 
 
-def get_weight(module: nn.Module) -> Tensor:
+def get_weight(module: Linear) -> Tensor:
     """The weight of a linear as `(out_features, in_features)` float32; a copy."""
     weight = module.weight.detach().to(torch.float32, copy=True)
     return weight.T.contiguous() if isinstance(module, Conv1D) else weight
 
 
-def set_weight(module: nn.Module, weight: Tensor) -> None:
+def set_weight(module: Linear, weight: Tensor) -> None:
     """Put `(out_features, in_features)` values in place of the weight of a linear."""
     module.weight.data.copy_(weight.T if isinstance(module, Conv1D) else weight)
 
 
 @contextlib.contextmanager
-def watch_inputs(linears: dict[str, nn.Module], seen: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watch_inputs(linears: Mapping[str, nn.Module], seen: Callable[[str, Tensor], None]) -> Generator[None]:
     """Call `seen(name, input)` before each of the linears runs."""
 
     def hook_for(name):

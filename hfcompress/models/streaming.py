@@ -22,7 +22,8 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Generator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +119,7 @@ class StreamedModel:
         list_name, self._blocks = _decoder_blocks(self.skeleton)
         self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
         _refuse_fused_experts(self.skeleton, self.block_names)
-        self._weight_mapping = get_model_conversion_mapping(self.skeleton)
+        self._weight_mapping = _weight_mapping(self.skeleton)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self._returns_tuple: bool | None = None
 
@@ -158,12 +159,12 @@ class StreamedModel:
                 LoadStateDictConfig(
                     dtype=self.dtype,
                     device_map={"": self.device},
-                    weight_mapping=get_model_conversion_mapping(self.skeleton),
+                    weight_mapping=_weight_mapping(self.skeleton),
                 ),
             )
 
     @contextlib.contextmanager
-    def block(self, index: int) -> Iterator[nn.Module]:
+    def block(self, index: int) -> Generator[nn.Module]:
         """Block `index` with its weights, which are given up on leaving."""
         module = self._blocks[index]
         self._load(self._keys_of_block[index])
@@ -183,7 +184,7 @@ class StreamedModel:
         return self._outside_keys
 
     @contextlib.contextmanager
-    def outside(self, head: bool) -> Iterator[PreTrainedModel]:
+    def outside(self, head: bool) -> Generator[PreTrainedModel]:
         """The model with all weights but its blocks'; without `head`, also without a head of its own."""
         keys = self._outside_keys
         output = self.skeleton.get_output_embeddings()
@@ -373,6 +374,11 @@ def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
+def _weight_mapping(model: PreTrainedModel) -> list[WeightRenaming | WeightConverter]:
+    """How names on disk become parameters; fresh at each call, since loading leaves its traces in it."""
+    return [m for m in get_model_conversion_mapping(model) if isinstance(m, (WeightRenaming, WeightConverter))]
+
+
 def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The decoder's list of blocks: as long as the configuration says, all of one class or nearly so, the largest."""
     layers = model.config.get_text_config().num_hidden_layers
@@ -402,7 +408,7 @@ def _require_loaded(module: nn.Module, name: str, checkpoint: str) -> None:
         )
 
 
-def _release(module: nn.Module, keep: Set[int] = frozenset()) -> None:
+def _release(module: nn.Module, keep: AbstractSet[int] = frozenset()) -> None:
     """Give up the weights of a module: its parameters go back to the meta device."""
     for child in module.modules():
         for name, parameter in child._parameters.items():
@@ -411,7 +417,7 @@ def _release(module: nn.Module, keep: Set[int] = frozenset()) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Generator[None]:
     """Transformers' own loading bar would appear once per block."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
-from hfcompress.models.roles import find_linears, get_weight, set_weight, shared_inputs, watch_inputs
+from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
@@ -133,7 +133,7 @@ class BlockPass:
         block: nn.Module,
         index: int,
         groups: list[list[str]],
-        linears: dict[str, nn.Module],
+        linears: dict[str, Linear],
         streams: list[Stream],
         dense: list[Stream],
         solve: Callable[[list[str], Statistics | None], None],
@@ -202,7 +202,8 @@ class BlockPass:
         """The output head, on what comes out of the final norm."""
         statistics = None
         with self.model.outside(head=True) as model:
-            head = model.get_submodule(task.name)
+            head = model.get_output_embeddings()
+            assert isinstance(head, nn.Linear)
             if task.settings.needs_inputs:
                 statistics = Statistics(task.shape.in_features, self.model.device)
                 for stream in streams:
@@ -239,7 +240,7 @@ class BlockPass:
         self.processes.wait()
 
 
-def solve_group(tasks: dict[str, LinearTask], linears: dict[str, nn.Module], statistics: Statistics | None, layout):
+def solve_group(tasks: dict[str, LinearTask], linears: dict[str, Linear], statistics: Statistics | None, layout):
     """
     Solve linears that read the same tensor, those with the same settings stacked, and put their new weights in.
 

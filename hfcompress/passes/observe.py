@@ -20,7 +20,7 @@ again up to that group and given up there; little memory, one forward more per g
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import greenlet
@@ -35,7 +35,12 @@ Solve = Callable[[int], None]
 
 
 def walk_suspended(
-    leaders: list[dict[str, nn.Module]], calls: list[Call], count: int, seen: Seen, solve: Solve, outputs: bool
+    leaders: Sequence[Mapping[str, nn.Module]],
+    calls: Sequence[Call],
+    count: int,
+    seen: Seen,
+    solve: Solve,
+    outputs: bool,
 ) -> list[list[Tensor]]:
     """
     Args:
@@ -79,7 +84,12 @@ def walk_suspended(
 
 
 def walk_recomputed(
-    leaders: list[dict[str, nn.Module]], calls: list[Call], count: int, seen: Seen, solve: Solve, outputs: bool
+    leaders: Sequence[Mapping[str, nn.Module]],
+    calls: Sequence[Call],
+    count: int,
+    seen: Seen,
+    solve: Solve,
+    outputs: bool,
 ) -> list[list[Tensor]]:
     """The same as [`walk_suspended`], by running the forward again for every group."""
     for group, name in enumerate(leaders[0]):
@@ -110,7 +120,7 @@ def _run_until(linear: nn.Module, call: Call, batch: int) -> Tensor:
     raise RuntimeError("a linear that ran in the probe did not run in the forward")
 
 
-def _watching(leaders: list[dict[str, nn.Module]], seen: Callable[[str, Tensor], None]):
+def _watching(leaders: Sequence[Mapping[str, nn.Module]], seen: Callable[[str, Tensor], None]):
     stack = contextlib.ExitStack()
     for own in leaders:
         stack.enter_context(watch_inputs(own, seen))

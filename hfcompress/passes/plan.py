@@ -13,9 +13,9 @@
 # limitations under the License.
 """What will be done to which linear, settled and checked before any work starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -31,22 +31,40 @@ from hfcompress.solvers.grid import Grid, QuantizedWeight
 SHOWN = 6  # names in a message
 
 
+class Step(Protocol):
+    """What the plan asks of a recipe's step."""
+
+    name: ClassVar[str]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The linears it is for."""
+        ...
+
+    @property
+    def ignore(self) -> tuple[str, ...]:
+        """The linears it leaves alone."""
+        ...
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """Names or patterns with settings of their own."""
+        ...
+
+    def for_linear(self, linear: str) -> Any:
+        """The settings for a linear, a [`Quantizer`], or `None` if the step leaves it alone."""
+
+
 class Quantizer(Protocol):
     """What the pass asks of a step, once the step has been narrowed down to a linear."""
 
-    name: str
-    needs_inputs: bool
-    needs_dense_stream: bool
-    targets: tuple[str, ...]
-    ignore: tuple[str, ...]
-    overrides: Any
+    name: ClassVar[str]
+    needs_inputs: ClassVar[bool]
+    needs_dense_stream: ClassVar[bool]
     bits: int
     group_size: int
     symmetric: bool
     on_indivisible: str
-
-    def for_linear(self, linear: str) -> "Quantizer | None":
-        """The settings for a linear, or `None` if the step leaves it alone."""
 
     def quantize(
         self, weight: Tensor, statistics: Statistics | None, grid: Grid, scale_dtype: torch.dtype, linears: str
@@ -115,11 +133,11 @@ class Plan:
         return max(self.tasks.values(), key=lambda task: task.shape.in_features)
 
 
-def make_plan(model: StreamedModel, steps: Sequence[Quantizer], layout) -> Plan:
+def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     """
     Args:
         model (`StreamedModel`): the model; its weights are not needed.
-        steps (`Sequence[Quantizer]`): the recipe's steps.
+        steps (`Sequence[Step]`): the recipe's steps.
         layout: the format that will hold the result.
 
     Raises:
@@ -127,15 +145,21 @@ def make_plan(model: StreamedModel, steps: Sequence[Quantizer], layout) -> Plan:
             a linear, several steps for one linear.
         UnsupportedModelError: a weight that is stored in a form that cannot be replaced.
     """
-    head_name = _head_name(model)
+    found = _output_head(model)
+    head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
-    head = {} if head_name is None else {head_name: linear_shape(head_name, model.skeleton.get_submodule(head_name))}
+    head = {} if found is None else {found[0]: linear_shape(*found)}
     _check_patterns(steps, [name for group in [*shapes, head] for name in group])
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
     indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}
     for shape in (shape for group in [*shapes, head] for shape in group.values()):
         for settings in _settings_for(shape.name, steps, in_blocks=shape.name != head_name):
+            if shape.name == head_name and head_name in _tied_names(model):
+                raise InvalidValueError(
+                    f"{head_name} shares its weight with the embeddings, which stay dense, so compressing it would add "
+                    "bytes; take it out of targets."
+                )
             fallback = None
             if settings.group_size != -1 and shape.in_features % settings.group_size:
                 if settings.on_indivisible == "error":
@@ -153,11 +177,6 @@ def make_plan(model: StreamedModel, steps: Sequence[Quantizer], layout) -> Plan:
         _refuse_indivisible(indivisible)
     if not tasks:
         raise InvalidValueError("The recipe leaves every linear of this model alone; check its targets and ignore.")
-    if head_name in tasks and head_name in model.skeleton.all_tied_weights_keys.values() | _tied_names(model):
-        raise InvalidValueError(
-            f"{head_name} shares its weight with the embeddings, which stay dense, so compressing it would add bytes; "
-            "take it out of targets."
-        )
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
     return Plan(
         blocks=[{name: tasks[name] for name in group if name in tasks} for group in shapes],
@@ -175,10 +194,11 @@ def _block_shapes(model: StreamedModel, index: int) -> dict[str, LinearShape]:
     return {n: linear_shape(n, module) for n, module in linears.items()}
 
 
-def _head_name(model: StreamedModel) -> str | None:
+def _output_head(model: StreamedModel) -> tuple[str, torch.nn.Linear] | None:
     head = model.skeleton.get_output_embeddings()
-    names = [n for n, m in model.skeleton.named_modules() if m is head and isinstance(m, torch.nn.Linear)]
-    return names[0] if names else None
+    if not isinstance(head, torch.nn.Linear):
+        return None
+    return next(((name, head) for name, module in model.skeleton.named_modules() if module is head), None)
 
 
 def _tied_names(model: StreamedModel) -> set[str]:
@@ -187,7 +207,7 @@ def _tied_names(model: StreamedModel) -> set[str]:
     return {name.removesuffix(".weight") for name in model.skeleton.all_tied_weights_keys}
 
 
-def _settings_for(name: str, steps: Sequence[Quantizer], in_blocks: bool) -> list[Quantizer]:
+def _settings_for(name: str, steps: Sequence[Step], in_blocks: bool) -> list[Quantizer]:
     """The one step that is for this linear; the output head must be asked for by name."""
     found = []
     for step in steps:
@@ -208,7 +228,7 @@ def _named(name: str, targets: tuple[str, ...]) -> bool:
     return matches(name, tuple(t for t in targets if t != ALL_LINEARS))
 
 
-def _check_patterns(steps: Sequence[Quantizer], names: list[str]) -> None:
+def _check_patterns(steps: Sequence[Step], names: list[str]) -> None:
     for step in steps:
         for pattern in (*step.targets, *step.ignore, *step.overrides):
             if pattern != ALL_LINEARS and not any(matches(name, (pattern,)) for name in names):

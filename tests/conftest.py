@@ -1,0 +1,146 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the tests share: tiny models made from configurations, and the trained tiny Llama compressed once."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from hfcompress.models.tiny import tiny_folder
+
+
+VOCABULARY = 128
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MIXED = {"sliding_window": 8, "head_dim": 16}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**_COMMON),
+    "mistral": lambda: MistralConfig(**_COMMON, sliding_window=None),
+    "mistral-sliding": lambda: MistralConfig(**_COMMON, sliding_window=8),
+    "qwen3-mixed": lambda: Qwen3Config(
+        **_COMMON,
+        **_MIXED,
+        use_sliding_window=True,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_COMMON, **_MIXED, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "phi3": lambda: Phi3Config(**_COMMON),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=64, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=64,
+    ),
+    "qwen2": lambda: Qwen2Config(**_COMMON),
+}
+
+
+def make_model(config, dtype=torch.float32):
+    """A model with random weights that are not near zero, and biases that are not zero."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data = (parameter.data + 0.05 * torch.randn_like(parameter)).to(dtype)  # rotary buffers stay float32
+    return model
+
+
+def token_ids(rows: int, seq_len: int, seed: int = 0, vocabulary: int = VOCABULARY) -> np.ndarray:
+    """Random ids `(rows, seq_len)`."""
+    return np.random.default_rng(seed).integers(0, vocabulary, (rows, seq_len))
+
+
+@pytest.fixture(params=CONFIGS)
+def any_model(request):
+    """Each supported architecture in turn."""
+    return make_model(CONFIGS[request.param]())
+
+
+@pytest.fixture
+def llama():
+    """A tiny random Llama."""
+    return make_model(CONFIGS["llama"]())
+
+
+@pytest.fixture
+def saved_llama(llama, tmp_path) -> Path:
+    """The tiny random Llama as a folder."""
+    folder = tmp_path / "llama"
+    llama.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The trained tiny Llama's folder."""
+    return tiny_folder()
+
+
+@pytest.fixture(scope="session")
+def tiny_w4(tmp_path_factory):
+    """The trained tiny Llama compressed by the shipped recipe, measured: the main job."""
+    import hfcompress as hfc
+
+    output = tmp_path_factory.mktemp("session") / "w4"
+    return hfc.compress(None, "gptq-w4a16", output)
+
+
+def in_fresh_process(code: str, *arguments: str, forbid: str | None = None) -> dict:
+    """Run code that prints a JSON line last; with `forbid`, a module that it must not import."""
+    guard = f"import sys; sys.modules[{forbid!r}] = None\n" if forbid else ""
+    done = subprocess.run(
+        [sys.executable, "-c", guard + code, *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,62 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Law 3: one process or several, the same result; sums are reordered, so a few codes in a thousand may differ."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import token_ids
+from safetensors.torch import load_file
+
+import hfcompress as hfc
+from hfcompress.formats.packing import unpack
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def codes(folder: Path) -> torch.Tensor:
+    tensors = load_file(folder / "model.safetensors")
+    packed = [t for name, t in sorted(tensors.items()) if name.endswith("weight_packed")]
+    return torch.cat([unpack(t, 4, t.shape[1] * 8).flatten() for t in packed])
+
+
+def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
+    np.save(tmp_path / "calibration.npy", token_ids(9, 32))  # an odd number: the shares differ
+    recipe = hfc.GPTQ(group_size=32)
+    hfc.compress(str(saved_llama), recipe, tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["--model", str(saved_llama), "--calibration", str(tmp_path / "calibration.npy")]
+    done = subprocess.run(
+        [*command, str(ROOT / "recipes" / "gptq_w4a16.py"), *options, "--set", "gptq.group_size=32", "--no-eval"]
+        + ["--output", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest = json.loads((tmp_path / "two" / "hfcompress.json").read_text())
+    assert manifest["processes"] == 2
+    assert all(row["tokens"] == 9 * 32 for row in manifest["linears"])
+    one, two = codes(tmp_path / "one"), codes(tmp_path / "two")
+    assert len(one) == len(two) > 10_000
+    assert (one == two).float().mean() >= 0.999
+    assert done.stdout.count("written to") == 1  # only one of them writes and speaks

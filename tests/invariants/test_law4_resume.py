@@ -1,0 +1,101 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Law 4, as far as this goes: stopped after any block and resumed, the same bytes."""
+
+import hashlib
+
+import pytest
+from conftest import token_ids
+
+import hfcompress as hfc
+from hfcompress.errors import OutputError
+from hfcompress.formats.writer import partial_path
+from hfcompress.passes import block_pass
+from hfcompress.passes.journal import Journal
+from hfcompress.progress import Silent
+
+
+class StopAfter(Silent):
+    """Interrupts a run when so many units are done, as Ctrl-C would."""
+
+    def __init__(self, units: int):
+        self.left = units
+
+    def step(self, description: str, amount: int = 1) -> None:
+        self.left -= amount
+        if self.left == 0 and amount:
+            raise KeyboardInterrupt
+
+
+def run(model, output, recipe=None, **options):
+    recipe = recipe or hfc.Job(steps=(hfc.GPTQ(group_size=32),), format=options.pop("layout", "compressed-tensors"))
+    return hfc.compress(model, recipe, output, calibration=token_ids(9, 32), evaluate=False, **options)
+
+
+def digest(folder) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "dense"])
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_stopped_after_a_block_and_resumed(saved_llama, tmp_path, blocks, layout):
+    run(saved_llama, tmp_path / "whole", layout=layout)
+    with pytest.raises(KeyboardInterrupt):
+        run(saved_llama, tmp_path / "out", layout=layout, progress=StopAfter(blocks))
+    assert not (tmp_path / "out").exists()
+    assert partial_path(tmp_path / "out").is_dir()
+    result = run(saved_llama, tmp_path / "out", layout=layout, resume=True)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert len(result.manifest["linears"]) == 21
+    assert not partial_path(tmp_path / "out").exists()
+
+
+def test_finished_blocks_are_not_solved_again(saved_llama, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run(saved_llama, tmp_path / "out", progress=StopAfter(2))
+    solved = []
+    solve_group = block_pass.solve_group
+    monkeypatch.setattr(
+        block_pass, "solve_group", lambda tasks, *rest: solved.extend(tasks) or solve_group(tasks, *rest)
+    )
+    run(saved_llama, tmp_path / "out", resume=True)
+    assert solved
+    assert all(name.startswith("model.layers.2.") for name in solved)
+
+
+def test_unfinished_work_is_not_run_over(saved_llama, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(saved_llama, tmp_path / "out", progress=StopAfter(1))
+    with pytest.raises(OutputError, match=r"--resume.*--overwrite"):
+        run(saved_llama, tmp_path / "out")
+    run(saved_llama, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_resuming_something_else_names_what_differs(saved_llama, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(saved_llama, tmp_path / "out", progress=StopAfter(1))
+    with pytest.raises(OutputError, match="differs in the recipe"):
+        run(saved_llama, tmp_path / "out", hfc.GPTQ(group_size=32, bits=3), resume=True)
+
+
+def test_a_damaged_journal_is_told(tmp_path):
+    (tmp_path / "journal.json").write_text('{"fingerprint": {')
+    with pytest.raises(OutputError, match=r"damaged.*--overwrite"):
+        Journal(tmp_path / "journal.json", {}).resume()
+
+
+def test_resume_with_nothing_to_resume_starts_afresh(saved_llama, tmp_path):
+    run(saved_llama, tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
