@@ -205,15 +205,14 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        return command(arguments, standalone_mode=False) or OK
+        code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:
         console.error(str(error))
         return USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
-        console.error("Interrupted; the same command with --resume goes on from the last finished block.")
-        return INTERRUPTED
+        code = INTERRUPTED
     except typer.Exit as stopped:
-        return stopped.exit_code
+        code = stopped.exit_code
     except Exception as error:  # noqa: BLE001 (the last resort: a log instead of a traceback)
         complaint = getattr(error, "format_message", None)  # typer's own complaints about options have it
         if callable(complaint):
@@ -223,6 +222,9 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
         log.write_text(traceback.format_exc())
         console.error(f"Something went wrong that should not ({type(error).__name__}: {error}); the log is {log}.")
         return FAILED
+    if code == INTERRUPTED:
+        console.error("Interrupted; the same command with --resume goes on from the last finished block.")
+    return code
 
 
 def parse_size(text: str) -> int:

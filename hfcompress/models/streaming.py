@@ -100,6 +100,7 @@ class StreamedModel:
     Attributes:
         block_names (`list[str]`): the decoder blocks, as module names.
         sources (`dict[str, str]`): parameter name -> name on disk, for those stored just as they are.
+        converts (`bool`): whether some parameters are stored in another form than they are used in.
 
     Raises:
         UnsupportedModelError: the architecture is one that cannot be treated correctly.
@@ -121,6 +122,7 @@ class StreamedModel:
         _refuse_fused_experts(self.skeleton, self.block_names)
         self._weight_mapping = _weight_mapping(self.skeleton)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
+        self.converts = len(self.sources) < len(self.tensors)
         self._returns_tuple: bool | None = None
 
     def __len__(self) -> int:

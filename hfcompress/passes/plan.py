@@ -250,7 +250,7 @@ def _refuse_indivisible(indivisible: dict[str, tuple[LinearShape, Quantizer]]) -
 def _stored_as(model: StreamedModel, name: str) -> tuple[str, torch.dtype]:
     key = model.sources.get(f"{name}.weight")
     if key is None:
-        if not any(k.endswith(name.rpartition(".")[2] + ".weight") for k in model.tensors):
+        if not model.converts:
             raise UnsupportedModelError(
                 f"{model.checkpoint.name} has no weight for {name}; the checkpoint is incomplete or of another model."
             )

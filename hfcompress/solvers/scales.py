@@ -82,7 +82,7 @@ class _Best:
 
     def __init__(self, groups: Tensor, importance: Tensor, low: Tensor, grid: Grid, dtype: torch.dtype):
         self.groups, self.importance, self.low, self.grid, self.dtype = groups, importance, low, grid, dtype
-        self.error = torch.full_like(low, float("inf"))
+        self.error = torch.full_like(low, float("nan"))  # the first offer is taken, even where its error overflows
         self.scales, self.zero_points = torch.ones_like(low), torch.zeros_like(low)
         self.range_scales, self.shrink = torch.ones_like(low), torch.ones_like(low)
 
@@ -95,7 +95,7 @@ class _Best:
             values -= zeros
         values.mul_(scales.unsqueeze(-1)).sub_(self.groups).square_().mul_(self.importance)
         error = values.sum(-1)
-        better = error < self.error
+        better = (error < self.error) | self.error.isnan()
         offered = {"error": error, "scales": scales, "zero_points": zero_points}
         for name, value in {**offered, "range_scales": range_scales, "shrink": shrink}.items():
             setattr(self, name, torch.where(better, value, getattr(self, name)))

@@ -171,7 +171,7 @@ def test_formats_by_name():
     assert get_format("pack-quantized").name == "pack-quantized"
     assert get_format("int-quantized").name == "int-quantized"
     assert get_format("dense").name == "dense"
-    with pytest.raises(InvalidValueError, match="no format 'int-quantised'.*Did you mean 'int-quantized'"):
+    with pytest.raises(InvalidValueError, match=r"no format 'int-quantised'.*Did you mean 'int-quantized'"):
         get_format("int-quantised")
 
 
@@ -218,7 +218,7 @@ def test_mixed_grids_are_groups_that_name_their_linears(layout):
 def test_mixed_grids_with_a_zero_point_are_refused_where_transformers_would_misread_them():
     for other in (Grid(4, 32), Grid(8, 32, False)):
         grids = {"model.layers.0.a": Grid(4, 32, False), "model.layers.0.b": other}
-        with pytest.raises(InvalidValueError, match="asymmetric.*--set format=int-quantized"):
+        with pytest.raises(InvalidValueError, match=r"asymmetric.*--set format=int-quantized"):
             PackQuantized().quantization_config(grids, [])
         config = IntQuantized().quantization_config(grids, [])
         assert len(read_config(config).config_groups) == 2

@@ -14,6 +14,7 @@
 """The writer: parts, shards, the index, the last rename, and disks that are full or closed."""
 
 import errno
+import io
 import json
 import os
 import struct
@@ -282,29 +283,19 @@ def test_a_truncated_part_ends_in_an_error(tmp_path, monkeypatch):
     data = writer.part("a").read_bytes()
     writer.part("a").write_bytes(data[:-40])
 
-    class Bounded:
-        """A file that cannot be read past its end more than ten times."""
+    class Bounded(io.FileIO):
+        """A file that cannot be read at its end more than ten times."""
 
-        def __init__(self, file):
-            self.file, self.empty = file, 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+        empty = 0
 
         def read(self, size=-1):
-            chunk = self.file.read(size)
+            chunk = super().read(size)
             self.empty += not chunk
             if self.empty > 10:
                 pytest.fail("reads past the end for ever")
             return chunk
 
-    monkeypatch.setattr(module, "open", lambda *args: Bounded(open(*args)), raising=False)
+    monkeypatch.setattr(module, "open", Bounded, raising=False)
     with pytest.raises((OSError, ValueError)):
         writer.merge()
 
@@ -425,9 +416,8 @@ def test_other_errors_pass_unchanged(tmp_path, error):
 
 
 def test_a_sentence_is_not_turned_into_another(tmp_path):
-    with pytest.raises(OutputError, match="the first sentence"), disk_errors(tmp_path):
-        with disk_errors(tmp_path):
-            raise OutputError("the first sentence")
+    with pytest.raises(OutputError, match="the first sentence"), disk_errors(tmp_path), disk_errors(tmp_path):
+        raise OutputError("the first sentence")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -43,9 +43,9 @@ def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
     hfc.compress(str(saved_llama), recipe, tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = ["--model", str(saved_llama), "--calibration", str(tmp_path / "calibration.npy")]
+    options += ["--set", "gptq.group_size=32", "--no-eval", "--output", str(tmp_path / "two")]
     done = subprocess.run(
-        [*command, str(ROOT / "recipes" / "gptq_w4a16.py"), *options, "--set", "gptq.group_size=32", "--no-eval"]
-        + ["--output", str(tmp_path / "two")],
+        [*command, str(ROOT / "recipes" / "gptq_w4a16.py"), *options],
         capture_output=True,
         text=True,
         timeout=120,

@@ -242,6 +242,12 @@ def test_columns_that_are_never_excited_go_to_the_nearest_value(act_order):
     assert_as_in_the_textbook(weight, gram, grid, torch.float32, True, act_order)
 
 
+def test_columns_that_are_never_excited_need_no_damping():
+    _, gram = make_problem(seed=5, columns=64)
+    gram[7] = gram[:, 7] = 0
+    assert factorize(gram, 0.0).damping == 0.0
+
+
 def test_inputs_that_are_all_zero_give_rounding_to_nearest():
     weight, _ = make_problem(seed=6, columns=32)
     factor = factorize(torch.zeros(32, 32))

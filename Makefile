@@ -1,0 +1,35 @@
+# Both commands do all their own set-up: Python 3.11 or later and a package registry are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/installed
+
+.PHONY: demo test quality style benchmark
+
+$(INSTALLED): pyproject.toml scripts/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[test,quality]'
+	touch $@
+
+# the main job on the bundled model: compress, write, reload, measure
+demo: $(INSTALLED)
+	$(BIN)/hfcompress run gptq-w4a16 --output demo-output --overwrite
+	$(BIN)/hfcompress inspect demo-output
+
+# one thread per worker: the models are tiny, and two workers fill two cores
+test: quality
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/ty check --python $(VENV) hfcompress
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(INSTALLED)
+	$(BIN)/python scripts/benchmark.py quality
+	$(BIN)/python scripts/benchmark.py speed
