@@ -240,6 +240,8 @@ def parse_size(text: str) -> int:
     number = text.strip().rstrip("BbIiKkMmGgTt ").strip()
     unit = text.strip()[len(number) :].strip().upper()
     try:
+        if float(number) < 0:
+            raise ValueError
         return int(float(number) * units[unit])
     except (ValueError, KeyError, OverflowError) as error:
         raise InvalidValueError(f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes.") from error

@@ -15,8 +15,8 @@
 
 How it works: everything happens in `.NAME.partial` beside the final folder. Each part (a block, or what lies outside
 the blocks) is a safetensors file of its own, written under a temporary name and renamed. At the end the parts' bytes
-are copied into shards one tensor at a time, so no more than one tensor is ever in memory, and each part is deleted
-when its last tensor has been copied. The folder gets its final name when all is there.
+are copied into shards a few megabytes at a time, and then the parts are deleted. The folder gets its final name when
+all is there.
 """
 
 import contextlib
@@ -216,6 +216,8 @@ def _write_shard(path: Path, entries: list[_Entry]) -> None:
             left = entry.size
             while left:
                 chunk = source.read(min(left, COPY_BYTES))
+                if not chunk:
+                    raise OutputError(f"{entry.path} has been cut short; start again with --overwrite.")
                 target.write(chunk)
                 left -= len(chunk)
         target.flush()

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What all steps share: which linears they are for, how they chain, how they are written down."""
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -49,6 +50,8 @@ class Recipe:
     def __post_init__(self):
         check_fields(self, self.name)
         for pattern, changes in self.overrides.items():
+            if not isinstance(pattern, str):
+                raise InvalidValueError(f"{self.name}.overrides: {pattern!r} is no name and no 're:' pattern.")
             if not isinstance(changes, Mapping):
                 raise InvalidValueError(f"{self.name}.overrides[{pattern}] must be a mapping of keys to values.")
             self._changed(changes)
@@ -63,7 +66,8 @@ class Recipe:
         return Steps((self,)) >> other
 
     def _changed(self, changes: Mapping[str, Any]) -> Self:
-        check_keys(changes, [f.name for f in dataclasses.fields(self)], self.name)
+        own = {f.name for f in dataclasses.fields(Recipe)}
+        check_keys(changes, [f.name for f in dataclasses.fields(self) if f.name not in own], f"{self.name}.overrides")
         return dataclasses.replace(self, **{"overrides": {}, **changes})
 
     def for_linear(self, linear: str) -> Self | None:
@@ -82,7 +86,7 @@ class Recipe:
             default = f.default if f.default is not dataclasses.MISSING else {}
             value = getattr(self, f.name)
             if value != default:
-                values[f.name] = list(value) if isinstance(value, tuple) else value
+                values[f.name] = list(value) if isinstance(value, tuple) else copy.deepcopy(value)
         return values
 
 

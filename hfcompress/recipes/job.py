@@ -15,6 +15,8 @@
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -36,6 +38,12 @@ LOWER_BOUNDS = ("top1_agreement",)
 GATED = ("perplexity", "kl_mean", "kl_median", "kl_p99", "top1_agreement", "size_bytes")
 
 
+def _check_sizes(settings: Any, where: str) -> None:
+    for key in ("samples", "seq_len"):
+        if getattr(settings, key) < 1:
+            raise InvalidValueError(f"{where}.{key} is {getattr(settings, key)}; it must be at least 1.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSettings:
     """
@@ -53,9 +61,7 @@ class CalibrationSettings:
 
     def __post_init__(self):
         check_fields(self, "calibration")
-        for key in ("samples", "seq_len"):
-            if getattr(self, key) < 1:
-                raise InvalidValueError(f"calibration.{key} is {getattr(self, key)}; it must be at least 1.")
+        _check_sizes(self, "calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +82,19 @@ class EvaluationSettings:
 
     def __post_init__(self):
         check_fields(self, "evaluation")
+        _check_sizes(self, "evaluation")
         check_keys(self.gate, list(GATED), "evaluation.gate")
         for key, bound in self.gate.items():
-            if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-                raise InvalidValueError(f"evaluation.gate.{key} is {bound!r}; it must be a number.")
+            if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
+                raise InvalidValueError(f"evaluation.gate.{key} is {bound!r}; it must be a finite number.")
 
     def refusals(self, results: Mapping[str, Any]) -> list[str]:
         """A sentence for every bound that the results do not keep."""
         refused = []
         for key, bound in self.gate.items():
             value = results[key]
-            if (value < bound) if key in LOWER_BOUNDS else (value > bound):
+            kept = value >= bound if key in LOWER_BOUNDS else value <= bound
+            if not kept:  # a NaN keeps no bound
                 side = "at least" if key in LOWER_BOUNDS else "at most"
                 refused.append(
                     f"{key} is {value:.6g}, off by {abs(value - bound):.3g}: the gate asks for {side} {bound:g}"
@@ -148,8 +156,10 @@ def job_from_dict(document: Any, name: str = "recipe") -> Job:
     if not isinstance(listed, list) or not listed:
         raise InvalidValueError(f"{name}: 'recipe' must be a list of steps such as `- gptq: {{bits: 4}}`.")
     steps = tuple(step for entry in listed for step in _steps(entry, name))
+    if not steps:
+        raise InvalidValueError(f"{name}: 'recipe' must be a list of steps such as `- gptq: {{bits: 4}}`.")
     values: dict[str, Any] = {"name": name, "description": str(document.get("description", ""))}
-    if "format" in document:
+    if document.get("format") is not None:
         values["format"] = str(document["format"])
     for key, kind in (("calibration", CalibrationSettings), ("evaluation", EvaluationSettings)):
         section = document.get(key) or {}
@@ -204,12 +214,17 @@ def load_job(recipe: str) -> Job:
     if recipe in names:
         return _shipped(recipe)
     path = Path(recipe).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # a name too long for a path is none, and no error
         manifest = path / MANIFEST
         if not manifest.is_file():
             raise InvalidValueError(f"{recipe} was not made by hfcompress: it has no {MANIFEST}.")
-        return job_from_dict(json.loads(manifest.read_text())["recipe"], path.name)
-    if path.is_file():
+        try:
+            return job_from_dict(json.loads(manifest.read_text())["recipe"], path.name)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InvalidValueError):
+                raise
+            raise InvalidValueError(f"{manifest} is damaged; download or copy that file again.") from error
+    if os.path.isfile(path):
         try:
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -249,7 +264,9 @@ def with_changes(job: Job, changes: list[str]) -> Job:
         section, _, key = path.partition(".")
         sections = {name: step[name] for step in document["recipe"] for name in step}
         sections |= {"calibration": document["calibration"], "evaluation": document["evaluation"]}
-        if section not in sections or not key:
+        if section in sections and not key:
+            raise InvalidValueError(f"--set {change} names no key of {section}; write --set {section}.key=value.")
+        if section not in sections:
             known = [*sections, "format"]
             hint = nearest(section, known) or f" There are {', '.join(known)}."
             raise InvalidValueError(f"--set {change}: {job.name} has no step '{section}'.{hint}")

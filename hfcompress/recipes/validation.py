@@ -53,9 +53,10 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         hint = next(h for h in get_args(hint) if h is not type(None))
         origin = get_origin(hint)
     if origin is Literal:
-        if isinstance(value, bool) or value not in get_args(hint):
+        if not any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
             choices = ", ".join(str(c) for c in get_args(hint))
-            hint_text = nearest(str(value), [str(c) for c in get_args(hint)]) if isinstance(value, str) else ""
+            words = [c for c in get_args(hint) if isinstance(c, str)]
+            hint_text = nearest(value, words) if isinstance(value, str) and words else ""
             raise InvalidValueError(f"{where} is {value!r}; it must be one of {choices}.{hint_text}")
         return value
     if origin is tuple:
@@ -63,8 +64,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
             raise InvalidValueError(f"{where} is {value!r}; it must be a list of names or 're:' patterns.")
         return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-2 as a text
+        except ValueError:
+            pass
     wanted = {Mapping: "a mapping", int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     expected = Mapping if origin is not None else hint
     if not isinstance(value, expected) or (expected in (int, float) and isinstance(value, bool)):

@@ -318,9 +318,6 @@ def test_a_pattern_in_the_targets_is_understood():
         assert torch.equal(view[f"{stem}.weight"].read(), weight.dequantize())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first group that says Linear is taken, though a later one names the linear"
-)
 def test_a_name_in_a_later_group_counts_before_linear_in_an_earlier_one():
     """compressed-tensors' own order (`match_targets`): exact name, pattern, class."""
     weights = {

@@ -100,7 +100,7 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(step, key, value, said)
         ("damping", 1.5, "gptq.damping is 1.5; it must lie between 0 and 1."),
         ("damping", float("nan"), "gptq.damping is nan; it must lie between 0 and 1."),
         ("damping", "a little", "gptq.damping is 'a little'; it must be a number."),
-        ("damping", True, "gptq.damping is True; it must be a number."),
+        ("damping", True, "gptq.damping is True; it must be a finite number."),
         ("act_order", 1, "gptq.act_order is 1; it must be true or false."),
         ("overrides", {"q_proj": {"damping": 2}}, "gptq.damping is 2.0; it must lie between 0 and 1."),
     ],
@@ -109,7 +109,6 @@ def test_a_value_that_cannot_be_for_gptq(key, value, said):
     assert said in refused(GPTQ, **{key: value})
 
 
-@pytest.mark.xfail(strict=True, reason="4.0 == 4, so it passes as a choice and stays a float; packing fails later")
 @pytest.mark.parametrize("key", ["bits", "group_size"])
 def test_a_float_is_no_choice_of_whole_numbers(key):
     value = {"bits": 4.0, "group_size": 64.0}[key]
@@ -120,7 +119,6 @@ def test_a_float_is_no_choice_of_whole_numbers(key):
     assert isinstance(made, int)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="a pattern that YAML reads as a number is not checked")
 def test_an_override_for_a_number_is_refused_in_a_sentence():
     assert "0" in refused(RTN, overrides={0: {"bits": 8}})
 
@@ -232,11 +230,11 @@ def test_steps_chain():
         ),
         (
             {"recipe": ["rtn"], "evaluation": {"gate": {"kl_mean": "small"}}},
-            "evaluation.gate.kl_mean is 'small'; it must be a number.",
+            "evaluation.gate.kl_mean is 'small'; it must be a finite number.",
         ),
         (
             {"recipe": ["rtn"], "evaluation": {"gate": {"kl_mean": True}}},
-            "evaluation.gate.kl_mean is True; it must be a number.",
+            "evaluation.gate.kl_mean is True; it must be a finite number.",
         ),
     ],
 )
@@ -244,13 +242,11 @@ def test_a_document_that_cannot_be_is_refused_in_a_sentence(document, said):
     assert said in refused(job_from_dict, document, "mine")
 
 
-@pytest.mark.xfail(strict=True, reason="an empty mapping is a list of no steps")
 @pytest.mark.parametrize("listed", [{}, [{}]])
 def test_a_recipe_of_no_steps_is_refused(listed):
     assert "step" in refused(job_from_dict, {"recipe": listed}, "mine")
 
 
-@pytest.mark.xfail(strict=True, reason="only the calibration's sizes are checked")
 @pytest.mark.parametrize("key", ["samples", "seq_len"])
 def test_an_evaluation_of_nothing_is_refused(key):
     assert "must be at least 1" in refused(EvaluationSettings, **{key: 0})
@@ -387,7 +383,6 @@ def test_changes_reach_every_section():
     assert with_changes(job, []) == job
 
 
-@pytest.mark.xfail(strict=True, reason="YAML 1.1 reads 1e-2 as a text: it wants 1.0e-2")
 @pytest.mark.parametrize("text", ["1e-2", "1e-02", "5e-3"])
 def test_a_number_may_be_written_with_an_exponent(text):
     [step] = with_changes(Job.of(GPTQ()), [f"gptq.damping={text}"]).steps
@@ -404,9 +399,6 @@ def test_changes_reach_into_overrides():
     assert changed.steps == (RTN(overrides={"q_proj": {"bits": 8, "group_size": -1}, "k_proj": {"bits": 2}}),)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="to_dict hands out the step's own overrides, and the change is written into them"
-)
 def test_changes_leave_the_overrides_of_the_original_alone():
     job = Job.of(RTN(overrides={"q_proj": {"bits": 8}}))
     with_changes(job, ["rtn.overrides.q_proj.bits=3"])
@@ -435,9 +427,6 @@ def test_a_change_that_cannot_be_is_refused_in_a_sentence(change, said):
     assert said in refused(with_changes, Job.of(GPTQ()), [change])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a section without a key is called a step that is missing, and its own near miss"
-)
 @pytest.mark.parametrize("change", ["gptq=3", "gptq.=3", "calibration=3"])
 def test_a_section_without_a_key_is_not_said_to_be_missing(change):
     assert "has no step" not in refused(with_changes, Job.of(GPTQ()), [change])
@@ -489,13 +478,11 @@ def test_a_result_that_is_infinite_is_refused():
     assert sentence.startswith("perplexity is inf")
 
 
-@pytest.mark.xfail(strict=True, reason="every comparison with NaN is false, so a broken model passes every gate")
 @pytest.mark.parametrize("key", GATED)
 def test_a_result_that_is_not_a_number_is_refused(key):
     assert len(EvaluationSettings(gate={key: 5}).refusals({**RESULTS, key: float("nan")})) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="a bound of NaN is taken, and nothing is ever refused by it")
 def test_a_bound_that_is_not_a_number_is_refused():
     assert "perplexity" in refused(EvaluationSettings, gate={"perplexity": float("nan")})
 
@@ -560,7 +547,6 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_nearest(tmp_path):
     assert "has no hfcompress.json" in refused(load_job, str(tmp_path))
 
 
-@pytest.mark.xfail(strict=True, reason="the manifest is read without looking: JSONDecodeError, KeyError")
 @pytest.mark.parametrize("content", ["{not json", "{}", "[]"])
 def test_a_damaged_manifest_is_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "hfcompress.json").write_text(content)
@@ -604,6 +590,5 @@ def test_what_is_no_size(text):
     assert refused(parse_size, text) == f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes."
 
 
-@pytest.mark.xfail(strict=True, reason="a minus sign is taken")
 def test_a_size_below_zero_is_no_size():
     assert "is no size" in refused(parse_size, "-8GB")

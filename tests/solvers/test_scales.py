@@ -226,8 +226,9 @@ def test_a_power_of_two_in_the_weights_is_one_in_the_scales(exponent, symmetric,
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-20, 1e-10, 1e10, 1e15, 1e18])
+@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e-20, 1e-10, 1e10, 1e18, 1e25, 1e36])
 def test_huge_and_small_weights_keep_their_relative_error(size, symmetric):
+    """Also where squares underflow or overflow in float32."""
     weight, importance = make_problem(seed=2, spread=0.0)
     grid = Grid(4, 32, symmetric)
     ordinary = weighted_error(weight, importance, *choose_scales(weight, importance, grid, torch.float32, False), grid)
@@ -235,15 +236,6 @@ def test_huge_and_small_weights_keep_their_relative_error(size, symmetric):
     assert torch.isfinite(scales).all()
     error = weighted_error(weight.double() * size, importance, scales, zero_points, grid) / size**2
     assert (error <= 1.01 * ordinary).all()
-
-
-@pytest.mark.xfail(strict=True, reason="squares overflow above 1e19: no candidate wins, and the scale stays one")
-def test_weights_whose_squares_overflow_keep_their_relative_error():
-    weight, importance = make_problem(seed=2, spread=0.0)
-    grid = Grid(4, 32)
-    scales, _ = choose_scales(weight * 1e25, importance, grid, torch.float32)
-    error = weighted_error(weight.double() * 1e25, importance, scales, None, grid) / 1e50
-    assert (error <= (importance * weight.square()).view(4, 2, 32).sum(-1)).all()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
