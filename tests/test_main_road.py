@@ -86,13 +86,14 @@ def test_every_step_of_the_method_pays(tmp_path, tiny_w4):
     def kl(name, recipe) -> float:
         return hfc.compress(None, recipe, tmp_path / name).report["kl_mean"]
 
-    full = kl("full", hfc.GPTQ(bits=3))
-    assert full < kl("minmax", hfc.GPTQ(bits=3, scales="minmax")) * 0.9
-    assert full < kl("no-order", hfc.GPTQ(bits=3, act_order=False)) * 0.97
+    full = tiny_w4.report["kl_mean"]
+    assert full < kl("minmax", hfc.GPTQ(scales="minmax")) * 0.98
+    three = kl("three", hfc.GPTQ(bits=3))
+    assert three < kl("no-order", hfc.GPTQ(bits=3, act_order=False)) * 0.97
     rtn = kl("rtn", hfc.RTN(bits=3))
-    assert full < rtn * 0.6
-    assert rtn < kl("rtn-minmax", hfc.RTN(bits=3, scales="minmax"))
-    assert tiny_w4.report["kl_mean"] < full / 4
+    assert three < rtn * 0.6
+    assert rtn < kl("rtn-minmax", hfc.RTN(bits=3, scales="minmax")) * 0.95
+    assert full < three / 3
     assert kl("eight", hfc.RTN(bits=8)) < 1e-4
 
 

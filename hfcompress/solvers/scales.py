@@ -13,8 +13,8 @@
 # limitations under the License.
 """Scales and zero points, chosen once from the original weight and then frozen.
 
-The search keeps, for every row and group, the candidate with the least `sum_j h_j (Q(w_j) - w_j)^2`, where `h` is the
-diagonal of the Gram matrix of the inputs, or ones where there is no data. Shrinking the range trades a few clipped
+The search keeps, for every row and group, the candidate with the least `sum_j h_j (Q(w_j) - w_j)^2`, where `h` says
+what an error in a column costs, or is ones where there is no data. Shrinking the range trades a few clipped
 values for a finer step on all others; weighting by the inputs spends that trade where it shows in the output
 (the idea of AutoRound's optimised RTN and llama.cpp's importance matrix).
 """
@@ -31,7 +31,12 @@ ROWS_AT_ONCE = 2**22  # values per chunk: keeps the search's temporaries small
 
 
 def choose_scales(
-    weight: Tensor, importance: Tensor | None, grid: Grid, dtype: torch.dtype, search: bool = True
+    weight: Tensor,
+    importance: Tensor | None,
+    grid: Grid,
+    dtype: torch.dtype,
+    search: bool = True,
+    headroom: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """
     Args:
@@ -40,6 +45,7 @@ def choose_scales(
         grid (`Grid`): the grid.
         dtype (`torch.dtype`): the dtype that scales are stored in; every candidate is rounded to it before it is tried.
         search (`bool`, *optional*, defaults to `True`): search; otherwise the range is the least and greatest value.
+        headroom (`float`, *optional*, defaults to 1.0): factor on the scales that were found.
 
     Returns:
         `tuple[Tensor, Tensor | None]`: scales `(out_features, groups)` in `dtype`; zero points, int8 of the same
@@ -54,7 +60,7 @@ def choose_scales(
     parts = [
         _choose(part.view(len(part), -1, columns), importance, grid, dtype, search) for part in weight.split(rows)
     ]
-    scales = torch.cat([scale for scale, _ in parts]).to(dtype)
+    scales = _storable(torch.cat([scale for scale, _ in parts]) * headroom, dtype).to(dtype)
     zero_points = None if grid.symmetric else torch.cat([zero for _, zero in parts]).to(torch.int8)
     return scales, zero_points
 

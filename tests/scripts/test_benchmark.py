@@ -13,7 +13,9 @@
 # limitations under the License.
 """scripts/benchmark.py, with few rows and without real peers."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,18 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 def benchmark(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, check=False, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two would wait for each other beside other tests
+    return subprocess.run(command, env=one_thread, capture_output=True, check=False, text=True)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
 
 
 def test_quality(tmp_path):
@@ -57,23 +70,46 @@ def test_quality(tmp_path):
     assert str(tmp_path) not in output.read_text()
 
 
-def test_speed_goes_on_when_a_peer_fails(tmp_path):
+@pytest.fixture
+def bench(script, tmp_path):
+    """Two peers, of which one fails; our own runs are left to the test."""
     (tmp_path / "llmcompressor_run.py").write_text("raise ValueError('no kernel in /some/where/kernel.so')")
     (tmp_path / "gptqmodel_run.py").write_text('print("log")\nprint(\'{"seconds": 2.5, "peak_mib": 100}\')')
-    output = tmp_path / "speed.json"
-    peers = ("--peer-scripts", tmp_path, "--llmcompressor", sys.executable, "--gptqmodel", sys.executable)
-    done = benchmark("speed", "--settings", "w4g128", "--rows", 4, "--repeats", 1, "--output", output, *peers)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(output.read_text())
-    rows = {row["method"]: row for row in found["rows"]}
-    assert rows["llm-compressor GPTQ"]["error"] == "ValueError: no kernel in kernel.so"
-    assert rows["llm-compressor GPTQ"]["seconds"] is None
-    assert rows["GPTQModel GPTQ"]["runs"] == [2.5]
-    assert rows["GPTQModel GPTQ"]["ratio"] == pytest.approx(rows["hfcompress GPTQ"]["seconds"] / 2.5)
-    recomputed = rows["hfcompress GPTQ, recomputed"]
-    assert rows["GPTQModel GPTQ"]["ratio_recomputed"] == pytest.approx(recomputed["seconds"] / 2.5)
-    assert found["peers"]["gptqmodel"]["torch"]
-    assert str(Path(sys.executable).parent) not in output.read_text()
+    (tmp_path / "work").mkdir()
+    python = Path(sys.executable)
+    return script.Bench(
+        model=tmp_path,
+        calibration=tmp_path / "calibration.npy",
+        evaluation=tmp_path / "evaluation.npy",
+        settings=(script.Setting.parse("w4g128"), script.Setting.parse("w4channel")),
+        interpreters={"llmcompressor": python, "gptqmodel": python},
+        scripts=tmp_path,
+        work=tmp_path / "work",
+    )
+
+
+def test_speed_takes_turns_and_outlives_a_failing_peer(script, bench, monkeypatch, capsys):
+    times = iter([3.0, 6.0, 1.0, 7.0, 2.0, 8.0] * 2)
+    of_peers = script.Bench.compress
+
+    def compress(self, method, setting, output):
+        return of_peers(self, method, setting, output) if method.peer else (next(times), 50)
+
+    monkeypatch.setattr(script.Bench, "compress", compress)
+    rows = {(row.setting, row.method): row for row in script.run_speed(bench, repeats=3)}
+    ours, recomputed = rows["w4g128", "hfcompress GPTQ"], rows["w4g128", "hfcompress GPTQ, recomputed"]
+    assert (ours.runs, ours.seconds, ours.fastest, ours.slowest) == ([3, 1, 2], 2, 1, 3)
+    assert (recomputed.runs, recomputed.seconds, recomputed.ratio) == ([6, 7, 8], 7, 2 / 7)
+    peer = rows["w4g128", "GPTQModel GPTQ"]
+    assert (peer.runs, peer.peak_rss_mib, peer.ratio, peer.ratio_recomputed) == ([2.5] * 3, 100, 2 / 2.5, 7 / 2.5)
+    failed = rows["w4g128", "llm-compressor GPTQ"]
+    assert (failed.error, failed.seconds, failed.ratio) == ("ValueError: no kernel in kernel.so", None, None)
+    assert rows["w4channel", "GPTQModel GPTQ"].error.startswith("n/a")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 * 3 * 4
+    assert lines[0] == "[1/24] w4g128 hfcompress GPTQ: 3.0 s"
+    script.show(script.SPEED_COLUMNS, list(rows.values()), "speed")
+    assert "no kernel" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfcompress.solvers.gptq import NotPositiveDefiniteError, factorize, gptq
+from hfcompress.solvers.gptq import HEADROOM, NotPositiveDefiniteError, factorize, gptq
 from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.rtn import rtn
 from hfcompress.solvers.scales import choose_scales
@@ -83,7 +83,8 @@ def textbook_gptq(weight, damped, order, scales, zero_points, grid):
 def assert_as_in_the_textbook(weight, gram, grid, dtype, search, act_order, damping=0.01):
     factor = factorize(gram, damping, act_order)
     quantized = gptq(weight, factor, grid, dtype, search)
-    scales, zero_points = choose_scales(weight, gram.diagonal(), grid, dtype, search)
+    headroom = 1 + HEADROOM / grid.bits if search else 1.0
+    scales, zero_points = choose_scales(weight, factor.importance, grid, dtype, search, headroom)
     assert torch.equal(quantized.scales, scales)
     assert (quantized.zero_points is None) if zero_points is None else torch.equal(quantized.zero_points, zero_points)
     order = torch.arange(len(gram))
@@ -179,7 +180,7 @@ def test_objective_lies_between_the_optimum_and_rounding_to_nearest(symmetric, a
         over_optimum.append(objective(weight, quantized.dequantize(), gram) / optimum)
         nearest_over_optimum.append(objective(weight, nearest, gram) / optimum)
     found, nearest = torch.cat(over_optimum), torch.cat(nearest_over_optimum)
-    assert (found >= 1 - 1e-6).all()
+    assert found.min() >= 1 - 1e-4  # values are float32
     assert (found <= nearest * (1 + 1e-6)).float().mean() > 0.75
     assert (found <= 1 + 1e-6).float().mean() > 0.4  # often it is the optimum
     assert found.log().mean() < nearest.log().mean()
@@ -218,11 +219,14 @@ def test_inputs_that_are_not_correlated_leave_nothing_to_feed_back(symmetric, ac
     assert torch.equal(quantized.dequantize(), nearest.dequantize())
 
 
-def test_white_inputs_give_rounding_to_nearest_with_its_searched_scales():
+def test_white_inputs_give_rounding_to_nearest_on_searched_scales_with_headroom():
     weight, _ = make_problem(seed=4, columns=64)
     grid = Grid(4, 32, symmetric=False)
-    quantized = gptq(weight, factorize(torch.eye(64)), grid, torch.bfloat16)
-    assert torch.equal(quantized.dequantize(), rtn(weight, grid, torch.bfloat16).dequantize())
+    quantized = gptq(weight, factorize(torch.eye(64)), grid, torch.float32)
+    scales, zeros = (t.float().repeat_interleave(32, 1) for t in (quantized.scales, quantized.zero_points))
+    assert torch.equal(quantized.codes.float(), grid.round(weight, scales, zeros))
+    searched = rtn(weight, grid, torch.float32).scales
+    torch.testing.assert_close(quantized.scales, searched * (1 + HEADROOM / 4))
 
 
 @pytest.mark.parametrize("act_order", [True, False])
@@ -253,7 +257,7 @@ def test_inputs_that_are_all_zero_give_rounding_to_nearest():
     factor = factorize(torch.zeros(32, 32))
     assert factor.dead == 32
     quantized = gptq(weight, factor, Grid(4), torch.float32)
-    assert torch.equal(quantized.codes, rtn(weight, Grid(4), torch.float32, search=False).codes)
+    assert torch.equal(quantized.codes.float(), Grid(4).round(weight, quantized.scales, None))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -294,6 +298,7 @@ def test_factor_is_unit_upper_triangular_and_leaves_a_diagonal(act_order):
     inverse = torch.linalg.inv(unit)
     diagonal = inverse @ ordered @ inverse.T
     assert (diagonal.diagonal() > 0).all()
+    torch.testing.assert_close(factor.importance[factor.order].double(), diagonal.diagonal(), rtol=1e-4, atol=0)
     off = diagonal - diagonal.diagonal().diag()
     assert off.abs().max() < 1e-5 * ordered.diagonal().max()
 
@@ -305,7 +310,6 @@ def test_most_excited_columns_come_first():
     assert (excitation[:-1] >= excitation[1:]).all()
     assert factor.order.sort().values.tolist() == list(range(48))
     assert factorize(gram, act_order=False).order.tolist() == list(range(48))
-    assert torch.equal(factor.importance, gram.diagonal())
 
 
 def test_damping_that_suffices_is_the_one_that_is_reported():
