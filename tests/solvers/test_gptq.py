@@ -181,7 +181,7 @@ def test_objective_lies_between_the_optimum_and_rounding_to_nearest(symmetric, a
         nearest_over_optimum.append(objective(weight, nearest, gram) / optimum)
     found, nearest = torch.cat(over_optimum), torch.cat(nearest_over_optimum)
     assert found.min() >= 1 - 1e-4  # values are float32
-    assert (found <= nearest * (1 + 1e-6)).float().mean() > 0.75
+    assert (found <= nearest * (1 + 1e-6)).float().mean() > 0.7
     assert (found <= 1 + 1e-6).float().mean() > 0.4  # often it is the optimum
     assert found.log().mean() < nearest.log().mean()
     assert found.log().mean().exp() < 1.4
