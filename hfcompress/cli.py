@@ -96,6 +96,7 @@ def run(
     from hfcompress.recipes import load_job, with_changes
 
     job = with_changes(load_job(recipe), set_ or [])
+    _check_json(json_file)
     with console.progress("compressing") as progress:
         result = compress(
             model,
@@ -145,6 +146,7 @@ def eval_command(
     from hfcompress import console
     from hfcompress.compression import evaluate
 
+    _check_json(json_file)
     with console.progress("evaluating") as progress:
         report = evaluate(
             model,
@@ -223,7 +225,9 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
         console.error(f"Something went wrong that should not ({type(error).__name__}: {error}); the log is {log}.")
         return FAILED
     if code == INTERRUPTED:
-        console.error("Interrupted; the same command with --resume goes on from the last finished block.")
+        resumable = arguments[:1] == ["run"]
+        how = "; --resume (in place of --overwrite) goes on from the last finished block" if resumable else ""
+        console.error(f"Interrupted{how}.")
     return code
 
 
@@ -245,6 +249,12 @@ def parse_size(text: str) -> int:
         return int(float(number) * units[unit])
     except (ValueError, KeyError, OverflowError) as error:
         raise InvalidValueError(f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes.") from error
+
+
+def _check_json(path: Path | None) -> None:
+    """Before the work: a file that cannot be written is told at once."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise InvalidValueError(f"--json {path} cannot be written: it is a folder, or its folder does not exist.")
 
 
 def _write_json(path: Path | None, value: dict[str, Any]) -> None:

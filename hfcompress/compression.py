@@ -30,7 +30,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.tokens import Tokens, load_tokens
-from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.quality import measure_quality
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import CheckpointWriter, partial_path
@@ -121,16 +121,18 @@ def compress(
     if job.evaluation.gate and not evaluate:
         raise InvalidValueError("The recipe has a gate, which needs the evaluation; leave out --no-eval or the gate.")
     layout = get_format(job.format)
+    if model is None and isinstance(recipe, str) and (Path(recipe) / MANIFEST).is_file():
+        model = base_of(Path(recipe))
     checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
-    if model is None:
+    if checkpoint.folder == tiny_folder():
         checkpoint.name = TINY_NAME
     if checkpoint.quantization_config is not None:
         raise UnsupportedModelError(
             f"{checkpoint.name} is already quantized ({checkpoint.quantization_config.get('quant_method')}); "
             "give the original model."
         )
-    output = Path(output_dir or f"{Path(checkpoint.name).name.partition('@')[0]}-{job.name}").expanduser().absolute()
-    check_output(output, resume, overwrite)
+    output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
+    check_output(output, resume, overwrite, checkpoint.folder)
     processes = Processes(_device(device))
     streamed = StreamedModel(checkpoint, processes.device, _dtype(dtype, processes.device, checkpoint))
     plan = make_plan(streamed, job.steps, layout)
@@ -189,8 +191,8 @@ def compress(
         writer.write_json(MANIFEST, manifest)
         writer.finish()
     except HfcompressError as error:
-        if processes.writes and not isinstance(error, OutputError):
-            writer.discard()
+        if processes.writes and not (resume or writer.merged or isinstance(error, OutputError)):
+            writer.discard()  # what would put the error right changes the run
         raise
     return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
 
@@ -217,7 +219,7 @@ def evaluate(
         samples (`int`, *optional*): rows.
         seq_len (`int`, *optional*): tokens per row.
         device (`str`, *optional*): where.
-        dtype (`str`, *optional*): of the arithmetic.
+        dtype (`str`, *optional*, defaults to `"float32"`): of the arithmetic.
         trust_remote_code (`bool`, *optional*): run modelling code that the repo carries.
         progress (`Progress`, *optional*): is told how far it is.
 
@@ -226,7 +228,8 @@ def evaluate(
     """
     progress = progress or Silent()
     candidate = Checkpoint.open(model, trust_remote_code=trust_remote_code)
-    original = Checkpoint.open(baseline or _base_of(candidate), trust_remote_code=trust_remote_code)
+    base = base_of(candidate.folder) if candidate.folder is not None else tiny_folder()
+    original = Checkpoint.open(baseline or base, trust_remote_code=trust_remote_code)
     where = _device(device)
     tokens = load_tokens(
         data if data is not None else "bundled",
@@ -239,7 +242,7 @@ def evaluate(
     if tokens.note:
         progress.note(tokens.note)
     progress.start(2 * candidate.config.get_text_config().num_hidden_layers)
-    return measure_quality(candidate, original, tokens, where, _dtype(dtype, where, original), progress)
+    return measure_quality(candidate, original, tokens, where, _dtype(dtype or "float32", where, original), progress)
 
 
 class Phases:
@@ -259,7 +262,7 @@ class Phases:
         self._since = now
 
 
-def check_output(output: Path, resume: bool, overwrite: bool) -> None:
+def check_output(output: Path, resume: bool, overwrite: bool, source: Path | None = None) -> None:
     """
     Raises:
         OutputError: the folder is there, or unfinished work is, and nothing was said of it.
@@ -268,13 +271,30 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
         raise InvalidValueError("--resume goes on and --overwrite starts again; give one of them.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; choose another --output.")
-    if output.exists() and not overwrite and any(output.iterdir()):
-        raise OutputError(f"{output} exists already; give --overwrite to replace it, or choose another --output.")
+    inside = next((parent for parent in output.parents if parent.exists()), output)
+    if not inside.is_dir():
+        raise OutputError(f"{inside} is a file, so {output} cannot be made; choose another --output.")
+    if source is not None and (output.resolve() in (source, *source.parents) or source in output.resolve().parents):
+        raise OutputError(f"{output} is, holds or lies in the model's own folder; choose another --output.")
+    if output.is_dir() and any(output.iterdir()):
+        if overwrite and output.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise OutputError(f"{output} is or holds the working folder; choose another --output.")
+        if not overwrite and not (resume and partial_path(output).exists()):
+            raise OutputError(f"{output} exists already; give --overwrite to replace it, or choose another --output.")
+    if output.is_mount():
+        raise OutputError(f"{output} is a mount point, which cannot be replaced; choose a folder in it for --output.")
     if partial_path(output).exists() and not (resume or overwrite):
         raise OutputError(
             f"There is unfinished work for {output} in {partial_path(output)}; "
             "go on with --resume, or start again with --overwrite."
         )
+
+
+def _short_name(checkpoint: Checkpoint) -> str:
+    """What the default output is called after."""
+    if checkpoint.folder is not None and checkpoint.revision is None and checkpoint.name != TINY_NAME:
+        return checkpoint.folder.name
+    return Path(checkpoint.name.partition("@")[0]).name
 
 
 def _job(recipe, calibration, samples, seq_len, seed, eval_data) -> Job:
@@ -342,7 +362,9 @@ def _run_pass(streamed, plan, layout, writer, journal, processes, progress, toke
         if share.stop > share.start:
             rows = max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
             batches = tokens.batch(share).split(rows)
-    suspended = _fits_suspended(streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit)
+    suspended = _fits_suspended(
+        streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
+    )
     run = BlockPass(streamed, plan, layout, writer, journal, processes, progress, suspended)
     if not writer.merged:
         results = run.run(batches)
@@ -353,7 +375,9 @@ def _run_pass(streamed, plan, layout, writer, journal, processes, progress, toke
     return [row for rows in journal.blocks.values() for row in rows]
 
 
-def _fits_suspended(streamed: StreamedModel, plan: Plan, tokens: int, memory_limit: int | None) -> bool:
+def _fits_suspended(
+    streamed: StreamedModel, plan: Plan, tokens: int, memory_limit: int | None, processes: int
+) -> bool:
     """
     Whether the halted forwards of all tokens fit: about six hidden-size tensors and the widest input per token (the
     stream, the residual, the normed input, queries, keys, values), twice that beside a dense stream.
@@ -363,16 +387,16 @@ def _fits_suspended(streamed: StreamedModel, plan: Plan, tokens: int, memory_lim
     config = streamed.skeleton.config.get_text_config()
     per_token = (6 * config.hidden_size + plan.widest.shape.in_features) * streamed.dtype.itemsize
     needed = tokens * per_token * (2 if plan.needs_dense_stream else 1)
-    if memory_limit is not None:
-        return psutil.Process().memory_info().rss + needed <= memory_limit
+    if memory_limit is not None and psutil.Process().memory_info().rss + needed > memory_limit:
+        return False
     if streamed.device.type == "cuda":
         return needed <= torch.cuda.mem_get_info(streamed.device)[0] // 2
-    return needed <= psutil.virtual_memory().available // 2
+    return needed <= psutil.virtual_memory().available // 2 // processes
 
 
 def _evaluate(folder: Path, baseline: Checkpoint, tokens: Tokens, streamed, progress, trust_remote_code) -> dict:
     candidate = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
-    return measure_quality(candidate, baseline, tokens, streamed.device, streamed.dtype, progress)
+    return measure_quality(candidate, baseline, tokens, streamed.device, torch.float32, progress)
 
 
 def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantization_config: dict | None) -> None:
@@ -383,6 +407,8 @@ def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantiza
             writer.copy(checkpoint.folder / name, name)
     else:
         config = checkpoint.config.to_dict()
+        if checkpoint.generation_config is not None:
+            checkpoint.generation_config.save_pretrained(writer.result)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(writer.result)
     if quantization_config is not None:
@@ -415,15 +441,24 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
 
 
-def _base_of(checkpoint: Checkpoint) -> str | Path:
-    """The base that a checkpoint's manifest names."""
-    manifest = checkpoint.folder / MANIFEST if checkpoint.folder is not None else None
-    if manifest is None or not manifest.is_file():
+def base_of(folder: Path) -> str | Path:
+    """
+    The base that the manifest in `folder` names; the bundled tiny model if there is no manifest.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
         return tiny_folder()
-    base = json.loads(manifest.read_text())["base"]
-    if base["model"] == TINY_NAME:
+    try:
+        base = json.loads(manifest.read_text())["base"]
+        model, revision = base["model"], base["revision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{manifest} is damaged; download or copy that file again.") from error
+    if model == TINY_NAME:
         return tiny_folder()
-    return f"{base['model']}@{base['revision']}" if base["revision"] and "@" not in base["model"] else base["model"]
+    return f"{model.partition('@')[0]}@{revision}" if revision else model
 
 
 def _device(name: str) -> torch.device:
@@ -433,8 +468,10 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InvalidValueError(f"There is no device '{name}'; give auto, cpu, cuda or cuda:0.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidValueError("There is no CUDA device that this torch can use; give --device cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidValueError(f"The device '{name}' is not supported; give auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidValueError(f"There is no CUDA device for '{name}' that this torch can use; give --device cpu.")
     return device
 
 

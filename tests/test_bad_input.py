@@ -155,13 +155,13 @@ def test_an_activation_that_is_not_finite_is_named(refused, saved_llama, ids, tm
     assert "The input of model.layers.0.mlp.down_proj holds NaN or infinity" in said
 
 
-def test_a_missing_weight_is_named(refused, saved_llama, ids, tmp_path):
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_a_missing_weight_is_named(refused, saved_llama, ids, tmp_path, name):
     weights = load_file(saved_llama / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
+    del weights[name]
     save_file(weights, saved_llama / "model.safetensors", metadata={"format": "pt"})
     said = refused("run", "gptq-w4a16", *options(saved_llama, ids, tmp_path), "--set", "gptq.group_size=32")
-    assert "model.layers.1.mlp.up_proj" in said
-    assert "incomplete" in said
+    assert f"no weight for {name}; the checkpoint is incomplete" in said
 
 
 # the recipe
@@ -193,6 +193,9 @@ def test_a_missing_weight_is_named(refused, saved_llama, ids, tmp_path):
         (["gptq-w4a16", "--memory-limit", "much"], "'much' is no size"),
         (["gptq-w4a16", "--resume", "--overwrite"], "give one of them"),
         (["gptq-w4a16", "--samples", "none"], "--samples"),
+        (["gptq-w4a16", "--seed", "-1"], "calibration.seed is -1; it must be at least 0"),
+        (["gptq-w4a16", "--set", "evaluation.seq_len=1"], "evaluation.seq_len is 1; it must be at least 2"),
+        (["gptq-w4a16", "--device", "meta"], "The device 'meta' is not supported"),
         (["gptq-w4a16", "--colour"], "--colour"),
     ],
 )
@@ -305,6 +308,22 @@ def test_fewer_tokens_than_the_widest_layer_is_a_warning_that_says_what_it_costs
     assert "no better than rounding to nearest" in said
 
 
+def test_fewer_rows_than_asked_for_is_said(hfcompress, tiny, tmp_path):
+    (tmp_path / "words.txt").write_text("def words(): pass\n" * 200)
+    arguments = [
+        "--calibration",
+        tmp_path / "words.txt",
+        "--seq-len",
+        "128",
+        "--output",
+        tmp_path / "out",
+        "--no-eval",
+    ]
+    code, said = hfcompress("run", "gptq-w4a16", *arguments)
+    assert code == OK
+    assert "rows of 128 tokens, not the 128 that were asked for" in said
+
+
 def test_evaluating_on_what_was_calibrated_on_is_said(hfcompress, saved_llama, ids, tmp_path):
     code, said = hfcompress("run", "gptq-w4a16", *options(saved_llama, ids, tmp_path), "--set", "gptq.group_size=32")
     assert code == OK
@@ -378,6 +397,35 @@ def test_disk_full(hfcompress, mounted):
     assert code == USER_ERROR
     assert "is full" in said
     assert not (small_disk / "out").exists()
+
+
+def test_the_models_own_folder_is_never_an_output(refused, saved_llama, ids, tmp_path):
+    for output in (saved_llama, saved_llama.parent, saved_llama / "out"):
+        arguments = ["--model", saved_llama, "--calibration", ids, "--output", output, "--overwrite"]
+        assert "the model's own folder" in refused("run", "gptq-w4a16", *arguments, "--set", "gptq.group_size=32")
+    assert (saved_llama / "model.safetensors").is_file()
+
+
+def test_the_working_folder_is_never_an_output(refused, tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    assert "the working folder" in refused("run", "rtn-w4a16", "--output", tmp_path / "here", "--overwrite")
+
+
+def test_output_below_a_file(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "file is a file, so" in refused("run", "rtn-w4a16", "--output", tmp_path / "file" / "out")
+
+
+def test_output_is_a_mount_point(hfcompress, mounted):
+    code, said = hfcompress("run", "rtn-w4a16", "--output", mounted("size=9m"), "--no-eval")
+    assert code == USER_ERROR
+    assert "mount point" in said
+
+
+def test_a_json_file_that_cannot_be_written_is_told_before_the_work(refused, tmp_path):
+    said = refused("run", "rtn-w4a16", "--output", tmp_path / "out", "--json", tmp_path / "nowhere" / "x.json")
+    assert "cannot be written" in said
 
 
 # the end

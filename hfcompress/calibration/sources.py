@@ -69,8 +69,10 @@ def read_texts(source: str, tokenizer) -> Iterator[str]:
     elif path.suffix == ".jsonl":
         yield from _documents(_json_lines(path), source, tokenizer)
     else:
-        import pyarrow.parquet
-
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MissingExtraError(f"Reading {source} needs pyarrow: pip install 'hfcompress[parquet]'.") from error
         try:
             rows = pyarrow.parquet.ParquetFile(path).iter_batches()
             yield from _documents((row for batch in rows for row in batch.to_pylist()), source, tokenizer)
@@ -79,7 +81,7 @@ def read_texts(source: str, tokenizer) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:

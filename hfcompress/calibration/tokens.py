@@ -153,14 +153,18 @@ def _from_memory(data: Any, samples: int | None, seq_len: int | None) -> Tokens:
     if isinstance(data, Mapping):
         mask = data.get("attention_mask")
         data = data["input_ids"]
-    tokens = _from_array(np.asarray(data), "token ids", samples, seq_len)
+    tokens = _from_array(_array(data), "token ids", samples, seq_len)
     if mask is not None:
-        mask = np.asarray(mask).astype(bool)[:samples, :seq_len]
+        mask = _array(mask).astype(bool)[:samples, :seq_len]
         if mask.shape != tokens.input_ids.shape:
             raise CalibrationError(
                 f"attention_mask is {mask.shape}, but input_ids are {tokens.input_ids.shape}; they must be alike."
             )
     return Tokens(tokens.input_ids, tokens.source, mask)
+
+
+def _array(data: Any) -> np.ndarray:
+    return data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else np.asarray(data)
 
 
 def _packed(texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int, note: str) -> Tokens:
@@ -181,6 +185,9 @@ def _packed(texts: Iterable[str], source: str, checkpoint, samples: int, seq_len
         raise CalibrationError(
             f"{source} gives {len(ids)} tokens, not one full row of {seq_len}; give more text or a smaller --seq-len."
         )
+    if rows < samples:
+        few = f"{source} gives {rows} rows of {seq_len} tokens, not the {samples} that were asked for"
+        note = f"{note}; {few}" if note else few
     array = np.array(ids[: rows * seq_len], dtype=np.int64).reshape(rows, seq_len)
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:samples])
     return Tokens(array[chosen], source, note=note)

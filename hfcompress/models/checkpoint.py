@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.locate import locate
@@ -57,6 +57,7 @@ class Checkpoint:
         revision (`str` or `None`): the commit on the Hub.
         folder (`Path` or `None`): where it lies; `None` for a model in memory.
         tensors (`Mapping[str, StoredTensor]`): its tensors by their names on disk.
+        generation_config (`GenerationConfig` or `None`): of a model in memory; a folder has it as a file.
     """
 
     def __init__(self, config, name, tensors, folder=None, revision=None, tokenizer=None, trust_remote_code=False):
@@ -66,6 +67,7 @@ class Checkpoint:
         self.folder: Path | None = folder
         self.revision: str | None = revision
         self.trust_remote_code: bool = trust_remote_code
+        self.generation_config: GenerationConfig | None = None
         self._tokenizer = tokenizer
 
     @classmethod
@@ -86,7 +88,7 @@ class Checkpoint:
             return model
         if isinstance(model, PreTrainedModel):
             return cls._from_memory(model, tokenizer)
-        folder, revision = locate(str(model))
+        folder, revision = locate(str(model), trust_remote_code)
         config = _read_config(folder, trust_remote_code)
         return cls(config, str(model), _stored_tensors(folder), folder, revision, tokenizer, trust_remote_code)
 
@@ -103,7 +105,9 @@ class Checkpoint:
         config.architectures = config.architectures or [type(model).__name__]
         if config.dtype is None:
             config.dtype = model.dtype
-        return cls(config, name, tensors, tokenizer=tokenizer)
+        checkpoint = cls(config, name, tensors, tokenizer=tokenizer)
+        checkpoint.generation_config = model.generation_config
+        return checkpoint
 
     @property
     def tokenizer(self):
@@ -133,7 +137,7 @@ class Checkpoint:
             digest.update(self.config.to_json_string().encode())
             for name, tensor in sorted(self.tensors.items()):
                 digest.update(name.encode())
-                digest.update(tensor.read().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.read().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
             return digest.hexdigest()
         for path in [
             self.folder / "config.json",
@@ -146,7 +150,8 @@ class Checkpoint:
     def companions(self) -> Iterator[Path]:
         """Files that belong beside the weights (tokenizer, generation config, chat template), relative to `folder`."""
         if self.folder is not None:
-            found = {p for pattern in COMPANIONS for p in self.folder.glob(pattern) if p.is_file()}
+            patterns = (*COMPANIONS, "*.py") if self.trust_remote_code else COMPANIONS
+            found = {p for pattern in patterns for p in self.folder.glob(pattern) if p.is_file()}
             yield from (p.relative_to(self.folder) for p in sorted(found))
 
 

@@ -32,10 +32,11 @@ from hfcompress.errors import CheckpointError
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "tokenizer*", "LICENSE*", "README.md"]
 
 
-def locate(model: str) -> tuple[Path, str | None]:
+def locate(model: str, with_code: bool = False) -> tuple[Path, str | None]:
     """
     Args:
         model (`str`): a folder, or a Hub id: `id` or `id@revision`.
+        with_code (`bool`, *optional*, defaults to `False`): also bring the repo's own modelling code.
 
     Returns:
         `tuple[Path, str | None]`: the folder, and the commit where it came from the Hub.
@@ -48,12 +49,13 @@ def locate(model: str) -> tuple[Path, str | None]:
         return path.resolve(), None
     if path.exists():
         raise CheckpointError(f"{model} is a file; give the folder of a checkpoint or a Hub id.")
-    looks_like_path = model.startswith(("/", "./", "../", "~")) or model.count("/") != 1
+    repo, _, revision = model.partition("@")
+    looks_like_path = model.startswith(("/", "./", "../", "~")) or repo.count("/") != 1
     if looks_like_path:
         raise CheckpointError(f"There is no folder {model}; give the folder of a checkpoint or a Hub id (user/name).")
-    repo, _, revision = model.partition("@")
+    wanted = [*WANTED, "*.py"] if with_code else WANTED
     try:
-        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=WANTED)
+        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=wanted)
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`."

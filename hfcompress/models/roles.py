@@ -14,7 +14,7 @@
 """What is in a block, discovered on the running block: its linears, and which of them read the same tensor."""
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +86,9 @@ def watch_inputs(linears: Mapping[str, nn.Module], seen: Callable[[str, Tensor],
 
 
 @torch.no_grad()
-def shared_inputs(model: StreamedModel, block: nn.Module, index: int, probe: Stream) -> list[list[str]]:
+def shared_inputs(
+    model: StreamedModel, block: nn.Module, index: int, probe: Stream, names: Collection[str] | None = None
+) -> list[list[str]]:
     """
     The linears of a block in groups that read the same tensor, in the order in which they run.
 
@@ -97,6 +99,7 @@ def shared_inputs(model: StreamedModel, block: nn.Module, index: int, probe: Str
         block (`nn.Module`): its block `index`, with weights.
         index (`int`): which block.
         probe (`Stream`): a few tokens, from [`StreamedModel.probe`].
+        names (`Collection[str]`, *optional*): the linears that matter; all of them if left out.
 
     Returns:
         `list[list[str]]`: full names. A linear that did not run is in no group.
@@ -105,6 +108,7 @@ def shared_inputs(model: StreamedModel, block: nn.Module, index: int, probe: Str
         UnsupportedModelError: a linear runs more than once in a forward.
     """
     linears = find_linears(block, model.block_names[index])
+    linears = {n: module for n, module in linears.items() if names is None or n in names}
     groups: dict[tuple, list[str]] = {}
     alive = []  # so that no memory is used twice while addresses are compared
 
@@ -112,7 +116,7 @@ def shared_inputs(model: StreamedModel, block: nn.Module, index: int, probe: Str
         alive.append(tensor)
         if any(name in group for group in groups.values()):
             raise UnsupportedModelError(
-                f"{name} runs more than once in a forward of its block; leave it alone with --set ignore."
+                f"{name} runs more than once in a forward of its block; leave it alone: --set STEP.ignore=[{name}]."
             )
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         groups.setdefault(key, []).append(name)

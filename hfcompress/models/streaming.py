@@ -46,6 +46,7 @@ from hfcompress.models.checkpoint import Checkpoint
 
 
 PROBE_TOKENS = 8
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass
@@ -124,6 +125,25 @@ class StreamedModel:
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)
         self._returns_tuple: bool | None = None
+        self._require_complete()
+        for module in self.skeleton.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.device.type != "meta":
+                    module._buffers[name] = buffer.to(self.device)
+
+    def _require_complete(self) -> None:
+        """Every parameter is in the checkpoint, is tied to one that is, or is converted from others."""
+        if self.converts:
+            return
+        tied = (
+            self.skeleton.all_tied_weights_keys if self.skeleton.config.get_text_config().tie_word_embeddings else {}
+        )
+        missing = [n for n, _ in self.skeleton.named_parameters() if n not in self.sources and n not in tied]
+        if missing:
+            raise CheckpointError(
+                f"{self.checkpoint.name} has no weight for {missing[0]}; the checkpoint is incomplete or of another "
+                "model."
+            )
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -393,6 +413,13 @@ def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _refuse_fused_experts(model: PreTrainedModel, block_names: list[str]) -> None:
+    config = model.config.get_text_config()
+    for key in EXPERT_KEYS:
+        if isinstance(count := getattr(config, key, None), int) and count > 1:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has {count} experts per block ({key}); mixtures of experts are not supported "
+                "yet."
+            )
     for block_name in block_names:
         for name, parameter in model.get_submodule(block_name).named_parameters():
             if parameter.ndim == 3 and "conv" not in name:

@@ -117,9 +117,8 @@ class BlockPass:
             for name in linears:
                 solve([name], None)
         else:
-            groups = shared_inputs(self.model, block, index, probe)
+            groups = shared_inputs(self.model, block, index, probe, tasks)
             self._require_all_ran(tasks, groups)
-            groups = [names for names in groups if any(name in tasks for name in names)]
             streams, dense = self._observe(block, index, groups, linears, streams, dense, solve, last)
         stems = {tasks[result["name"]].stem for result in results}
         for key in self.model.keys_of_block(index):
@@ -158,7 +157,7 @@ class BlockPass:
 
         def solve_seen(group: int) -> None:
             names = groups[group]
-            shape = self.plan.tasks[next(n for n in names if n in self.plan.tasks)].shape
+            shape = self.plan.blocks[index][names[0]].shape
             statistics = gathered.pop(group, None) or Statistics(
                 shape.in_features, self.model.device, cross=self.plan.needs_dense_stream
             )
@@ -193,7 +192,7 @@ class BlockPass:
         if missing:
             raise UnsupportedModelError(
                 f"{missing[0]} does not run in the model's forward, so there is nothing to calibrate it on; "
-                "leave it alone with ignore."
+                f"leave it alone: --set STEP.ignore=[{missing[0]}]."
             )
 
     # outside the blocks

@@ -45,7 +45,7 @@ class GPTQ(Quantization):
             raise InvalidValueError(f"gptq.damping is {self.damping}; it must lie between 0 and 1.")
 
     def quantize(self, weight, statistics, grid, scale_dtype, linears):
-        """See `passes.linears.Quantizer`."""
+        """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.gptq import gptq
 
         factor = statistics.factor(self.damping, self.act_order, linears)

@@ -39,9 +39,9 @@ GATED = ("perplexity", "kl_mean", "kl_median", "kl_p99", "top1_agreement", "size
 
 
 def _check_sizes(settings: Any, where: str) -> None:
-    for key in ("samples", "seq_len"):
-        if getattr(settings, key) < 1:
-            raise InvalidValueError(f"{where}.{key} is {getattr(settings, key)}; it must be at least 1.")
+    for key, least in (("samples", 1), ("seq_len", 2), ("seed", 0)):
+        if getattr(settings, key, least) < least:
+            raise InvalidValueError(f"{where}.{key} is {getattr(settings, key)}; it must be at least {least}.")
 
 
 @dataclass(frozen=True, kw_only=True)

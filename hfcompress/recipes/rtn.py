@@ -26,7 +26,7 @@ class RTN(Quantization):
     name: ClassVar[str] = "rtn"
 
     def quantize(self, weight, statistics, grid, scale_dtype, linears):
-        """See `passes.linears.Quantizer`."""
+        """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.rtn import rtn
 
         return rtn(weight, grid, scale_dtype, self.scales == "search"), {}

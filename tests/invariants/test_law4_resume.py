@@ -74,6 +74,17 @@ def test_finished_blocks_are_not_solved_again(saved_llama, tmp_path, monkeypatch
     assert all(name.startswith("model.layers.2.") for name in solved)
 
 
+def test_an_interrupted_overwrite_leaves_the_old_output_and_goes_on(saved_llama, tmp_path):
+    run(saved_llama, tmp_path / "out", hfc.RTN(group_size=32))
+    old = digest(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        run(saved_llama, tmp_path / "out", overwrite=True, progress=StopAfter(2))
+    assert digest(tmp_path / "out") == old
+    run(saved_llama, tmp_path / "out", resume=True)
+    run(saved_llama, tmp_path / "whole")
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole") != old
+
+
 def test_unfinished_work_is_not_run_over(saved_llama, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(saved_llama, tmp_path / "out", progress=StopAfter(1))
