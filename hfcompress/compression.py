@@ -17,7 +17,7 @@ import dataclasses
 import datetime
 import json
 import platform
-import resource
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -136,7 +136,7 @@ def compress(
     processes = Processes(_device(device))
     streamed = StreamedModel(checkpoint, processes.device, _dtype(dtype, processes.device, checkpoint))
     plan = make_plan(streamed, job.steps, layout)
-    grids = {task.stem: task.grid for task in plan.tasks.values()}
+    grids = {name: task.grid for name, task in plan.tasks.items()}
     quantization_config = layout.quantization_config(grids, plan.untouched)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     evaluation_tokens = None
@@ -255,11 +255,20 @@ class Phases:
     def end(self, name: str) -> None:
         """The phase `name` ends now, and the next begins."""
         now = time.perf_counter()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.ended[name] = {"seconds": round(now - self._since, 3), "peak_rss_bytes": peak}
+        self.ended[name] = {"seconds": round(now - self._since, 3), "peak_rss_bytes": peak_rss_bytes()}
         if torch.cuda.is_available():
             self.ended[name]["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
         self._since = now
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had so far."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def check_output(output: Path, resume: bool, overwrite: bool, source: Path | None = None) -> None:

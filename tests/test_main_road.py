@@ -15,6 +15,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +59,13 @@ def test_the_report_is_what_plain_transformers_finds(tiny, tiny_w4):
     size = sum(p.stat().st_size for p in tiny_w4.output_dir.glob("model*.safetensors"))
     assert written["size_bytes"] == size
     assert written["baseline_size_bytes"] == (tiny / "model.safetensors").stat().st_size
+
+
+def test_the_readme_shows_what_the_demo_gives(tiny_w4):
+    shown = (Path(__file__).parents[1] / "README.md").read_text()
+    kl, agreement = re.search(r"([\d.]+) nats", shown), re.search(r"([\d.]+)% │\n└", shown)
+    assert float(kl[1]) == pytest.approx(tiny_w4.report["kl_mean"], rel=0.05)
+    assert float(agreement[1]) / 100 == pytest.approx(tiny_w4.report["top1_agreement"], abs=0.005)
 
 
 def test_four_bits_cost_little(tiny_w4):

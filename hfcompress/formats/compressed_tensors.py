@@ -231,10 +231,11 @@ def _local_names(tensors: Mapping[str, Any], stem: str) -> Iterator[str]:
 
 
 def _scheme_of(name: str, schemes: list):
-    """The library's own order: an exact name, then a pattern, then the class."""
+    """The library's own order: an exact name (on disk it may lack the model's prefix), then a pattern, then the class."""
     from compressed_tensors.utils import match_name
 
     by_name = [scheme for scheme in schemes if name in scheme.targets]
+    by_name += [scheme for scheme in schemes if any(target.endswith(f".{name}") for target in scheme.targets)]
     by_pattern = [scheme for scheme in schemes if any(match_name(name, target) for target in scheme.targets)]
     by_class = [scheme for scheme in schemes if "Linear" in scheme.targets]
     return (by_name + by_pattern + by_class + schemes)[0]

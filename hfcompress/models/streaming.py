@@ -271,6 +271,28 @@ class StreamedModel:
         recorder = _Recorder(len(self), self._returns_tuple, final=stream.hidden)
         return self._run(model, stream.batch, recorder).logits
 
+    @torch.no_grad()
+    def head_input(self, model: nn.Module, head: nn.Module, stream: Stream) -> Tensor:
+        """
+        What the output head receives for a stream that has passed every block: `(rows, seq_len, hidden_size)`.
+
+        Args:
+            model (`nn.Module`): from [`StreamedModel.outside`] with its head.
+            head (`nn.Module`): its output head, which is not run.
+        """
+        seen = []
+
+        def stop(module, args):
+            seen.append(args[0])
+            raise _Stop
+
+        handle = head.register_forward_pre_hook(stop)
+        try:
+            self._run(model, stream.batch, _Recorder(len(self), self._returns_tuple, final=stream.hidden))
+        finally:
+            handle.remove()
+        return seen[0]
+
     def _learn_return_type(self, model: nn.Module) -> None:
         """Whether a block returns a tensor or a tuple, seen on the first block with a few tokens."""
         if self._returns_tuple is not None:

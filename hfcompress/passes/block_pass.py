@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
-from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs, watch_inputs
+from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
@@ -206,9 +206,7 @@ class BlockPass:
             if task.settings.needs_inputs:
                 statistics = Statistics(task.shape.in_features, self.model.device)
                 for stream in streams:
-                    mask = stream.batch.mask
-                    with watch_inputs({task.name: head}, lambda _, x, mask=mask: statistics.add(x, mask)):
-                        self.model.logits(model, stream)
+                    statistics.add(self.model.head_input(model, head, stream), stream.batch.mask)
                 statistics.complete(self.processes, task.name)
             [(_, quantized, result)] = solve_group({task.name: task}, {task.name: head}, statistics, self.layout)
         packed = self._packed(task, quantized)
@@ -304,6 +302,6 @@ def _report(
         "relative_output_error": output_error,
         "relative_weight_error": (difference.norm() / weight.norm().clamp(min=1e-30)).item(),
         "tokens": statistics.tokens if statistics is not None else 0,
-        "fallback": task.fallback,
         **details,
+        "fallback": task.fallback or details.get("fallback"),
     }

@@ -50,4 +50,9 @@ class GPTQ(Quantization):
 
         factor = statistics.factor(self.damping, self.act_order, linears)
         quantized = gptq(weight, factor, grid, scale_dtype, self.scales == "search")
-        return quantized, {"damping": factor.damping, "dead_columns": factor.dead}
+        raised = factor.damping > self.damping
+        return quantized, {
+            "damping": factor.damping,
+            "dead_columns": factor.dead,
+            "fallback": f"damping raised to {factor.damping:g}" if raised else None,
+        }

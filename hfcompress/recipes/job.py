@@ -264,6 +264,10 @@ def with_changes(job: Job, changes: list[str]) -> Job:
         section, _, key = path.partition(".")
         sections = {name: step[name] for step in document["recipe"] for name in step}
         sections |= {"calibration": document["calibration"], "evaluation": document["evaluation"]}
+        if sum(step.name == section for step in job.steps) > 1:
+            raise InvalidValueError(
+                f"--set {change}: {job.name} has several steps '{section}'; change the recipe file."
+            )
         if section in sections and not key:
             raise InvalidValueError(f"--set {change} names no key of {section}; write --set {section}.key=value.")
         if section not in sections:

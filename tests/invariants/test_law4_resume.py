@@ -14,6 +14,10 @@
 """Law 4, as far as this goes: stopped after any block and resumed, the same bytes."""
 
 import hashlib
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import token_ids
@@ -110,3 +114,24 @@ def test_a_damaged_journal_is_told(tmp_path):
 def test_resume_with_nothing_to_resume_starts_afresh(saved_llama, tmp_path):
     run(saved_llama, tmp_path / "out", resume=True)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_real_ctrl_c_is_130_and_the_run_goes_on(tmp_path, tiny):
+    command = [sys.executable, "-m", "hfcompress.cli", "run", "gptq-w4a16", "--samples", "64", "--no-eval"]
+    command += ["--output", str(tmp_path / "out")]
+    journal = partial_path(tmp_path / "out") / "journal.json"
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if journal.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.count("\n") == 1
+    assert "--resume" in said
+    assert not (tmp_path / "out").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    hfc.compress(None, "gptq-w4a16", tmp_path / "whole", samples=64, evaluate=False)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
