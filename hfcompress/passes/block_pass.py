@@ -26,6 +26,7 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
@@ -154,6 +155,7 @@ class BlockPass:
             if group not in gathered:
                 gathered[group] = Statistics(inputs.shape[-1], inputs.device, cross=dense_inputs is not None)
             gathered[group].add(inputs, streams[batch].batch.mask, dense_inputs)
+            give_back_freed_memory()
 
         def solve_seen(group: int) -> None:
             names = groups[group]
