@@ -218,7 +218,7 @@ def test_steps_chain():
         ),
         ({"recipe": ["rtn"], "calibration": {"samples": True}}, "calibration.samples is True; it must be a whole"),
         ({"recipe": ["rtn"], "calibration": {"samples": 0}}, "calibration.samples is 0; it must be at least 1."),
-        ({"recipe": ["rtn"], "calibration": {"seq_len": -1}}, "calibration.seq_len is -1; it must be at least 1."),
+        ({"recipe": ["rtn"], "calibration": {"seq_len": -1}}, "calibration.seq_len is -1; it must be at least 2."),
         ({"recipe": ["rtn"], "calibration": {"data": 3}}, "calibration.data is 3; it must be a text."),
         ({"recipe": ["rtn"], "calibration": "bundled"}, "'calibration' must be a mapping of keys to values."),
         ({"recipe": ["rtn"], "evaluation": [1]}, "'evaluation' must be a mapping of keys to values."),
@@ -247,9 +247,9 @@ def test_a_recipe_of_no_steps_is_refused(listed):
     assert "step" in refused(job_from_dict, {"recipe": listed}, "mine")
 
 
-@pytest.mark.parametrize("key", ["samples", "seq_len"])
-def test_an_evaluation_of_nothing_is_refused(key):
-    assert "must be at least 1" in refused(EvaluationSettings, **{key: 0})
+@pytest.mark.parametrize(("key", "least"), [("samples", 1), ("seq_len", 2)])
+def test_an_evaluation_of_nothing_is_refused(key, least):
+    assert f"must be at least {least}" in refused(EvaluationSettings, **{key: least - 1})
 
 
 @pytest.mark.parametrize(
@@ -318,14 +318,14 @@ jobs = st.builds(
         CalibrationSettings,
         data=names,
         samples=st.integers(1, 10**6),
-        seq_len=st.integers(1, 10**6),
+        seq_len=st.integers(2, 10**6),
         seed=st.integers(0, 2**40),
     ),
     evaluation=st.builds(
         EvaluationSettings,
         data=names,
         samples=st.integers(1, 100),
-        seq_len=st.integers(1, 100),
+        seq_len=st.integers(2, 100),
         gate=st.dictionaries(
             st.sampled_from(GATED), st.one_of(st.integers(0, 10**12), st.floats(allow_nan=False)), max_size=3
         ),
