@@ -327,7 +327,9 @@ jobs = st.builds(
         samples=st.integers(1, 100),
         seq_len=st.integers(2, 100),
         gate=st.dictionaries(
-            st.sampled_from(GATED), st.one_of(st.integers(0, 10**12), st.floats(allow_nan=False)), max_size=3
+            st.sampled_from(GATED),
+            st.one_of(st.integers(0, 10**12), st.floats(allow_nan=False, allow_infinity=False)),
+            max_size=3,
         ),
     ),
 )
