@@ -27,7 +27,7 @@ from hfcompress.solvers.grid import Grid
 
 SHRINK_FROM, SHRINK_TO = 1.0, 0.4
 COARSE, FINE = 16, 4
-ROWS_AT_ONCE = 2**22  # values per chunk: keeps the search's temporaries small
+VALUES_AT_ONCE = 2**22  # values per chunk: keeps the search's temporaries small
 
 
 def choose_scales(
@@ -56,7 +56,7 @@ def choose_scales(
     if importance is None:
         importance = weight.new_ones(in_features)
     importance = importance.float().view(-1, columns)
-    rows = max(1, ROWS_AT_ONCE // in_features)
+    rows = max(1, VALUES_AT_ONCE // in_features)
     parts = [
         _choose(part.view(len(part), -1, columns), importance, grid, dtype, search) for part in weight.split(rows)
     ]
