@@ -290,7 +290,7 @@ def test_many_rows_in_chunks_give_what_they_give_alone(monkeypatch):
     weight, importance = make_problem(seed=7, rows=10)
     grid = Grid(3, 32, symmetric=False)
     whole = choose_scales(weight, importance, grid, torch.float32)
-    monkeypatch.setattr("hfcompress.solvers.scales.ROWS_AT_ONCE", 3 * 64)
+    monkeypatch.setattr("hfcompress.solvers.scales.VALUES_AT_ONCE", 3 * 64)
     chunked = choose_scales(weight, importance, grid, torch.float32)
     assert torch.equal(whole[0], chunked[0])
     assert torch.equal(whole[1], chunked[1])
