@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.errors import CheckpointError
+from hfcompress.evaluation.comparison import whole_model
 from hfcompress.formats.compressed_tensors import QUANT_METHOD, decoded
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
@@ -168,11 +168,7 @@ class WholeLogits:
     """Logits of a model that only its own quantizer can read."""
 
     def __init__(self, checkpoint: Checkpoint, device, dtype):
-        source = checkpoint.folder or checkpoint.name
-        self.model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
-        )
-        self.model.to(device).eval()
+        self.loaded = whole_model(checkpoint, torch.device(device), dtype)
 
     def prepare(self, batches: list[Batch], progress: Progress, label: str) -> None:
         """Nothing to do beforehand."""
@@ -180,7 +176,7 @@ class WholeLogits:
 
     def head(self):
         """A context in which logits can be had."""
-        return contextlib.nullcontext(self.model)
+        return self.loaded
 
     def logits(self, head, index: int) -> Tensor:
         """Logits of batch `index`."""

@@ -58,6 +58,7 @@ class Checkpoint:
         folder (`Path` or `None`): where it lies; `None` for a model in memory.
         tensors (`Mapping[str, StoredTensor]`): its tensors by their names on disk.
         generation_config (`GenerationConfig` or `None`): of a model in memory; a folder has it as a file.
+        model (`PreTrainedModel` or `None`): the model in memory itself, which is never changed.
     """
 
     def __init__(self, config, name, tensors, folder=None, revision=None, tokenizer=None, trust_remote_code=False):
@@ -68,6 +69,7 @@ class Checkpoint:
         self.revision: str | None = revision
         self.trust_remote_code: bool = trust_remote_code
         self.generation_config: GenerationConfig | None = None
+        self.model: PreTrainedModel | None = None
         self._tokenizer = tokenizer
 
     @classmethod
@@ -107,6 +109,7 @@ class Checkpoint:
             config.dtype = model.dtype
         checkpoint = cls(config, name, tensors, tokenizer=tokenizer)
         checkpoint.generation_config = model.generation_config
+        checkpoint.model = model
         return checkpoint
 
     @property

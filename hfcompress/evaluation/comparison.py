@@ -1,0 +1,104 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Two checkpoints side by side: what every measurement is given."""
+
+import contextlib
+import copy
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hfcompress.calibration.tokens import Tokens
+from hfcompress.models.manifest import read_manifest
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.progress import Progress, Silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """
+    Args:
+        candidate (`Checkpoint`): the model that is measured.
+        baseline (`Checkpoint`): what it was made from.
+        tokens (`Tokens`): the evaluation's token ids `(rows, seq_len)`.
+        device (`torch.device`, *optional*): where the arithmetic happens.
+        dtype (`torch.dtype`, *optional*): what it happens in.
+        seed (`int`, *optional*, defaults to 0): of everything that is drawn.
+        tasks (`tuple[str, ...]`, *optional*): names of lm-eval tasks, or paths of task YAML files.
+        limit (`int`, *optional*): documents per task; all of them if not given.
+        teacher_cache (`Path`, *optional*): a folder in which the baseline's log-probabilities are kept for reuse.
+        seconds (`float`, *optional*, defaults to 10): the least time over which speed and energy are taken.
+        progress (`Progress`, *optional*): is told how far it is.
+    """
+
+    candidate: Checkpoint
+    baseline: Checkpoint
+    tokens: Tokens
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    teacher_cache: Path | None = None
+    seconds: float = 10.0
+    progress: Progress = field(default_factory=Silent)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the candidate's `hfcompress.json` holds; empty where there is none."""
+        return read_manifest(self.candidate.folder)
+
+    @property
+    def models(self) -> tuple[tuple[str, Checkpoint], tuple[str, Checkpoint]]:
+        """The two, with the keys that reports have them under: `baseline` first, then `compressed`."""
+        return ("baseline", self.baseline), ("compressed", self.candidate)
+
+
+@contextlib.contextmanager
+def whole_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None = None
+) -> Generator[PreTrainedModel]:
+    """
+    The whole model in memory, by plain `from_pretrained`: for what cannot be streamed, such as generation.
+
+    Args:
+        checkpoint (`Checkpoint`): the model.
+        device (`torch.device`): where.
+        dtype (`torch.dtype`): of its dense weights.
+        attention (`str`, *optional*): transformers' `attn_implementation`.
+    """
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        if checkpoint.model is not None:
+            model = copy.deepcopy(checkpoint.model).to(dtype=dtype)
+            if attention is not None:
+                model.set_attn_implementation(attention)
+        else:
+            options = {} if attention is None else {"attn_implementation": attention}
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code, **options
+            )
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+    yield model.to(device).eval()
+    del model
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
