@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from hfcompress.compression import Result, compress, evaluate
+    from hfcompress.compression import Result, compress
     from hfcompress.errors import HfcompressError
+    from hfcompress.measuring import compare, evaluate
+    from hfcompress.publishing import push
     from hfcompress.recipes import GPTQ, RTN, Job, Recipe
 
 
@@ -31,10 +33,12 @@ _WHERE = {
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
+    "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
-    "evaluate": "hfcompress.compression",
+    "evaluate": "hfcompress.measuring",
+    "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compress", "evaluate"]
+__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
 
 
 def __getattr__(name: str):

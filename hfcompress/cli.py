@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.errors import HfcompressError, InvalidValueError
+from hfcompress.errors import HfcompressError, InvalidValueError, RefusedError
 
 
 OK, FAILED, USER_ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -49,12 +49,32 @@ Dtype = Annotated[
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that the repo carries.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Rows of data.", show_default="the recipe's")]
+Measure = Annotated[
+    str | None,
+    typer.Option(
+        help="What to measure: quality, tasks, speed, memory, energy, robustness, stability, explain, with commas "
+        "between; or all.",
+        show_default="the recipe's, or quality",
+    ),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(help="lm-eval tasks, with commas between: names, paths of YAML files, or continuation (bundled)."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Documents per task.", show_default="all")]
+TeacherCache = Annotated[
+    Path | None,
+    typer.Option(help="Keep the original's log-probabilities in this folder, to be computed once for any candidates."),
+]
+Private = Annotated[bool, typer.Option("--private", help="Create the repo private.")]
 SeqLen = Annotated[int | None, typer.Option(min=2, help="Tokens per row.", show_default="the recipe's")]
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe, a YAML file, or a folder that hfcompress made.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe, a YAML file, or a folder or Hub id of what hfcompress made.")
+    ],
     model: Model = None,
     output: Annotated[Path | None, typer.Option(help="The folder to make.", show_default="./MODELNAME-RECIPE")] = None,
     calibration: Annotated[
@@ -87,6 +107,14 @@ def run(
         str | None,
         typer.Option(help="What to measure on, in the terms of --calibration.", show_default="the recipe's"),
     ] = None,
+    measure: Measure = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="RECIPE is a checkpoint: say whether every tensor came out the same.")
+    ] = False,
+    push_to_hub: Annotated[str | None, typer.Option(help="Push the result to this repo (user/name).")] = None,
+    private: Private = False,
     trust_remote_code: RemoteCode = False,
     json_file: JsonFile = None,
 ) -> int:
@@ -97,6 +125,12 @@ def run(
 
     job = with_changes(load_job(recipe), set_ or [])
     _check_json(json_file)
+    if verify and job.origin is None:
+        raise InvalidValueError(f"--verify needs a checkpoint to compare with, and {recipe} is a recipe alone.")
+    if push_to_hub is not None:
+        from hfcompress.hub.push import check_repo_id
+
+        check_repo_id(push_to_hub)
     with console.progress("compressing") as progress:
         result = compress(
             model,
@@ -113,6 +147,9 @@ def run(
             overwrite=overwrite,
             evaluate=eval_,
             eval_data=eval_data,
+            measure=_listed(measure),
+            tasks=_listed(tasks),
+            limit=limit,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -120,11 +157,33 @@ def run(
         return OK  # a process that does not write
     _write_json(json_file, {"output": str(result.output_dir), "manifest": result.manifest, "report": result.report})
     console.show_run(result)
+    verified = OK if not verify else _verify(recipe, result.output_dir)
     if result.refusals:
         for refusal in result.refusals:
             console.error(f"The gate refuses this result: {refusal}.")
         return REFUSED
-    return OK
+    if verified == OK and push_to_hub is not None:
+        _push(result.output_dir, push_to_hub, private=private)
+    return verified
+
+
+def _verify(recipe: str, again: Path) -> int:
+    from hfcompress import console
+    from hfcompress.models.locate import locate
+    from hfcompress.reproduction import verify
+
+    found = verify(again, locate(recipe)[0])
+    console.show_verification(found)
+    return OK if found.identical else REFUSED
+
+
+def _push(folder: Path, repo_id: str, **options: Any) -> None:
+    from hfcompress import console
+    from hfcompress.publishing import push
+
+    with console.progress("pushing") as progress:
+        pushed = push(folder, repo_id, progress=progress, **options)
+    console.show_push(pushed)
 
 
 @app.command(name="eval")
@@ -139,12 +198,20 @@ def eval_command(
     seq_len: SeqLen = None,
     device: Device = "auto",
     dtype: Dtype = None,
+    measure: Measure = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    teacher_cache: TeacherCache = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Put the results into the folder, and draw its plots, page and card anew.")
+    ] = False,
     trust_remote_code: RemoteCode = False,
     json_file: JsonFile = None,
 ) -> int:
     """Measure a checkpoint against the one that it was made from."""
     from hfcompress import console
-    from hfcompress.compression import evaluate
+    from hfcompress.measuring import evaluate
 
     _check_json(json_file)
     with console.progress("evaluating") as progress:
@@ -154,13 +221,75 @@ def eval_command(
             data,
             samples=samples,
             seq_len=seq_len,
+            measurements=_listed(measure),
+            tasks=_listed(tasks) or (),
+            limit=limit,
+            seed=seed,
             device=device,
             dtype=dtype,
+            teacher_cache=teacher_cache,
+            save=save,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
     _write_json(json_file, report)
     console.show_report(report)
+    return OK
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Folders or Hub ids of candidates for one original.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="What they were made from.", show_default="the base that the first one's manifest names"),
+    ] = None,
+    data: Annotated[str, typer.Option(help="What to measure on, in the terms of run --calibration.")] = "bundled",
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    teacher_cache: TeacherCache = None,
+    plot: Annotated[Path, typer.Option(help="The picture to draw.")] = Path("comparison.png"),
+    trust_remote_code: RemoteCode = False,
+    json_file: JsonFile = None,
+) -> int:
+    """Compare several results: the table and the plot of size against divergence."""
+    from hfcompress import console
+    from hfcompress.evaluation import plots
+    from hfcompress.measuring import compare as compare_models
+
+    _check_json(json_file)
+    _check_json(plot, "--plot")
+    with console.progress("comparing") as progress:
+        rows = compare_models(
+            models,
+            baseline,
+            data,
+            samples=samples,
+            seq_len=seq_len,
+            device=device,
+            dtype=dtype,
+            teacher_cache=teacher_cache,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+        plots.pareto(rows, plot)
+    _write_json(json_file, {"candidates": rows})
+    console.show_comparison(rows, plot)
+    return OK
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="What hfcompress run made.")],
+    repo_id: Annotated[str, typer.Argument(help="Where to: user/name.")],
+    private: Private = False,
+    revision: Annotated[str | None, typer.Option(help="A branch.", show_default="main")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+) -> int:
+    """Check a result (it reloads, its gate lets it pass) and push it to the Hub with its card."""
+    _push(folder, repo_id, private=private, revision=revision, message=message)
     return OK
 
 
@@ -210,7 +339,7 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
         code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:
         console.error(str(error))
-        return USER_ERROR
+        return REFUSED if isinstance(error, RefusedError) else USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except typer.Exit as stopped:
@@ -251,10 +380,15 @@ def parse_size(text: str) -> int:
         raise InvalidValueError(f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes.") from error
 
 
-def _check_json(path: Path | None) -> None:
+def _listed(text: str | None) -> list[str] | None:
+    """The words of an option with commas between."""
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _check_json(path: Path | None, option: str = "--json") -> None:
     """Before the work: a file that cannot be written is told at once."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise InvalidValueError(f"--json {path} cannot be written: it is a folder, or its folder does not exist.")
+        raise InvalidValueError(f"{option} {path} cannot be written: it is a folder, or its folder does not exist.")
 
 
 def _write_json(path: Path | None, value: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +30,17 @@ import torch
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.tokens import Tokens, load_tokens
-from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
-from hfcompress.evaluation.quality import measure_quality
+from hfcompress.calibration.overlap import sketch
+from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.evaluation.comparison import Comparison
+from hfcompress.evaluation.measure import measure as measure_all
+from hfcompress.evaluation.measure import units
+from hfcompress.evaluation.report import Report
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import CheckpointWriter, partial_path
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.models.manifest import MANIFEST, base_of, read_manifest
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.block_pass import BlockPass
@@ -42,13 +48,14 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.progress import Progress, Silent
+from hfcompress.hub.base_card import base_card
+from hfcompress.hub.description import PAGE, describe
 from hfcompress.recipes import Job, Recipe, Steps, load_job
 
 
 MICRO_BATCH_TOKENS = 4096
-MANIFEST, EVALUATION = "hfcompress.json", "eval_results.json"
+GIVEN = "token ids"  # what a recipe calls data that came as an array
 VERSIONS = ("hfcompress", "torch", "transformers", "accelerate", "compressed-tensors", "safetensors")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass
@@ -57,14 +64,32 @@ class Result:
     Attributes:
         output_dir (`Path`): the compressed checkpoint.
         manifest (`dict`): what `hfcompress.json` holds.
-        report (`dict` or `None`): what `eval_results.json` holds.
+        report (`Report` or `None`): what `eval_results.json` holds.
         refusals (`list[str]`): the bounds of the gate that were not kept.
     """
 
     output_dir: Path
     manifest: dict[str, Any]
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     refusals: list[str] = field(default_factory=list)
+
+    @property
+    def page(self) -> Path:
+        """The report as one page."""
+        return self.output_dir / PAGE
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, revision: str | None = None, message: str | None = None
+    ):
+        """
+        Check the folder and push it; see [`hfcompress.publishing.push`].
+
+        Raises:
+            RefusedError: the gate or the reload check does not let it pass.
+        """
+        from hfcompress.publishing import push
+
+        return push(self.output_dir, repo_id, private=private, revision=revision, message=message)
 
 
 def compress(
@@ -84,6 +109,9 @@ def compress(
     overwrite: bool = False,
     evaluate: bool = True,
     eval_data: Any = None,
+    measure: Iterable[str] | None = None,
+    tasks: Iterable[str] | None = None,
+    limit: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Result:
@@ -109,6 +137,10 @@ def compress(
         overwrite (`bool`, *optional*): replace what is at `output_dir`.
         evaluate (`bool`, *optional*, defaults to `True`): measure the result, reloaded from its folder.
         eval_data (*optional*): overrides what it is measured on.
+        measure (`Iterable[str]`, *optional*): overrides what is measured: of
+            [`hfcompress.evaluation.measure.MEASUREMENTS`], or `"all"`; quality always is.
+        tasks (`Iterable[str]`, *optional*): overrides the lm-eval tasks, by name or by the path of a YAML file.
+        limit (`int`, *optional*): overrides the number of documents per task.
         trust_remote_code (`bool`, *optional*): run modelling code that the repo carries.
         progress (`Progress`, *optional*): is told how far it is.
 
@@ -117,12 +149,15 @@ def compress(
     """
     progress = progress or Silent()
     phases = Phases()
-    job = _job(recipe, calibration, samples, seq_len, seed, eval_data)
+    job = _job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit)
     if job.evaluation.gate and not evaluate:
         raise InvalidValueError("The recipe has a gate, which needs the evaluation; leave out --no-eval or the gate.")
     layout = get_format(job.format)
-    if model is None and isinstance(recipe, str) and (Path(recipe) / MANIFEST).is_file():
-        model = base_of(Path(recipe))
+    original = read_manifest(job.origin)
+    if original:
+        model = base_of(job.origin) if model is None else model
+        dtype = dtype or original.get("dtype")
+        samples, seq_len = _as_calibrated(original, job, calibration, samples, seq_len)
     checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
     if checkpoint.folder == tiny_folder():
         checkpoint.name = TINY_NAME
@@ -133,23 +168,20 @@ def compress(
         )
     output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
     check_output(output, resume, overwrite, checkpoint.folder)
-    processes = Processes(_device(device))
-    streamed = StreamedModel(checkpoint, processes.device, _dtype(dtype, processes.device, checkpoint))
+    processes = Processes(find_device(device))
+    streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
     plan = make_plan(streamed, job.steps, layout)
     grids = {name: task.grid for name, task in plan.tasks.items()}
     quantization_config = layout.quantization_config(grids, plan.untouched)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
-    evaluation_tokens = None
-    if evaluate:
-        evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress)
-        if tokens is not None and (shared := evaluation_tokens.overlap(tokens)):
-            progress.note(
-                f"{shared} of the evaluation's rows were calibrated on: the result will look better than it is"
-            )
+    if original and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
+        progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
+    evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress) if evaluate else None
     phases.end("prepare")
 
     writer = CheckpointWriter(output)
     base = {"model": checkpoint.name, "revision": checkpoint.revision, "sha256": checkpoint.sha256()}
+    base["card"] = base_card(checkpoint.folder)
     journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes))
     if overwrite and processes.writes:
         writer.discard()
@@ -158,7 +190,20 @@ def compress(
     if processes.writes:
         writer.open()
     processes.wait()
-    progress.start(len(streamed) * (3 if evaluate else 1))
+    names = job.evaluation.measurements
+    comparison = None
+    if evaluation_tokens is not None:
+        comparison = Comparison(
+            candidate=checkpoint,
+            baseline=checkpoint,
+            tokens=evaluation_tokens,
+            device=processes.device,
+            seed=job.calibration.seed,
+            tasks=job.evaluation.tasks,
+            limit=job.evaluation.limit,
+            progress=progress,
+        )
+    progress.start(len(streamed) + (units(comparison, names) if comparison else 0))
     try:
         results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
         phases.end("compress")
@@ -176,73 +221,32 @@ def compress(
             "skipped": plan.skipped,
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
+            "witness": journal.witness,
             "device": str(processes.device),
             "dtype": str(streamed.dtype).removeprefix("torch."),
             "processes": processes.count,
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
+        writer.write_json(MANIFEST, manifest)  # the measurements read it
         phases.end("write")
         report = None
-        if evaluation_tokens is not None:
-            report = _evaluate(writer.result, checkpoint, evaluation_tokens, streamed, progress, trust_remote_code)
-            writer.write_json(EVALUATION, report)
+        if comparison is not None:
+            candidate = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
+            candidate.name = output.name
+            report = measure_all(dataclasses.replace(comparison, candidate=candidate), names)
+            report["score"] = report.composite_score(job.evaluation.score)
+            report.save(writer.result)
             phases.end("evaluate")
         manifest["phases"] = phases.ended
         writer.write_json(MANIFEST, manifest)
+        progress.step("drawing", amount=0)
+        describe(writer.result, output.name)
         writer.finish()
     except HfcompressError as error:
         if processes.writes and not (resume or writer.merged or isinstance(error, OutputError)):
             writer.discard()  # what would put the error right changes the run
         raise
     return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
-
-
-def evaluate(
-    model: "str | Path | PreTrainedModel",
-    baseline: "str | Path | PreTrainedModel | None" = None,
-    data: Any = None,
-    *,
-    samples: int | None = None,
-    seq_len: int | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """
-    Measure a checkpoint against the one that it was made from.
-
-    Args:
-        model (`str`, `Path` or `PreTrainedModel`): what is measured.
-        baseline (*optional*): defaults to the base that the model's manifest names, else the bundled tiny model.
-        data (*optional*): a source as in a recipe, or token ids; defaults to `"bundled"`.
-        samples (`int`, *optional*): rows.
-        seq_len (`int`, *optional*): tokens per row.
-        device (`str`, *optional*): where.
-        dtype (`str`, *optional*, defaults to `"float32"`): of the arithmetic.
-        trust_remote_code (`bool`, *optional*): run modelling code that the repo carries.
-        progress (`Progress`, *optional*): is told how far it is.
-
-    Returns:
-        `dict`: the contents of `eval_results.json`.
-    """
-    progress = progress or Silent()
-    candidate = Checkpoint.open(model, trust_remote_code=trust_remote_code)
-    base = base_of(candidate.folder) if candidate.folder is not None else tiny_folder()
-    original = Checkpoint.open(baseline or base, trust_remote_code=trust_remote_code)
-    where = _device(device)
-    tokens = load_tokens(
-        data if data is not None else "bundled",
-        original,
-        split="evaluation",
-        samples=samples,
-        seq_len=seq_len,
-        tiny_folder=tiny_folder(),
-    )
-    if tokens.note:
-        progress.note(tokens.note)
-    progress.start(2 * candidate.config.get_text_config().num_hidden_layers)
-    return measure_quality(candidate, original, tokens, where, _dtype(dtype or "float32", where, original), progress)
 
 
 class Phases:
@@ -306,22 +310,41 @@ def _short_name(checkpoint: Checkpoint) -> str:
     return Path(checkpoint.name.partition("@")[0]).name
 
 
-def _job(recipe, calibration, samples, seq_len, seed, eval_data) -> Job:
+def _job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit) -> Job:
     job = load_job(recipe) if isinstance(recipe, str) else Job.of(recipe)
-    given = {"samples": samples, "seq_len": seq_len, "seed": seed}
-    changes = {key: value for key, value in given.items() if value is not None}
-    if isinstance(calibration, (str, Path)):
-        changes["data"] = str(calibration)
-    elif calibration is not None:
-        changes["data"] = "token ids"
-    evaluation = (
-        {} if eval_data is None else {"data": str(eval_data) if isinstance(eval_data, (str, Path)) else "token ids"}
-    )
+    calibrated = {"data": _source(calibration), "samples": samples, "seq_len": seq_len, "seed": seed}
+    evaluated = {
+        "data": _source(eval_data),
+        "measure": None if measure is None else tuple(measure),
+        "tasks": None if tasks is None else tuple(tasks),
+        "limit": limit,
+    }
     return dataclasses.replace(
-        job,
-        calibration=dataclasses.replace(job.calibration, **changes),
-        evaluation=dataclasses.replace(job.evaluation, **evaluation),
+        job, calibration=_changed(job.calibration, calibrated), evaluation=_changed(job.evaluation, evaluated)
     )
+
+
+def _source(data: Any) -> str | None:
+    """What a recipe says of the data that it was given."""
+    if data is None:
+        return None
+    return str(data) if isinstance(data, (str, Path)) else GIVEN
+
+
+def _changed(settings: Any, changes: dict[str, Any]) -> Any:
+    return dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _as_calibrated(original: dict[str, Any], job: Job, calibration, samples, seq_len) -> tuple[int | None, int | None]:
+    """The rows of the calibration that a checkpoint was made with, where nothing else is asked for."""
+    described = original["calibration"]
+    if calibration is not None or described is None:
+        return samples, seq_len
+    if job.calibration.data == GIVEN:
+        raise InvalidValueError(
+            "That checkpoint was calibrated on token ids that were given in Python; give them again with --calibration."
+        )
+    return samples or described["samples"], seq_len or described["seq_len"]
 
 
 def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens | None:
@@ -403,11 +426,6 @@ def _fits_suspended(
     return needed <= psutil.virtual_memory().available // 2 // processes
 
 
-def _evaluate(folder: Path, baseline: Checkpoint, tokens: Tokens, streamed, progress, trust_remote_code) -> dict:
-    candidate = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
-    return measure_quality(candidate, baseline, tokens, streamed.device, torch.float32, progress)
-
-
 def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantization_config: dict | None) -> None:
     """config.json, and what belongs beside the weights."""
     if checkpoint.folder is not None:
@@ -430,7 +448,8 @@ def _described(tokens: Tokens | None, job: Job) -> dict[str, Any] | None:
         return None
     rows, seq_len = tokens.input_ids.shape
     settings = {"seed": job.calibration.seed, "samples": rows, "seq_len": seq_len}
-    return {"data": tokens.source, "sha256": tokens.sha256, "tokens": tokens.count, **settings}
+    described = {"data": tokens.source, "sha256": tokens.sha256, "tokens": tokens.count, **settings}
+    return {**described, "sketch": sketch(tokens)}
 
 
 def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, processes) -> dict[str, Any]:
@@ -448,46 +467,3 @@ def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, proce
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
-
-
-def base_of(folder: Path) -> str | Path:
-    """
-    The base that the manifest in `folder` names; the bundled tiny model if there is no manifest.
-
-    Raises:
-        CheckpointError: the manifest is damaged.
-    """
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return tiny_folder()
-    try:
-        base = json.loads(manifest.read_text())["base"]
-        model, revision = base["model"], base["revision"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{manifest} is damaged; download or copy that file again.") from error
-    if model == TINY_NAME:
-        return tiny_folder()
-    return f"{model.partition('@')[0]}@{revision}" if revision else model
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidValueError(f"There is no device '{name}'; give auto, cpu, cuda or cuda:0.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidValueError(f"The device '{name}' is not supported; give auto, cpu, cuda or cuda:0.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidValueError(f"There is no CUDA device for '{name}' that this torch can use; give --device cpu.")
-    return device
-
-
-def _dtype(name: str | None, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    if name is not None:
-        if name not in DTYPES:
-            raise InvalidValueError(f"There is no dtype '{name}'; give {', '.join(DTYPES)}.")
-        return DTYPES[name]
-    stored = checkpoint.config.dtype
-    return stored if device.type == "cuda" and isinstance(stored, torch.dtype) else torch.float32

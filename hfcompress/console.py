@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hfcompress.evaluation.page import size
+from hfcompress.tables import plus_or_minus, report_tables, table
+
 
 PLAIN_WIDTH = 120  # where there is no terminal
 
@@ -95,27 +98,55 @@ def show_run(result) -> None:
     for name, reason in manifest["skipped"].items():
         out.print(f"left alone: {name}, {reason}", soft_wrap=True)
     out.print(f"written to {result.output_dir}", soft_wrap=True)
+    out.print(f"report: {result.page}", soft_wrap=True)
 
 
 def show_report(report: dict[str, Any]) -> None:
-    """The table of `hfcompress eval`."""
-    table = Table(
-        title=f"measured on {report['tokens']:,} predictions ({report['how']['data']})", title_justify="left"
-    )
-    for column in ("", "original", "compressed"):
-        table.add_column(column, justify="left" if not column else "right")
-    ratio = report["size_bytes"] / report["baseline_size_bytes"]
-    table.add_row("size", _size(report["baseline_size_bytes"]), f"{_size(report['size_bytes'])} ({ratio:.0%})")
-    table.add_row("perplexity", f"{report['baseline_perplexity']:.4f}", f"{report['perplexity']:.4f}")
-    table.add_row("KL to the original, mean", "", f"{report['kl_mean']:.5f} nats")
-    table.add_row("KL, median / 99th percentile", "", f"{report['kl_median']:.5f} / {report['kl_p99']:.5f}")
-    table.add_row("same most likely token", "", f"{report['top1_agreement']:.2%}")
-    _console(sys.stdout).print(table)
+    """The tables of `hfcompress eval`."""
+    out = _console(sys.stdout)
+    for shown in report_tables(report):
+        out.print(shown)
+    if report.get("score"):
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in report["score"]["parts"].items())
+        out.print(f"score {report['score']['value']:.4f} (the original is 1; {parts})", soft_wrap=True)
+
+
+def show_comparison(rows: list[dict[str, Any]], plot: Any) -> None:
+    """The table of `hfcompress compare`."""
+    shown = table("size against divergence", "model", "size", "of the original", "KL (nats)", "perplexity", "front")
+    for row in rows:
+        divergence = f"{row['kl_mean']:.5f}{plus_or_minus(row['kl_mean_stderr'], 5)}"
+        share = f"{row['size_bytes'] / row['baseline_size_bytes']:.1%}"
+        front = "yes" if row["on_front"] else ""
+        shown.add_row(row["name"], size(row["size_bytes"]), share, divergence, f"{row['perplexity']:.4f}", front)
+    out = _console(sys.stdout)
+    out.print(shown)
+    out.print(f"original: {size(rows[0]['baseline_size_bytes'])}, perplexity {rows[0]['baseline_perplexity']:.4f}")
+    out.print(f"plot: {plot}", soft_wrap=True)
+
+
+def show_verification(found: Any) -> None:
+    """What `hfcompress run --verify` has found."""
+    out = _console(sys.stdout)
+    if found.identical:
+        out.print(f"identical: all {found.tensors} tensors are the original's, bit for bit")
+    else:
+        out.print(
+            f"not identical: {len(found.differing)} of {found.tensors} tensors differ, first {found.differing[0]}",
+            soft_wrap=True,
+        )
+    for difference in found.circumstances:
+        out.print(f"different from the original: {difference}", soft_wrap=True)
+
+
+def show_push(pushed: Any) -> None:
+    """Where a push has gone."""
+    _console(sys.stdout).print(f"pushed to {pushed.url} (commit {pushed.commit})", soft_wrap=True)
 
 
 def show_inspection(found: dict[str, Any]) -> None:
     """The table of `hfcompress inspect`."""
-    table = Table(title=f"{found['model']}, {_size(found['size_bytes'])}", title_justify="left")
+    table = Table(title=f"{found['model']}, {size(found['size_bytes'])}", title_justify="left")
     for column in ("linear", "method", "bits", "group", "sparsity", "bytes", "rel. error"):
         table.add_column(column, justify="left" if column in ("linear", "method") else "right", overflow="fold")
     for row in found["linears"]:
@@ -131,11 +162,3 @@ def show_recipes(recipes: dict[str, str]) -> None:
     width = max(map(len, recipes))
     for name, description in recipes.items():
         print(f"{name:<{width}}  {description}")
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.4g} GB"

@@ -45,6 +45,10 @@ class MissingExtraError(HfcompressError, ImportError):
     """An optional package that the request needs."""
 
 
+class RefusedError(HfcompressError):
+    """A gate or a check does not let a result pass."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`" Did you mean 'x'?"` for the closest of `choices`, or an empty string when nothing is close."""
     close = difflib.get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.5)

@@ -73,13 +73,6 @@ class Tokens:
             mask = torch.from_numpy(np.ascontiguousarray(self.mask[rows]))
         return Batch(ids, mask)
 
-    def overlap(self, other: "Tokens") -> int:
-        """Rows that are also rows of `other`."""
-        if self.input_ids.shape[1] != other.input_ids.shape[1]:
-            return 0
-        known = {row.tobytes() for row in other.input_ids}
-        return sum(row.tobytes() in known for row in self.input_ids)
-
 
 def load_tokens(
     data: "str | np.ndarray | torch.Tensor | Mapping[str, Any]",
@@ -127,7 +120,7 @@ def load_tokens(
         else:
             texts = sources.read_texts(data, checkpoint.tokenizer)
         length = min(seq_len or default_seq_len, context)
-        tokens = _packed(texts, data, checkpoint, samples or default_samples, length, seed, note)
+        tokens = pack_texts(texts, data, checkpoint, samples or default_samples, length, seed, note)
     _check_ids(tokens, config.vocab_size)
     if tokens.input_ids.shape[1] > context:
         raise CalibrationError(
@@ -167,7 +160,24 @@ def _array(data: Any) -> np.ndarray:
     return data.detach().cpu().numpy() if isinstance(data, torch.Tensor) else np.asarray(data)
 
 
-def _packed(texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int, note: str) -> Tokens:
+def pack_texts(
+    texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int = 0, note: str = ""
+) -> Tokens:
+    """
+    Documents as full rows of token ids.
+
+    Args:
+        texts (`Iterable[str]`): documents, taken as long as they are needed.
+        source (`str`): what they are called in messages.
+        checkpoint (`Checkpoint`): the model whose tokenizer is used.
+        samples (`int`): rows.
+        seq_len (`int`): tokens per row.
+        seed (`int`, *optional*): which rows are taken, of four times as many.
+        note (`str`, *optional*): what the user should know of them.
+
+    Raises:
+        CalibrationError: there is no tokenizer, or not one full row.
+    """
     tokenizer = checkpoint.tokenizer
     if tokenizer is None:
         raise CalibrationError(

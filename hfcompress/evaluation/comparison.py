@@ -15,6 +15,7 @@
 
 import contextlib
 import copy
+import functools
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,16 @@ class Comparison:
     teacher_cache: Path | None = None
     seconds: float = 10.0
     progress: Progress = field(default_factory=Silent)
+
+    @property
+    def blocks(self) -> int:
+        """Decoder blocks: the unit of the progress bar."""
+        return self.baseline.config.get_text_config().num_hidden_layers
+
+    @functools.cached_property
+    def baseline_sha256(self) -> str:
+        """The digest of the baseline's weights."""
+        return self.baseline.sha256()
 
     @property
     def manifest(self) -> dict[str, Any]:

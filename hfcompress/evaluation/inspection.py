@@ -13,14 +13,10 @@
 # limitations under the License.
 """What is in a checkpoint, a row per linear, without loading its weights."""
 
-import json
 from typing import Any
 
-from hfcompress.errors import CheckpointError
 from hfcompress.models.checkpoint import Checkpoint
-
-
-MANIFEST = "hfcompress.json"
+from hfcompress.models.manifest import read_manifest
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -33,14 +29,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         `bytes`, `relative_output_error`) and, where known, `base` and `recipe`.
     """
     found: dict[str, Any] = {"model": checkpoint.name, "size_bytes": checkpoint.size_bytes}
-    manifest = checkpoint.folder / MANIFEST if checkpoint.folder is not None else None
-    if manifest is not None and manifest.is_file():
-        try:
-            written = json.loads(manifest.read_text())
-        except ValueError as error:
-            raise CheckpointError(f"{manifest} is damaged; download or copy that file again.") from error
-        found |= {"base": written["base"], "recipe": written["recipe"], "linears": written["linears"]}
-        return found
+    if manifest := read_manifest(checkpoint.folder):
+        return found | {key: manifest[key] for key in ("base", "recipe", "linears")}
     config = checkpoint.quantization_config or {}
     rows = []
     stems = dict.fromkeys(n.rpartition(".")[0] for n, t in checkpoint.tensors.items() if _is_matrix(n, t))

@@ -11,10 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Perplexity and divergence from the original, streamed: never more than a block of either model in memory."""
+"""
+Perplexity of two models and the divergence between them.
+
+Both models are streamed block by block, so neither is ever whole in memory; the batches' hidden states wait before the
+head, and the logits of one small batch at a time are compared in float32. A compressed-tensors checkpoint is read
+through that library's own decompressor.
+"""
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,124 +29,284 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcompress.calibration.tokens import Tokens
-from hfcompress.errors import CheckpointError
-from hfcompress.evaluation.comparison import whole_model
+from hfcompress.calibration.other_text import PACKAGE, source_code
+from hfcompress.calibration.overlap import overlap
+from hfcompress.calibration.tokens import Tokens, pack_texts
+from hfcompress.errors import CalibrationError, CheckpointError
+from hfcompress.evaluation.comparison import Comparison, whole_model
+from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.formats.compressed_tensors import QUANT_METHOD, decoded
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
-from hfcompress.progress import Progress, Silent
+from hfcompress.progress import Progress
 
 
 LOGIT_BYTES = 1 << 26  # of one batch's logits in float32
 BATCH_TOKENS = 4096
+OTHER_ROWS = 4  # one row of out-of-domain text for so many of the evaluation's
+BINS_PER_DECADE = 4
 
 
-@torch.no_grad()
-def measure_quality(
-    candidate: Checkpoint,
-    baseline: Checkpoint,
-    tokens: Tokens,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+def units(comparison: Comparison) -> int:
+    """Steps that [`measure`] will report."""
+    return 4 * comparison.blocks
+
+
+def measure(comparison: Comparison) -> dict[str, Any]:
     """
-    Compare a model with the one that it was made from.
-
-    Args:
-        candidate (`Checkpoint`): the model that is measured.
-        baseline (`Checkpoint`): what it was made from.
-        tokens (`Tokens`): the text.
-        device (`torch.device`, *optional*): where.
-        dtype (`torch.dtype`, *optional*): of the arithmetic; logits are compared in float32.
-        progress (`Progress`, *optional*): is told of every block.
+    Compare a model with the one that it was made from, on the evaluation's text and on text of another domain.
 
     Returns:
-        `dict`: `perplexity`, `baseline_perplexity`, `kl_mean`, `kl_median`, `kl_p99` (nats, KL(baseline || candidate)
-        over every predicted position), `top1_agreement`, `tokens` (predicted positions), `size_bytes`,
-        `baseline_size_bytes`, and how it was measured.
+        `dict`: `perplexity`, `baseline_perplexity`, `log_perplexity_difference` (paired, nats per token), `kl_mean`,
+        `kl_median`, `kl_p99`, `kl_max` (nats, KL(baseline || candidate) over every predicted position),
+        `top1_agreement`, `rms_probability_change` (of the token that follows), `tokens` (predicted positions), standard
+        errors clustered by row, `size_bytes`, `baseline_size_bytes`, the same on `out_of_domain` text, and `how`.
 
     Raises:
         CheckpointError: the two models have different vocabularies.
     """
-    progress = progress or Silent()
-    sizes = [c.config.get_text_config().vocab_size for c in (candidate, baseline)]
-    if sizes[0] != sizes[1]:
+    tokens = comparison.tokens
+    found = diverge(comparison, tokens, "evaluating")
+    rows, seq_len = tokens.input_ids.shape
+    how: dict[str, Any] = {
+        "data": tokens.source,
+        "data_sha256": tokens.sha256,
+        "rows": rows,
+        "seq_len": seq_len,
+        "dtype": str(comparison.dtype).removeprefix("torch."),
+        "device": str(comparison.device),
+        "baseline": comparison.baseline.name,
+        "baseline_sha256": comparison.baseline_sha256,
+        "standard_errors": "clustered by row",
+        "teacher": found.teacher,
+    }
+    calibrated = (comparison.manifest.get("calibration") or {}).get("sketch")
+    if calibrated is not None:
+        how["overlap_with_calibration"] = shared = overlap(tokens, calibrated)
+        if shared > 0:
+            comparison.progress.note(
+                f"{shared:.1%} of the evaluation's text was calibrated on: the result will look better than it is"
+            )
+    results = {
+        **found.results(),
+        "kl_histogram": histogram(found.kl),
+        "size_bytes": comparison.candidate.size_bytes,
+        "baseline_size_bytes": comparison.baseline.size_bytes,
+        "how": how,
+    }
+    try:
+        samples = max(1, rows // OTHER_ROWS)
+        other = pack_texts(source_code(), PACKAGE, comparison.baseline, samples, seq_len, comparison.seed)
+    except CalibrationError as error:
+        how["out_of_domain"] = str(error)
+        comparison.progress.step("evaluating", units(comparison) // 2)
+        return results
+    elsewhere = diverge(comparison, other, "evaluating out of domain").results()
+    source = f"Python source code of the installed {PACKAGE}"
+    results["out_of_domain"] = {**elsewhere, "data": source, "data_sha256": other.sha256, "rows": len(other.input_ids)}
+    return results
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """
+    Two models over the same text: one value per predicted position, padding left out.
+
+    Args:
+        kl (`np.ndarray`): KL(baseline || candidate), nats.
+        nll, baseline_nll (`np.ndarray`): negative log-likelihood of the token that follows, nats.
+        agree (`np.ndarray`): bool, whether the most probable tokens are the same.
+        target_change (`np.ndarray`): the candidate's probability of the token that follows less the baseline's.
+        confidence, baseline_confidence (`np.ndarray`): probability of the most probable token.
+        correct, baseline_correct (`np.ndarray`): bool, whether that is the token that follows.
+        row, position (`np.ndarray`): where the predicted token is.
+        teacher (`str`): where the baseline's distributions came from.
+    """
+
+    kl: np.ndarray
+    nll: np.ndarray
+    baseline_nll: np.ndarray
+    agree: np.ndarray
+    target_change: np.ndarray
+    confidence: np.ndarray
+    baseline_confidence: np.ndarray
+    correct: np.ndarray
+    baseline_correct: np.ndarray
+    row: np.ndarray
+    position: np.ndarray
+    teacher: str = "live"
+
+    def results(self) -> dict[str, Any]:
+        """The statistics that reports hold."""
+        difference = clustered(self.nll - self.baseline_nll, self.row)
+        kl, agreement = clustered(self.kl, self.row), clustered(self.agree, self.row)
+        return {
+            "perplexity": math.exp(min(self.nll.mean(), 700)),
+            "baseline_perplexity": math.exp(min(self.baseline_nll.mean(), 700)),
+            "log_perplexity_difference": difference[0],
+            "log_perplexity_difference_stderr": difference[1],
+            "kl_mean": kl[0],
+            "kl_mean_stderr": kl[1],
+            "kl_median": float(np.median(self.kl)),
+            "kl_p99": float(np.quantile(self.kl, 0.99)),
+            "kl_max": float(self.kl.max()),
+            "top1_agreement": agreement[0],
+            "top1_agreement_stderr": agreement[1],
+            "rms_probability_change": float(np.sqrt((self.target_change**2).mean())),
+            "tokens": len(self.kl),
+        }
+
+
+def clustered(values: np.ndarray, rows: np.ndarray) -> tuple[float, float | None]:
+    """
+    The mean of values that are correlated within their rows, and its standard error (Cameron and Miller 2015, section
+    II; `None` for a single row).
+
+    Args:
+        values (`np.ndarray`): `(n,)`.
+        rows (`np.ndarray`): int `(n,)`, the row of each.
+    """
+    values = values.astype(np.float64)
+    mean = values.mean()
+    _, index = np.unique(rows, return_inverse=True)
+    sums = np.bincount(index, weights=values - mean)
+    count = len(sums)
+    if count < 2:
+        return float(mean), None
+    return float(mean), float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values))
+
+
+def histogram(kl: np.ndarray) -> dict[str, list]:
+    """How many positions have how much divergence: bins of equal width in the logarithm, the first from zero."""
+    positive = kl[kl > 0]
+    low = math.floor(math.log10(max(1e-8, np.quantile(positive, 0.001)))) if len(positive) else -8
+    high = max(low + 1, math.ceil(math.log10(positive.max()))) if len(positive) else 0
+    edges = 10 ** np.linspace(low, high, BINS_PER_DECADE * (high - low) + 1)
+    counts, _ = np.histogram(np.clip(kl, edges[0], edges[-1]), edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+@torch.no_grad()
+def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "evaluating") -> Divergence:
+    """
+    Both models over the same text.
+
+    Args:
+        comparison (`Comparison`): the models.
+        tokens (`Tokens`, *optional*): defaults to the comparison's.
+        label (`str`, *optional*): what the progress bar says.
+
+    Raises:
+        CheckpointError: the two models have different vocabularies.
+    """
+    tokens = comparison.tokens if tokens is None else tokens
+    candidate, baseline, progress = comparison.candidate, comparison.baseline, comparison.progress
+    vocabulary, theirs = (c.config.get_text_config().vocab_size for c in (candidate, baseline))
+    if vocabulary != theirs:
         raise CheckpointError(
-            f"{candidate.name} has a vocabulary of {sizes[0]} and {baseline.name} one of {sizes[1]}; "
+            f"{candidate.name} has a vocabulary of {vocabulary} and {baseline.name} one of {theirs}; "
             "give the baseline that it was made from."
         )
     seq_len = tokens.input_ids.shape[1]
-    rows = max(1, min(BATCH_TOKENS // seq_len, LOGIT_BYTES // (4 * seq_len * sizes[0])))
+    rows = max(1, min(BATCH_TOKENS // seq_len, LOGIT_BYTES // (4 * seq_len * vocabulary)))
     batches = tokens.batch().split(rows)
-    models = [open_for_logits(c, device, dtype) for c in (candidate, baseline)]
-    for model, label in zip(models, ("evaluating", "evaluating the original"), strict=True):
-        model.prepare(batches, progress, label)
-    totals = _Totals()
+    cache = _cache(comparison, tokens, len(batches))
+    model = open_for_logits(candidate, comparison.device, comparison.dtype)
+    model.prepare(batches, progress, label)
+    measured = []
     with contextlib.ExitStack() as stack:
-        heads = [stack.enter_context(model.head()) for model in models]
-        for index, batch in enumerate(batches):
-            logits = [model.logits(head, index) for model, head in zip(models, heads, strict=True)]
-            totals.add(*logits, batch)
-    return {
-        **totals.results(),
-        "size_bytes": candidate.size_bytes,
-        "baseline_size_bytes": baseline.size_bytes,
-        "how": {
-            "data": tokens.source,
-            "data_sha256": tokens.sha256,
-            "rows": len(tokens.input_ids),
-            "seq_len": seq_len,
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": str(device),
-            "baseline": baseline.name,
-        },
+        head = stack.enter_context(model.head())
+        if cache is not None and cache.complete:
+            progress.step(f"{label}: the original, from the cache", comparison.blocks)
+            teachers = (cache.read(index, comparison.device) for index in range(len(batches)))
+        else:
+            teachers = stack.enter_context(_live(comparison, batches, cache, label))
+        for index, (batch, teacher) in enumerate(zip(batches, teachers, strict=True)):
+            logits = model.logits(head, index)
+            measured.append(_compare(logits, teacher, batch, index * rows))
+    if cache is not None and not cache.complete:
+        cache.finish()
+    arrays = {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
+    return Divergence(**arrays, teacher="live" if cache is None else cache.described(vocabulary))
+
+
+def _cache(comparison: Comparison, tokens: Tokens, batches: int) -> TeacherCache | None:
+    if comparison.teacher_cache is None:
+        return None
+    key = {
+        "baseline": comparison.baseline_sha256,
+        "tokens": tokens.sha256,
+        "dtype": str(comparison.dtype),
+        "device": comparison.device.type,
     }
+    return TeacherCache(comparison.teacher_cache, key, batches)
 
 
-class _Totals:
-    """Sums over the predicted positions."""
+@contextlib.contextmanager
+def _live(comparison: Comparison, batches: list[Batch], cache: TeacherCache | None, label: str):
+    """The baseline's distributions, batch by batch, kept on the way if there is a cache."""
+    model = open_for_logits(comparison.baseline, comparison.device, comparison.dtype)
+    model.prepare(batches, comparison.progress, f"{label}: the original")
 
-    def __init__(self):
-        self.nll = self.baseline_nll = 0.0
-        self.agree = self.count = 0
-        self.kl: list[np.ndarray] = []
+    def distributions(head) -> Iterator[Distributions]:
+        for index, batch in enumerate(batches):
+            log_probs, targets, _ = _predictions(model.logits(head, index), batch)
+            found = Distributions(log_probs, log_probs.gather(-1, targets[:, None])[:, 0])
+            if cache is not None:
+                found = found.kept()
+                cache.write(index, found)
+            yield found
 
-    def add(self, logits: Tensor, baseline_logits: Tensor, batch: Batch) -> None:
-        for row in range(len(batch.input_ids)):
-            targets = batch.input_ids[row, 1:].to(logits.device)
-            ours, theirs = (x[row, :-1].float().log_softmax(-1) for x in (logits, baseline_logits))
-            if batch.mask is not None:
-                kept = (batch.mask[row, 1:] & batch.mask[row, :-1]).to(logits.device)
-                targets, ours, theirs = targets[kept], ours[kept], theirs[kept]
-            self.nll -= ours.gather(-1, targets[:, None]).double().sum().item()
-            self.baseline_nll -= theirs.gather(-1, targets[:, None]).double().sum().item()
-            self.agree += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-            self.count += len(targets)
-            self.kl.append((theirs.exp() * (theirs - ours)).sum(-1).cpu().numpy())
+    with model.head() as head:
+        yield distributions(head)
 
-    def results(self) -> dict[str, Any]:
-        kl = np.concatenate(self.kl).astype(np.float64)
-        return {
-            "perplexity": math.exp(min(self.nll / self.count, 700)),
-            "baseline_perplexity": math.exp(min(self.baseline_nll / self.count, 700)),
-            "kl_mean": float(kl.mean()),
-            "kl_median": float(np.median(kl)),
-            "kl_p99": float(np.quantile(kl, 0.99)),
-            "top1_agreement": self.agree / self.count,
-            "tokens": self.count,
-        }
+
+def _predictions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities `(n, vocabulary)`, the tokens that follow `(n,)`, and where these are `(n, 2)`."""
+    targets = batch.input_ids[:, 1:]
+    kept = torch.ones_like(targets, dtype=torch.bool)
+    if batch.mask is not None:
+        kept = batch.mask[:, 1:] & batch.mask[:, :-1]
+    where = kept.nonzero()
+    on_device = kept.to(logits.device)
+    return torch.log_softmax(logits[:, :-1][on_device].float(), -1), targets[kept].to(logits.device), where
+
+
+def _compare(logits: Tensor, teacher: Distributions, batch: Batch, first_row: int) -> dict[str, np.ndarray]:
+    """One batch's part of a [`Divergence`]."""
+    ours, targets, where = _predictions(logits, batch)
+    top = ours.max(-1)
+    best, baseline_confidence = teacher.best()
+    target = ours.gather(-1, targets[:, None])[:, 0]
+    found = {
+        "kl": teacher.divergence(ours).double(),
+        "nll": -target.double(),
+        "baseline_nll": -teacher.target.double(),
+        "agree": top.indices == best,
+        "target_change": target.double().exp() - teacher.target.double().exp(),
+        "confidence": top.values.exp(),
+        "baseline_confidence": baseline_confidence,
+        "correct": top.indices == targets,
+        "baseline_correct": best == targets,
+        "row": where[:, 0] + first_row,
+        "position": where[:, 1] + 1,
+    }
+    return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
 
 def open_for_logits(checkpoint: Checkpoint, device, dtype) -> "StreamedLogits | WholeLogits":
     """A dense or compressed-tensors checkpoint streamed; any other quantization loaded whole, by transformers."""
     config = checkpoint.quantization_config
-    if config is None:
-        return StreamedLogits(StreamedModel(checkpoint, device, dtype))
-    if config.get("quant_method") == QUANT_METHOD:
-        return StreamedLogits(StreamedModel(checkpoint, device, dtype, decoded(checkpoint.tensors, config)))
+    if config is None or config.get("quant_method") == QUANT_METHOD:
+        return StreamedLogits(open_streamed(checkpoint, device, dtype))
     return WholeLogits(checkpoint, device, dtype)
+
+
+def open_streamed(checkpoint: Checkpoint, device, dtype) -> StreamedModel:
+    """A dense or compressed-tensors checkpoint, block by block, the latter through its own decompressor."""
+    config = checkpoint.quantization_config
+    tensors = None if config is None else decoded(checkpoint.tensors, config)
+    return StreamedModel(checkpoint, device, dtype, tensors)
 
 
 @dataclass
@@ -168,10 +335,12 @@ class WholeLogits:
     """Logits of a model that only its own quantizer can read."""
 
     def __init__(self, checkpoint: Checkpoint, device, dtype):
+        self.blocks = checkpoint.config.get_text_config().num_hidden_layers
         self.loaded = whole_model(checkpoint, torch.device(device), dtype)
 
     def prepare(self, batches: list[Batch], progress: Progress, label: str) -> None:
         """Nothing to do beforehand."""
+        progress.step(label, self.blocks)
         self.batches = batches
 
     def head(self):

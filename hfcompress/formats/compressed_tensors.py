@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
 from hfcompress.formats.packing import pack, unpack
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -200,11 +200,18 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
         config (`dict`): the `quantization_config`.
 
     Raises:
+        CheckpointError: the library does not understand the `quantization_config`.
         UnsupportedModelError: a layout other than pack-quantized and int-quantized.
     """
     from compressed_tensors.quantization import QuantizationConfig
 
-    known = QuantizationConfig.model_validate({k: v for k, v in config.items() if k != "dequantize"})
+    try:
+        known = QuantizationConfig.model_validate({k: v for k, v in config.items() if k != "dequantize"})
+    except ValueError as error:
+        raise CheckpointError(
+            "The quantization_config in config.json is damaged, or of another version of compressed-tensors; "
+            "download or copy that file again, or update compressed-tensors."
+        ) from error
     markers = {layout.name: layout.marker for layout in (PackQuantized(), IntQuantized())}
     schemes = list(known.config_groups.values())
     layout = known.format

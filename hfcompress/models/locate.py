@@ -13,6 +13,8 @@
 # limitations under the License.
 """Where a model lies: a folder, or a Hub id brought into the local cache."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -32,11 +34,18 @@ from hfcompress.errors import CheckpointError
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "tokenizer*", "LICENSE*", "README.md"]
 
 
-def locate(model: str, with_code: bool = False) -> tuple[Path, str | None]:
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can only be a Hub id: it holds one `/` and is no path and no YAML file."""
+    path_like = name.startswith(("/", "./", "../", "~")) or name.endswith((".yaml", ".yml"))
+    return name.count("/") == 1 and not path_like and not os.path.lexists(name)
+
+
+def locate(model: str, with_code: bool = False, wanted: Sequence[str] = WANTED) -> tuple[Path, str | None]:
     """
     Args:
         model (`str`): a folder, or a Hub id: `id` or `id@revision`.
         with_code (`bool`, *optional*, defaults to `False`): also bring the repo's own modelling code.
+        wanted (`Sequence[str]`, *optional*): patterns of the files to bring from the Hub.
 
     Returns:
         `tuple[Path, str | None]`: the folder, and the commit where it came from the Hub.
@@ -53,9 +62,8 @@ def locate(model: str, with_code: bool = False) -> tuple[Path, str | None]:
     looks_like_path = model.startswith(("/", "./", "../", "~")) or repo.count("/") != 1
     if looks_like_path:
         raise CheckpointError(f"There is no folder {model}; give the folder of a checkpoint or a Hub id (user/name).")
-    wanted = [*WANTED, "*.py"] if with_code else WANTED
     try:
-        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=wanted)
+        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=[*wanted, "*.py"] if with_code else [*wanted])
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`."

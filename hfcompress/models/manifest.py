@@ -11,13 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`hfcompress.json`: what was done to a checkpoint."""
+"""`hfcompress.json`: what was done to a checkpoint, and to which."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from hfcompress.errors import CheckpointError
+from hfcompress.models.tiny import TINY_NAME, tiny_folder
 
 
 MANIFEST = "hfcompress.json"
@@ -39,7 +40,24 @@ def read_manifest(folder: Path | None) -> dict[str, Any]:
         return {}
     try:
         manifest = json.loads(path.read_text())
-        manifest["base"]["model"], manifest["recipe"], manifest["linears"]  # noqa: B018 (what every reader rests on)
-    except (ValueError, KeyError, TypeError) as error:
+        base = manifest["base"]
+        complete = {"recipe", "linears", "calibration"} <= manifest.keys() and {"model", "revision"} <= base.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged; download or copy that file again.") from error
+    if not complete:
+        raise CheckpointError(f"{path} is damaged; download or copy that file again.")
     return manifest
+
+
+def base_of(folder: Path | None) -> str | Path:
+    """
+    The base that the manifest in `folder` names; the bundled tiny model if there is no manifest.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    if not manifest or manifest["base"]["model"] == TINY_NAME:
+        return tiny_folder()
+    model, revision = manifest["base"]["model"], manifest["base"]["revision"]
+    return f"{model.partition('@')[0]}@{revision}" if revision else model

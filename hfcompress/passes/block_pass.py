@@ -31,6 +31,7 @@ from hfcompress.passes.observe import walk_recomputed, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.statistics import Statistics
+from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
@@ -78,6 +79,7 @@ class BlockPass:
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
+        witness = self.model.embed([Batch(witness_ids(self.model))])[0]
         for index, name in enumerate(self.model.block_names):
             self.progress.step(f"block {index + 1} of {len(self.model)}", amount=0)
             last = index == len(self.model) - 1 and self.plan.head is None
@@ -86,10 +88,15 @@ class BlockPass:
                     streams, dense = self._replay(block, index, streams, dense, last)
                 else:
                     streams, dense = self._compress(block, index, streams, dense, probe, last)
+                witness = witness.advanced(self.model.call(block, index, witness))
             self.progress.step(f"block {index + 1} of {len(self.model)}")
-        if self.plan.head is not None and not self.journal.done(HEAD):
-            self._compress_head(self.plan.head, streams)
+        with self.model.outside(head=True) as model:
+            if self.plan.head is not None:
+                self._finish_head(model, self.plan.head, streams)
+            said = testimony(witness, self.model.logits(model, witness))
         self._write_outside()
+        if self.processes.writes:
+            self.journal.testify(said)
         return [result for results in self.journal.blocks.values() for result in results]
 
     # one block
@@ -179,14 +186,12 @@ class BlockPass:
         self, block: nn.Module, index: int, streams: list[Stream], dense: list[Stream], last: bool
     ) -> tuple[list[Stream], list[Stream]]:
         """Go through a block that an earlier run has finished, with the weights that it wrote."""
-        if last or not streams:
-            return streams, dense
-        dense = [s.advanced(self.model.call(block, index, s)) for s in dense]
+        dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
         linears = find_linears(block, self.model.block_names[index])
         stored = self.writer.read_part(f"block-{index:05d}")
         for name, task in self.plan.blocks[index].items():
             set_weight(linears[name], self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
-        return [s.advanced(self.model.call(block, index, s)) for s in streams], dense
+        return [] if last else [s.advanced(self.model.call(block, index, s)) for s in streams], dense
 
     def _require_all_ran(self, tasks: dict[str, LinearTask], groups: list[list[str]]) -> None:
         ran = {name for names in groups for name in names}
@@ -199,18 +204,21 @@ class BlockPass:
 
     # outside the blocks
 
-    def _compress_head(self, task: LinearTask, streams: list[Stream]) -> None:
-        """The output head, on what comes out of the final norm."""
+    def _finish_head(self, model: nn.Module, task: LinearTask, streams: list[Stream]) -> None:
+        """The output head, on what comes out of the final norm; solved, or as an earlier run has solved it."""
+        head = model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        if self.journal.done(HEAD):
+            stored = self.writer.read_part(HEAD)
+            set_weight(head, self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
+            return
         statistics = None
-        with self.model.outside(head=True) as model:
-            head = model.get_output_embeddings()
-            assert isinstance(head, nn.Linear)
-            if task.settings.needs_inputs:
-                statistics = Statistics(task.shape.in_features, self.model.device)
-                for stream in streams:
-                    statistics.add(self.model.head_input(model, head, stream), stream.batch.mask)
-                statistics.complete(self.processes, task.name)
-            [(_, quantized, result)] = solve_group({task.name: task}, {task.name: head}, statistics, self.layout)
+        if task.settings.needs_inputs:
+            statistics = Statistics(task.shape.in_features, self.model.device)
+            for stream in streams:
+                statistics.add(self.model.head_input(model, head, stream), stream.batch.mask)
+            statistics.complete(self.processes, task.name)
+        [(_, quantized, result)] = solve_group({task.name: task}, {task.name: head}, statistics, self.layout)
         packed = self._packed(task, quantized)
         tensors = {f"{task.stem}.{local}": tensor for local, tensor in packed.items()}
         self._commit(HEAD, HEAD, tensors, [{**result, "bytes": sum(t.nbytes for t in packed.values())}])

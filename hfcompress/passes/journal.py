@@ -29,11 +29,13 @@ class Journal:
 
     Attributes:
         blocks (`dict[str, list[dict]]`): finished block -> what is reported of each of its linears.
+        witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path, self.fingerprint = path, fingerprint
         self.blocks: dict[str, list[dict[str, Any]]] = {}
+        self.witness: dict[str, Any] | None = None
 
     def resume(self) -> None:
         """
@@ -54,7 +56,7 @@ class Journal:
                 f"The unfinished run in {self.path.parent} differs in {', '.join(different)}; "
                 "give the same options, or start again with --overwrite."
             )
-        self.blocks = found["blocks"]
+        self.blocks, self.witness = found["blocks"], found["witness"]
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -63,4 +65,12 @@ class Journal:
     def commit(self, name: str, results: list[dict[str, Any]]) -> None:
         """Block `name` is finished and its part is on disk."""
         self.blocks[name] = results
-        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks})
+        self._write()
+
+    def testify(self, witness: dict[str, Any]) -> None:
+        """Keep what the solved model says."""
+        self.witness = witness
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks, "witness": self.witness})

@@ -14,7 +14,6 @@
 """A whole job: the steps, the format, the data. Read from YAML, from a shipped name, or from a finished folder."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -25,7 +24,10 @@ from typing import Any
 
 import yaml
 
-from hfcompress.errors import InvalidValueError, nearest
+from hfcompress.errors import CheckpointError, InvalidValueError, nearest
+from hfcompress.evaluation.measure import QUALITY, TASKS, chosen
+from hfcompress.evaluation.report import PARTS
+from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.rtn import RTN
@@ -33,9 +35,18 @@ from hfcompress.recipes.validation import check_fields, check_keys
 
 
 STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ)}
-MANIFEST = "hfcompress.json"
-LOWER_BOUNDS = ("top1_agreement",)
-GATED = ("perplexity", "kl_mean", "kl_median", "kl_p99", "top1_agreement", "size_bytes")
+RECOVERY = "recovery"  # the mean over the tasks
+LOWER_BOUNDS = ("top1_agreement", RECOVERY)
+GATED = (
+    "perplexity",
+    "kl_mean",
+    "kl_median",
+    "kl_p99",
+    "kl_max",
+    "rms_probability_change",
+    "size_bytes",
+    *LOWER_BOUNDS,
+)
 
 
 def _check_sizes(settings: Any, where: str) -> None:
@@ -71,28 +82,53 @@ class EvaluationSettings:
         data (`str`, *optional*, defaults to `"bundled"`): what the result is measured on.
         samples (`int`, *optional*, defaults to 128): rows.
         seq_len (`int`, *optional*, defaults to 2048): tokens per row, capped at the model's context.
+        measure (`tuple[str, ...]`, *optional*, defaults to `("quality",)`): what is measured, or `"all"`.
+        tasks (`tuple[str, ...]`, *optional*): lm-eval's tasks by name, or paths of task files; naming some asks for
+            the measurement `tasks`.
+        limit (`int`, *optional*): documents per task; all of them if not given.
         gate (`Mapping[str, float]`, *optional*): bounds on keys of the results; upper ones, but lower for
-            `top1_agreement`.
+            `top1_agreement` and `recovery`, the mean over the tasks.
+        score (`Mapping[str, float]`, *optional*): weights of the composite score's parts.
     """
 
     data: str = "bundled"
     samples: int = 128
     seq_len: int = 2048
+    measure: tuple[str, ...] = (QUALITY,)
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
     gate: Mapping[str, float] = field(default_factory=dict)
+    score: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         check_fields(self, "evaluation")
         _check_sizes(self, "evaluation")
+        if self.limit is not None and self.limit < 1:
+            raise InvalidValueError(f"evaluation.limit is {self.limit}; it must be at least 1.")
+        chosen(self.measure)
         check_keys(self.gate, list(GATED), "evaluation.gate")
-        for key, bound in self.gate.items():
-            if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound):
-                raise InvalidValueError(f"evaluation.gate.{key} is {bound!r}; it must be a finite number.")
+        check_keys(self.score, list(PARTS), "evaluation.score")
+        for where, values in (("gate", self.gate), ("score", self.score)):
+            for key, value in values.items():
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                    raise InvalidValueError(f"evaluation.{where}.{key} is {value!r}; it must be a finite number.")
+        if any(weight < 0 for weight in self.score.values()):
+            raise InvalidValueError("The weights of evaluation.score must not be negative.")
 
-    def refusals(self, results: Mapping[str, Any]) -> list[str]:
-        """A sentence for every bound that the results do not keep."""
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """What is measured: what is asked for, what the gate needs, and quality always, which the card rests on."""
+        needed = [TASKS] if self.tasks or RECOVERY in self.gate else []
+        return tuple(dict.fromkeys((QUALITY, *self.measure, *needed)))
+
+    def refusals(self, report: Mapping[str, Any]) -> list[str]:
+        """A sentence for every bound that the report does not keep."""
         refused = []
         for key, bound in self.gate.items():
-            value = results[key]
+            value = report.get(key)
+            if value is None:
+                refused.append(f"{key} was not measured, and the gate asks for {bound:g}")
+                continue
             kept = value >= bound if key in LOWER_BOUNDS else value <= bound
             if not kept:  # a NaN keeps no bound
                 side = "at least" if key in LOWER_BOUNDS else "at most"
@@ -112,6 +148,7 @@ class Job:
         evaluation (`EvaluationSettings`, *optional*): what it is measured on, and the gate.
         name (`str`, *optional*): what the recipe is called.
         description (`str`, *optional*): a line for the list of recipes.
+        origin (`Path`, *optional*): the checkpoint that it was taken from.
     """
 
     steps: tuple[Recipe, ...]
@@ -120,6 +157,7 @@ class Job:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     name: str = "recipe"
     description: str = ""
+    origin: Path | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":
@@ -135,8 +173,15 @@ class Job:
             "recipe": [{step.name: step.to_dict()} for step in self.steps],
             "format": self.format,
             "calibration": dataclasses.asdict(self.calibration),
-            "evaluation": {**dataclasses.asdict(self.evaluation), "gate": dict(self.evaluation.gate)},
+            "evaluation": _plain(self.evaluation),
         }
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """A section as YAML and JSON values."""
+    values = dataclasses.asdict(settings)
+    plain = {tuple: list, Mapping: dict}
+    return {k: next((to(v) for kind, to in plain.items() if isinstance(v, kind)), v) for k, v in values.items()}
 
 
 def job_from_dict(document: Any, name: str = "recipe") -> Job:
@@ -205,7 +250,7 @@ def _shipped(name: str) -> Job:
 def load_job(recipe: str) -> Job:
     """
     Args:
-        recipe (`str`): the name of a shipped recipe, a YAML file, or a folder that hfcompress made.
+        recipe (`str`): the name of a shipped recipe, a YAML file, or a folder or a Hub id of what hfcompress made.
 
     Raises:
         InvalidValueError: there is no such recipe, or it cannot be read.
@@ -213,17 +258,10 @@ def load_job(recipe: str) -> Job:
     names = _shipped_names()
     if recipe in names:
         return _shipped(recipe)
+    folder = made_folder(recipe)
+    if folder is not None:
+        return job_of(folder)
     path = Path(recipe).expanduser()
-    if os.path.isdir(path):  # a name too long for a path is none, and no error
-        manifest = path / MANIFEST
-        if not manifest.is_file():
-            raise InvalidValueError(f"{recipe} was not made by hfcompress: it has no {MANIFEST}.")
-        try:
-            return job_from_dict(json.loads(manifest.read_text())["recipe"], path.name)
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InvalidValueError):
-                raise
-            raise InvalidValueError(f"{manifest} is damaged; download or copy that file again.") from error
     if os.path.isfile(path):
         try:
             document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -235,6 +273,46 @@ def load_job(recipe: str) -> Job:
         f"There is no recipe '{recipe}': no shipped recipe, no file and no folder is called so."
         f"{nearest(recipe, names) or ' `hfcompress recipes` lists the shipped ones.'}"
     )
+
+
+def made_folder(recipe: str) -> Path | None:
+    """
+    The folder of the checkpoint that a recipe is taken from, of a Hub id one with the manifest alone; `None` for a
+    recipe by name or from a YAML file.
+    """
+    path = Path(recipe).expanduser()
+    if os.path.isdir(path):  # a name too long for a path is none, and no error
+        return path
+    if "/" in recipe:
+        from hfcompress.models.locate import is_hub_id, locate
+
+        if not is_hub_id(recipe):
+            return None
+        return locate(recipe, wanted=[MANIFEST])[0]
+    return None
+
+
+def job_of(folder: Path) -> Job:
+    """
+    The recipe that a folder was made by. Task files that it names are left out: such a file may run code, so only the
+    user names one.
+
+    Raises:
+        InvalidValueError: hfcompress did not make it.
+        CheckpointError: its manifest is damaged.
+    """
+    manifest = read_manifest(folder)
+    if not manifest:
+        raise InvalidValueError(f"{folder} was not made by hfcompress: it has no {MANIFEST}.")
+    try:
+        job = job_from_dict(manifest["recipe"], folder.name)
+        tasks = tuple(task for task in job.evaluation.tasks if not Path(task).suffix)
+        evaluation = dataclasses.replace(job.evaluation, tasks=tasks)
+        return dataclasses.replace(job, evaluation=evaluation, origin=folder)
+    except InvalidValueError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged; download or copy that file again.") from error
 
 
 def with_changes(job: Job, changes: list[str]) -> Job:
@@ -282,4 +360,4 @@ def with_changes(job: Job, changes: list[str]) -> Job:
                 raise InvalidValueError(f"--set {change}: {section}.{part} is no mapping.")
         target[last] = value
     changed = job_from_dict(document, job.name)
-    return dataclasses.replace(changed, description=job.description)
+    return dataclasses.replace(changed, description=job.description, origin=job.origin)

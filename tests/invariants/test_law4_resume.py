@@ -54,7 +54,7 @@ def digest(folder) -> str:
 @pytest.mark.parametrize("layout", ["compressed-tensors", "dense"])
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_stopped_after_a_block_and_resumed(saved_llama, tmp_path, blocks, layout):
-    run(saved_llama, tmp_path / "whole", layout=layout)
+    whole = run(saved_llama, tmp_path / "whole", layout=layout)
     with pytest.raises(KeyboardInterrupt):
         run(saved_llama, tmp_path / "out", layout=layout, progress=StopAfter(blocks))
     assert not (tmp_path / "out").exists()
@@ -62,6 +62,7 @@ def test_stopped_after_a_block_and_resumed(saved_llama, tmp_path, blocks, layout
     result = run(saved_llama, tmp_path / "out", layout=layout, resume=True)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     assert len(result.manifest["linears"]) == 21
+    assert result.manifest["witness"] == whole.manifest["witness"]
     assert not partial_path(tmp_path / "out").exists()
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from hfcompress.cli import parse_size
 from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.recipes import GPTQ, RTN, Job, Steps, job_from_dict, load_job, shipped_recipes, with_changes
-from hfcompress.recipes.job import GATED, CalibrationSettings, EvaluationSettings
+from hfcompress.recipes.job import GATED, LOWER_BOUNDS, CalibrationSettings, EvaluationSettings
 
 
 STEPS = [RTN, GPTQ]
@@ -351,7 +351,16 @@ def test_only_what_differs_from_the_defaults_is_written():
         "recipe": [{"gptq": {"ignore": ["lm_head"], "bits": 3}}],
         "format": "compressed-tensors",
         "calibration": {"data": "bundled", "samples": 128, "seq_len": 2048, "seed": 0},
-        "evaluation": {"data": "bundled", "samples": 128, "seq_len": 2048, "gate": {}},
+        "evaluation": {
+            "data": "bundled",
+            "samples": 128,
+            "seq_len": 2048,
+            "measure": ["quality"],
+            "tasks": [],
+            "limit": None,
+            "gate": {},
+            "score": {},
+        },
     }
 
 
@@ -442,12 +451,15 @@ RESULTS = {
     "kl_mean": 0.02,
     "kl_median": 0.01,
     "kl_p99": 0.3,
+    "kl_max": 2.5,
+    "rms_probability_change": 0.02,
     "top1_agreement": 0.93,
+    "recovery": 0.98,
     "size_bytes": 1000,
 }
 
 
-@pytest.mark.parametrize("key", [key for key in RESULTS if key != "top1_agreement"])
+@pytest.mark.parametrize("key", [key for key in RESULTS if key not in LOWER_BOUNDS])
 def test_a_gate_is_an_upper_bound(key):
     value = RESULTS[key]
     assert EvaluationSettings(gate={key: value}).refusals(RESULTS) == []
@@ -458,7 +470,7 @@ def test_a_gate_is_an_upper_bound(key):
 
 
 def test_the_gate_of_agreement_is_a_lower_bound():
-    assert EvaluationSettings(gate={"top1_agreement": 0.93}).refusals(RESULTS) == []
+    assert EvaluationSettings(gate={"top1_agreement": 0.93, "recovery": 0.97}).refusals(RESULTS) == []
     assert EvaluationSettings(gate={"top1_agreement": 0.9}).refusals(RESULTS) == []
     assert EvaluationSettings(gate={"top1_agreement": 0.95}).refusals(RESULTS) == [
         "top1_agreement is 0.93, off by 0.02: the gate asks for at least 0.95"
@@ -483,6 +495,22 @@ def test_a_result_that_is_infinite_is_refused():
 @pytest.mark.parametrize("key", GATED)
 def test_a_result_that_is_not_a_number_is_refused(key):
     assert len(EvaluationSettings(gate={key: 5}).refusals({**RESULTS, key: float("nan")})) == 1
+
+
+def test_a_bound_on_what_was_not_measured_is_not_kept():
+    [sentence] = EvaluationSettings(gate={"recovery": 0.9}).refusals({"perplexity": 10.0})
+    assert sentence == "recovery was not measured, and the gate asks for 0.9"
+
+
+def test_what_is_measured():
+    assert EvaluationSettings().measurements == ("quality",)
+    assert EvaluationSettings(measure=("speed",)).measurements == ("quality", "speed")
+    assert EvaluationSettings(tasks=("arc_easy",)).measurements == ("quality", "tasks")
+    assert EvaluationSettings(gate={"recovery": 0.9}).measurements == ("quality", "tasks")
+    assert "Did you mean 'stability'?" in refused(EvaluationSettings, measure=("stabilty",))
+    assert "evaluation.limit is 0" in refused(EvaluationSettings, limit=0)
+    assert "evaluation.score has no key 'kl'" in refused(EvaluationSettings, score={"kl": 1})
+    assert "must not be negative" in refused(EvaluationSettings, score={"kl_mean": -1})
 
 
 def test_a_bound_that_is_not_a_number_is_refused():
@@ -515,10 +543,25 @@ def test_a_recipe_from_a_file(tmp_path):
 
 def test_a_recipe_from_a_finished_folder(tmp_path):
     job = Job.of(GPTQ(bits=2, overrides={"q_proj": {"bits": 8}}))
-    (tmp_path / "hfcompress.json").write_text(json.dumps({"recipe": job.to_dict(), "other": 1}))
+    write_manifest(tmp_path, job)
     loaded = load_job(str(tmp_path))
     assert loaded.name == tmp_path.name
+    assert loaded.origin == tmp_path
     assert loaded.to_dict() == job.to_dict()
+    assert with_changes(loaded, ["gptq.bits=3"]).origin == tmp_path
+
+
+def test_a_task_file_that_a_checkpoint_names_is_not_run(tmp_path):
+    """Such a file may hold code, so only the user names one."""
+    tasks = ("arc_easy", "evil.yaml", "/somewhere/task.yml")
+    write_manifest(tmp_path, Job(steps=(GPTQ(),), evaluation=EvaluationSettings(tasks=tasks)))
+    assert load_job(str(tmp_path)).evaluation.tasks == ("arc_easy",)
+
+
+def write_manifest(folder, job):
+    base = {"model": "user/base", "revision": None}
+    manifest = {"recipe": job.to_dict(), "base": base, "linears": [], "calibration": None}
+    (folder / "hfcompress.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,269 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The report as one HTML file that needs nothing else: tables, pictures, and what both models wrote.
+
+How it works: a template of the package holds the page and its few lines of script and style; here are the numbers'
+formats, which it uses as filters. Names and generated texts come from models and data sets and are not trusted: the
+template escapes everything, and the page's content security policy names the hashes of its own script and style, so that
+a browser runs no other and fetches nothing.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfcompress.formats.writer import disk_errors
+
+
+TEMPLATE = "report.html.jinja"
+NOTHING = "—"  # where there is no value
+MEASUREMENTS = ("tasks", "speed", "memory", "energy", "robustness", "stability", "explain")
+SHOWN = {  # what has a place of its own on the page
+    *("perplexity", "baseline_perplexity", "log_perplexity_difference", "log_perplexity_difference_stderr"),
+    *("kl_mean", "kl_mean_stderr", "kl_median", "kl_p99", "kl_max", "kl_histogram"),
+    *("top1_agreement", "top1_agreement_stderr", "rms_probability_change", "tokens"),
+    *("size_bytes", "baseline_size_bytes", "out_of_domain", "how", "score", "skipped", *MEASUREMENTS),
+}
+
+
+def write(
+    path: Path,
+    manifest: dict[str, Any],
+    report: dict[str, Any],
+    plots: dict[str, Path],
+    generations: list[dict[str, Any]] | None = None,
+) -> None:
+    """
+    Write the page; it is there whole or not at all. See [`render`] for the arguments.
+
+    Raises:
+        OutputError: the folder is not writable, or the disk is full.
+    """
+    html = render(manifest, report, plots, generations)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def render(
+    manifest: dict[str, Any],
+    report: dict[str, Any],
+    plots: dict[str, Path],
+    generations: list[dict[str, Any]] | None = None,
+) -> str:
+    """
+    Args:
+        manifest (`dict`): what `hfcompress.json` holds; may be empty.
+        report (`dict`): what `eval_results.json` holds; any part of it may be missing.
+        plots (`dict[str, Path]`): the PNG files of [`hfcompress.evaluation.plots.draw`] by name.
+        generations (`list[dict]`, *optional*): `prompt`, `baseline` and `compressed` of each; defaults to those of the
+            report's `stability`.
+
+    Returns:
+        `str`: the HTML.
+    """
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+    from hfcompress.evaluation.limits import limits  # which writes its numbers as this module does
+
+    environment = Environment(
+        loader=PackageLoader("hfcompress.evaluation"),
+        autoescape=True,
+        undefined=ChainableUndefined,  # any part of a report may be missing
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "size": size,
+        "percent": percent,
+        "plus_minus": plus_minus,
+        "ratio": ratio,
+        "brief": brief,
+        "called": called,
+        "yaml": as_yaml,
+        "words": words,
+        "csp_hash": csp_hash,
+        "sort_key": sort_key,
+    }
+    if generations is None:
+        generations = (report.get("stability") or {}).get("generations") or []
+    return environment.get_template(TEMPLATE).render(
+        manifest=manifest,
+        report=report,
+        pictures={name: Picture(path) for name, path in plots.items()},
+        generations=[Generation.of(found) for found in generations],
+        limits=limits(manifest, report),
+        missing={name: (report.get("skipped") or {}).get(name) for name in MEASUREMENTS if not report.get(name)},
+        rest={key: value for key, value in report.items() if key not in SHOWN},
+        title=title(manifest, report),
+        method=method(manifest),
+    )
+
+
+class Picture:
+    """A PNG file as a `data:` URI, with its size in pixels and the sentence that it carries."""
+
+    def __init__(self, path: Path):
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.width, self.height = image.size
+            self.caption = image.info.get("Description", path.stem.replace("_", " "))
+        self.uri = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What both models wrote after a prompt, and how many characters of it are alike from the beginning."""
+
+    prompt: str
+    baseline: str
+    compressed: str
+    alike: int
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> "Generation":
+        """From a report's, which holds texts, or token ids where there was no tokenizer."""
+        texts = [found.get(key) or "" for key in ("prompt", "baseline", "compressed")]
+        prompt, *pair = (t if isinstance(t, str) else " ".join(map(str, t)) for t in texts)
+        different = (i for i, (one, other) in enumerate(zip(*pair, strict=False)) if one != other)
+        return cls(prompt, *pair, alike=next(different, min(map(len, pair))))
+
+
+# numbers
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """`12,345`, `13.89`, `0.004242`, `3.1e-07`; `—` for no value."""
+    if not _is_number(value):
+        return NOTHING
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    if value and not 1e-5 <= abs(value) < 1e15:
+        return f"{value:.{digits - 1}e}"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: of 9.9996 it is 1
+    return f"{value:,.{max(0, digits - 1 - exponent) if value else 0}f}"
+
+
+def plus_minus(value: Any, error: Any = None, scale: float = 1.0) -> str:
+    """`0.00424 ± 0.00013`: the standard error to two digits, and the value to as many decimals."""
+    if not _is_number(value) or not _is_number(error) or error <= 0:
+        return number(value * scale if _is_number(value) and scale != 1 else value)
+    value, error = value * scale, error * scale
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > 8:
+        return f"{value:.2e} ± {error:.1e}"
+    return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
+
+
+def percent(value: Any, digits: int = 4, error: Any = None) -> str:
+    """`95.75 %` for 0.9575, with its standard error where there is one."""
+    if not _is_number(value):
+        return NOTHING
+    return f"{plus_minus(value, error, 100.0) if error else number(100.0 * value, digits)} %"
+
+
+def ratio(value: Any, reference: Any) -> str:
+    """`1.25x`; `—` where either is missing."""
+    if not _is_number(value) or not _is_number(reference) or not reference:
+        return NOTHING
+    return f"{number(value / reference, 3)}x"
+
+
+def size(value: Any) -> str:
+    """`1.486 MB`; a kilobyte is 1000 bytes."""
+    if not _is_number(value):
+        return NOTHING
+    for unit in ("B", "kB", "MB"):
+        if abs(value) < 1000:
+            return f"{number(value)} {unit}"
+        value = value / 1000
+    return f"{number(value)} GB"
+
+
+def sort_key(value: Any) -> str:
+    """The full number, for a script that sorts; empty for no value."""
+    return repr(value) if _is_number(value) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# words
+
+
+def words(key: Any) -> str:
+    """A key of a report as words."""
+    return str(key).replace("_", " ")
+
+
+def brief(value: Any, most: int = 8) -> str:
+    """A setting on one line; of a long list, its length."""
+    if isinstance(value, list) and len(value) > most:
+        return f"{len(value):,} values"
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return number(value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return called(value)
+
+
+def as_yaml(value: Any) -> str:
+    """As it would be written in a recipe."""
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
+
+
+def called(name: Any) -> str:
+    """A name as others may see it: of a local path the last part."""
+    return Path(str(name)).name if Path(str(name)).is_absolute() else str(name)
+
+
+def title(manifest: dict[str, Any], report: dict[str, Any]) -> str:
+    """The original's name."""
+    return called((manifest.get("base") or {}).get("model") or (report.get("how") or {}).get("baseline") or "a model")
+
+
+def method(manifest: dict[str, Any]) -> str:
+    """What was done, in words: `gptq, 4 bits, groups of 128, 28 of 29 linears`."""
+    rows = manifest.get("linears") or []
+    if not rows:
+        return ""
+
+    def kinds(key: str) -> list:
+        return sorted({row[key] for row in rows if row.get(key) is not None})
+
+    groups = ["one scale a row" if group == -1 else f"groups of {group}" for group in kinds("group_size")]
+    bits = " and ".join(map(str, kinds("bits")))
+    coverage = manifest.get("coverage") or {}
+    covered = f"{coverage['compressed']} of {coverage['linears']} linears" if coverage else f"{len(rows)} linears"
+    return ", ".join([*kinds("method"), *([f"{bits} bits"] if bits else []), *groups, covered])
+
+
+def csp_hash(text: str) -> str:
+    """The source expression by which a content security policy allows this very text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()}'"

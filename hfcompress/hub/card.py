@@ -1,0 +1,313 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The model card: what was done, what it cost, how to load it, how to get it again.
+
+Everything in it comes from the folder's manifest and report, so it can be written again at any time. The text lies in
+`templates/card.md.jinja`; this module gathers what it needs.
+"""
+
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hfcompress.calibration.tokens import BUNDLED
+from hfcompress.evaluation.limits import limits
+from hfcompress.evaluation.page import number, percent, plus_minus, size
+from hfcompress.formats.writer import disk_errors
+from hfcompress.hub.base_card import forbids_derivatives
+from hfcompress.hub.reload import Reload
+from hfcompress.models.locate import is_hub_id
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
+
+METHODS = {"gptq": "GPTQ", "rtn": "round to nearest"}
+PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
+METRICS = {
+    "perplexity": "perplexity",
+    "kl_mean": "KL divergence to the base model, mean (nats per token)",
+    "kl_p99": "KL divergence to the base model, 99th percentile (nats per token)",
+    "top1_agreement": "most likely token the same as the base model's",
+}
+# lm-eval task -> (data set, its task) of the benchmarks that the Hub has registered; others stay in the card's table
+REGISTERED = {
+    "mmlu_pro": ("TIGER-Lab/MMLU-Pro", "mmlu_pro"),
+    "gpqa_diamond_zeroshot": ("Idavidrein/gpqa", "gpqa_diamond"),
+}
+
+
+def write_card(
+    folder: Path,
+    manifest: dict[str, Any],
+    report: dict[str, Any],
+    name: str,
+    repo_id: str | None = None,
+    pictures: dict[str, str] | None = None,
+    reload: Reload | None = None,
+) -> None:
+    """Write `README.md`, and `.eval_results` for registered benchmarks, into a checkpoint's folder."""
+    card = make_card(manifest, report, name, repo_id, pictures, reload)
+    with disk_errors(folder):
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
+        for file, text in benchmark_files(manifest, report).items():
+            (folder / ".eval_results").mkdir(exist_ok=True)
+            (folder / ".eval_results" / file).write_text(text, encoding="utf-8")
+
+
+def make_card(
+    manifest: dict[str, Any],
+    report: dict[str, Any],
+    name: str,
+    repo_id: str | None = None,
+    pictures: dict[str, str] | None = None,
+    reload: Reload | None = None,
+) -> "ModelCard":
+    """
+    Args:
+        manifest (`dict`): what `hfcompress.json` holds.
+        report (`dict`): what `eval_results.json` holds; empty where nothing was measured.
+        name (`str`): the model's name.
+        repo_id (`str`, *optional*): where it will lie on the Hub; the snippets then name it.
+        pictures (`dict[str, str]`, *optional*): name -> caption of those in `plots/`.
+        reload (`Reload`, *optional*): what the check before the push has found.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base = manifest["base"]
+    carried = base.get("card", {})
+    base_model = _hub_id(base["model"])
+    data = ModelCardData(
+        base_model=base_model,
+        language=carried.get("language"),
+        library_name="transformers",
+        license=carried.get("license"),
+        license_name=carried.get("license_name"),
+        license_link=carried.get("license_link"),
+        model_name=name,
+        pipeline_tag=carried.get("pipeline_tag", "text-generation"),
+        tags=_tags(manifest),
+        eval_results=_eval_results(manifest, report) or None,
+        **({"base_model_relation": "quantized"} if base_model else {}),
+    )
+    pictures = pictures or {}
+    template = resources.files("hfcompress.hub") / "templates" / "card.md.jinja"
+    return ModelCard.from_template(
+        data,
+        template_str=template.read_text(encoding="utf-8"),
+        name=name,
+        source=repo_id or name,
+        base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else Path(base["model"]).name,
+        revision=base["revision"],
+        manifest=manifest,
+        report=report,
+        rows=_quality_rows(report),
+        tasks=_task_rows(report),
+        cost=_cost_rows(report),
+        groups=_groups(manifest),
+        limits=limits(manifest, report),
+        pictures={key: pictures[key] for key in PICTURES if key in pictures},
+        calibration=_calibration(manifest),
+        data=_data_name(report.get("how", {}).get("data", "")),
+        recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
+        layout=manifest["recipe"]["format"],
+        bits=_bits(manifest),
+        reload=reload,
+        no_derivatives=forbids_derivatives(carried.get("license")),
+        served=_served(manifest),
+        number=number,
+        percent=percent,
+        plus_minus=plus_minus,
+        size=size,
+    )
+
+
+def benchmark_files(manifest: dict[str, Any], report: dict[str, Any]) -> dict[str, str]:
+    """File name -> YAML for `.eval_results`: whole runs of registered benchmarks only."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    files = {}
+    tasks = report.get("tasks", {})
+    for task, score in tasks.get("scores", {}).items():
+        if task in REGISTERED and tasks["how"].get("limit") is None:
+            dataset, task_id = REGISTERED[task]
+            entry = EvalResultEntry(
+                dataset_id=dataset,
+                task_id=task_id,
+                value=round(100 * score["compressed"], 2),
+                date=manifest["finished"][:10],
+                notes=f"{_bits(manifest)}-bit weights, lm-eval {tasks['how'].get('lm_eval', '')}".strip(),
+            )
+            files[f"{task}.yaml"] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return files
+
+
+def _hub_id(model: str) -> str | None:
+    name = model.partition("@")[0]
+    return name if is_hub_id(name) else None
+
+
+def _data_name(source: str) -> str:
+    """What the card calls a data source: a local file by its name alone."""
+    if source == BUNDLED:
+        return "text bundled with hfcompress"
+    return source if _hub_id(source.partition(":")[0]) else Path(source).name
+
+
+def _bits(manifest: dict[str, Any]) -> str:
+    bits = sorted({row["bits"] for row in manifest["linears"]})
+    return "/".join(str(b) for b in bits)
+
+
+def _tags(manifest: dict[str, Any]) -> list[str]:
+    methods = sorted({row["method"] for row in manifest["linears"]})
+    bits = sorted({row["bits"] for row in manifest["linears"]})
+    layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
+    return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
+
+
+def _groups(manifest: dict[str, Any]) -> list[str]:
+    """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
+    kinds = Counter((r["method"], r["bits"], r["group_size"], r["symmetric"]) for r in manifest["linears"])
+    return [
+        f"{count} linears: {METHODS.get(method, method)}, {bits} bits, "
+        f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
+        f"{'symmetric' if symmetric else 'with zero points'}"
+        for (method, bits, group, symmetric), count in kinds.most_common()
+    ]
+
+
+def _calibration(manifest: dict[str, Any]) -> str | None:
+    found = manifest["calibration"]
+    if found is None:
+        return None
+    return (
+        f"{found['samples']} rows of {found['seq_len']} tokens from {_data_name(found['data'])}, seed {found['seed']}, "
+        f"sha256 `{found['sha256'][:16]}`"
+    )
+
+
+def _served(manifest: dict[str, Any]) -> bool:
+    """Whether vLLM documents that it reads this layout: packed or plain, without zero points."""
+    layout = manifest["recipe"]["format"]
+    symmetric = all(row["symmetric"] for row in manifest["linears"])
+    return layout == "dense" or (layout == "compressed-tensors" and symmetric and _bits(manifest) in ("4", "8", "4/8"))
+
+
+def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[EvalResult]":
+    from huggingface_hub import EvalResult
+
+    results = []
+    if "perplexity" in report:
+        where = [(report, _data_name(report["how"]["data"]))]
+        if "out_of_domain" in report:
+            where.append((report["out_of_domain"], report["out_of_domain"]["data"]))
+        for found, data in where:
+            for metric, label in METRICS.items():
+                results.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        dataset_type=data,
+                        dataset_name=data,
+                        metric_type=metric,
+                        metric_name=label,
+                        metric_value=found[metric],
+                    )
+                )
+    for task, score in report.get("tasks", {}).get("scores", {}).items():
+        task = Path(task).stem
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=task,
+                dataset_name=task,
+                metric_type=score["metric"],
+                metric_value=score["compressed"],
+            )
+        )
+    return results
+
+
+def _quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What is compared, the original's, this model's, and the recovery or the difference."""
+    rows = []
+    if "perplexity" not in report:
+        return rows
+    for found, where in ((report, ""), (report.get("out_of_domain"), ", other domain")):
+        if not found:
+            continue
+        difference = found.get("log_perplexity_difference")
+        rows.append(
+            (
+                f"perplexity{where}",
+                number(found["baseline_perplexity"], 5),
+                number(found["perplexity"], 5),
+                f"{plus_minus(difference, found.get('log_perplexity_difference_stderr'))} nats per token",
+            )
+        )
+        divergence = plus_minus(found["kl_mean"], found.get("kl_mean_stderr"))
+        tail = f"median {number(found['kl_median'], 3)}, 99 % below {number(found['kl_p99'], 3)}"
+        rows.append((f"KL to the original{where}", "0", f"{divergence} nats", tail))
+        agreement = percent(found["top1_agreement"], 4, found.get("top1_agreement_stderr"))
+        rows.append((f"same most likely token{where}", "100 %", agreement, ""))
+    return rows
+
+
+def _task_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for task, score in report.get("tasks", {}).get("scores", {}).items():
+        recovery = score.get("recovery")
+        rows.append(
+            (
+                f"{Path(task).stem} ({score['metric']})",
+                plus_minus(score["baseline"], score.get("baseline_stderr")),
+                plus_minus(score["compressed"], score.get("compressed_stderr")),
+                "" if recovery is None else percent(recovery, 4),
+            )
+        )
+    mean = report.get("tasks", {}).get("recovery")
+    if mean is not None and len(rows) > 1:
+        rows.append(("**average recovery**", "", "", f"**{percent(mean, 4)}**"))
+    return rows
+
+
+def _cost_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    rows = []
+    if "size_bytes" in report:
+        rows.append(_ratio_row("weights on disk", report["baseline_size_bytes"], report["size_bytes"], size))
+    speed, memory, energy = (report.get(key) for key in ("speed", "memory", "energy"))
+    if speed:
+        for batch in speed["baseline"]["batches"]:
+            ours, theirs = (speed[side]["batches"][batch] for side in ("compressed", "baseline"))
+            for key, label in (("decode", "decoding"), ("prefill", "reading a prompt")):
+                value = f"{key}_tokens_per_second"
+                rows.append(_ratio_row(f"tokens/s {label}, batch {batch}", theirs[value], ours[value], number))
+    if memory:
+        for key, label in (("at_rest_bytes", "memory at rest"), ("peak_bytes", "peak memory while generating")):
+            rows.append(_ratio_row(label, memory["baseline"][key], memory["compressed"][key], size))
+    if energy:
+        estimated = " (estimate)" if energy["how"]["source"] == "estimate" else ""
+        key = "joules_per_token"
+        rows.append(
+            _ratio_row(f"joules per token{estimated}", energy["baseline"][key], energy["compressed"][key], number)
+        )
+    return rows
+
+
+def _ratio_row(label: str, theirs: float, ours: float, shown) -> tuple[str, str, str, str]:
+    return (label, shown(theirs), shown(ours), f"{number(ours / theirs, 3)} times" if theirs else "")

@@ -1,0 +1,139 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The check before a push: the folder, reloaded in a fresh process, says what the solved model said.
+
+The manifest holds what the solved model made of a few tokens (its witness). The folder is loaded whole by plain
+transformers where the dense weights fit in memory, and block by block through the consumer's own decompressor where
+they do not; `python -m hfcompress.hub.reload FOLDER whole|streamed` is what the fresh process runs.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfcompress.errors import CheckpointError, RefusedError
+
+
+WHOLE, STREAMED = "whole", "streamed"
+HOW = {
+    WHOLE: "whole, by plain transformers",
+    STREAMED: "block by block, through the decompressor that transformers uses",
+}
+TOLERANCE = {"float32": 0.05}  # nats; a wrongly read weight costs whole ones
+TOLERANCE_OF_OTHERS = 0.5
+BYTES_PER_WEIGHT = 6  # float32, and what is packed beside it
+
+
+@dataclass(frozen=True)
+class Reload:
+    """
+    Args:
+        how (`str`): how the folder was loaded, in words.
+        difference (`float`): the largest difference of a log-probability, in nats.
+        positions (`int`): at how many positions they were compared.
+    """
+
+    how: str
+    difference: float
+    positions: int
+
+
+def check_reload(folder: Path, manifest: dict[str, Any]) -> Reload:
+    """
+    Args:
+        folder (`Path`): the compressed checkpoint.
+        manifest (`dict`): what its `hfcompress.json` holds.
+
+    Raises:
+        CheckpointError: the folder cannot be loaded, or carries no witness.
+        RefusedError: it says something else than the solved model did.
+    """
+    witness = manifest.get("witness")
+    if not witness:
+        raise CheckpointError(
+            f"{folder} carries no witness of what was solved; compress it again with `hfcompress run`."
+        )
+    mode = WHOLE if _fits(folder) else STREAMED
+    difference = _in_fresh_process(folder, mode)
+    bound = TOLERANCE.get(witness["dtype"], TOLERANCE_OF_OTHERS)
+    if not difference <= bound:
+        raise RefusedError(
+            f"{folder} does not say what the solved model said (a log-probability differs by {difference:.3g} "
+            f"nats, and {bound:g} is allowed), so it is not pushed; compress it again with `hfcompress run`."
+        )
+    return Reload(HOW[mode], difference, len(witness["top_ids"]))
+
+
+def _in_fresh_process(folder: Path, mode: str) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcompress.hub.reload", str(folder), mode], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "it was killed")
+        raise CheckpointError(f"{folder} does not load in a fresh process, so it is not pushed: {last}")
+    return json.loads(done.stdout.splitlines()[-1])["difference"]
+
+
+def _fits(folder: Path) -> bool:
+    """Whether the dense weights fit in half of the free memory."""
+    import psutil
+    import torch
+
+    from hfcompress.evaluation.quality import open_streamed
+    from hfcompress.models.checkpoint import Checkpoint
+
+    skeleton = open_streamed(Checkpoint.open(folder), "cpu", torch.float32).skeleton
+    weights = sum(parameter.numel() for parameter in skeleton.parameters())
+    return weights * BYTES_PER_WEIGHT < psutil.virtual_memory().available // 2
+
+
+def _whole_logits(folder: Path, input_ids):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(input_ids=input_ids).logits
+
+
+def _streamed_logits(folder: Path, input_ids):
+    import torch
+
+    from hfcompress.evaluation.quality import open_streamed
+    from hfcompress.models.checkpoint import Checkpoint
+    from hfcompress.models.streaming import Batch
+
+    model = open_streamed(Checkpoint.open(folder), "cpu", torch.float32)
+    [stream] = model.forward_blocks(model.embed([Batch(input_ids)]))
+    with model.outside(head=True) as outside:
+        return model.logits(outside, stream)
+
+
+def _difference(folder: Path, mode: str) -> float:
+    """The largest difference of a log-probability to the manifest's witness."""
+    import torch
+
+    witness = json.loads((folder / "hfcompress.json").read_text())["witness"]
+    logits_of = {WHOLE: _whole_logits, STREAMED: _streamed_logits}[mode]
+    logits = logits_of(folder, torch.tensor([witness["input_ids"]]))
+    ours = torch.log_softmax(logits[0].double(), -1).gather(-1, torch.tensor(witness["top_ids"]))
+    return (ours - torch.tensor(witness["top_log_probs"], dtype=torch.float64)).abs().max().item()
+
+
+if __name__ == "__main__":
+    print(json.dumps({"difference": _difference(Path(sys.argv[1]), sys.argv[2])}))

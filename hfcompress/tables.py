@@ -1,0 +1,155 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tables of a report, as a person sees them in a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from hfcompress.evaluation.page import size
+
+
+def report_tables(report: dict[str, Any]) -> Iterator[Table]:
+    """A table for every part of the report that is there."""
+    if "perplexity" in report:
+        yield _quality_table(report)
+    for section, table_of in _SECTIONS.items():
+        if section in report:
+            yield table_of(report[section])
+
+
+def _quality_table(report: dict[str, Any]) -> Table:
+    shown = table(
+        f"measured on {report['tokens']:,} predictions ({report['how']['data']})", "", "original", "compressed"
+    )
+    ratio = report["size_bytes"] / report["baseline_size_bytes"]
+    shown.add_row("size", size(report["baseline_size_bytes"]), f"{size(report['size_bytes'])} ({ratio:.0%})")
+    for found, where in ((report, ""), (report.get("out_of_domain"), ", other domain")):
+        if found:
+            shown.add_row(f"perplexity{where}", f"{found['baseline_perplexity']:.4f}", f"{found['perplexity']:.4f}")
+            error = plus_or_minus(found.get("kl_mean_stderr"), 5)
+            shown.add_row(f"KL to the original, mean{where}", "", f"{found['kl_mean']:.5f}{error} nats")
+    shown.add_row("KL, median / 99th percentile", "", f"{report['kl_median']:.5f} / {report['kl_p99']:.5f}")
+    shown.add_row("same most likely token", "", f"{report['top1_agreement']:.2%}")
+    return shown
+
+
+def _tasks_table(found: dict[str, Any]) -> Table:
+    shown = table("tasks", "task", "metric", "original", "compressed", "recovery", "flips")
+    for name, score in found["scores"].items():
+        values = [
+            f"{score[side]:.4f}{plus_or_minus(score.get(f'{side}_stderr'), 4)}" for side in ("baseline", "compressed")
+        ]
+        shares = ["" if score.get(key) is None else f"{score[key]:.2%}" for key in ("recovery", "flips")]
+        shown.add_row(name, score["metric"], *values, *shares)
+    if found.get("recovery") is not None:
+        shown.add_row("average", "", "", "", f"{found['recovery']:.2%}", "")
+    return shown
+
+
+def _speed_table(found: dict[str, Any]) -> Table:
+    shown = table("speed", "", "original", "compressed")
+    for batch in found["baseline"]["batches"]:
+        both = [found[side]["batches"][batch] for side in ("baseline", "compressed")]
+        for key, label in (("decode", "decoding"), ("prefill", "prompt")):
+            values = [
+                f"{b[f'{key}_tokens_per_second']:,.1f}{plus_or_minus(b.get(f'{key}_stderr'), 1)} tokens/s"
+                for b in both
+            ]
+            shown.add_row(f"{label}, batch {batch}", *values)
+        latencies = [f"{b['latency_p50_ms']:.2f} / {b['latency_p90_ms']:.2f} ms" for b in both]
+        shown.add_row(f"latency p50 / p90, batch {batch}", *latencies)
+    return shown
+
+
+def _memory_table(found: dict[str, Any]) -> Table:
+    shown = table("memory", "", "original", "compressed")
+    labels = {
+        "disk_bytes": "on disk",
+        "at_rest_bytes": "at rest",
+        "after_forward_bytes": "after the first forward",
+        "peak_bytes": "peak while generating",
+    }
+    for key, label in labels.items():
+        shown.add_row(label, *[size(found[side][key]) for side in ("baseline", "compressed")])
+    return shown
+
+
+def _energy_table(found: dict[str, Any]) -> Table:
+    shown = table(f"energy ({found['how']['source']})", "", "original", "compressed")
+    values = [
+        f"{found[side]['joules_per_token']:.4g}{plus_or_minus(found[side].get('joules_per_token_stderr'), 4)}"
+        for side in ("baseline", "compressed")
+    ]
+    shown.add_row("joules per token", *values)
+    return shown
+
+
+def _robustness_table(found: dict[str, Any]) -> Table:
+    shown = table("robustness", "condition", "KL (nats)", "original perplexity", "compressed perplexity")
+    for name, c in found["conditions"].items():
+        divergence = f"{c['kl_mean']:.5f}{plus_or_minus(c.get('kl_mean_stderr'), 5)}"
+        shown.add_row(name.replace("_", " "), divergence, f"{c['baseline_perplexity']:.3f}", f"{c['perplexity']:.3f}")
+    error_ = found["calibration_error"]
+    shown.add_row("calibration error", "", f"{error_['baseline']:.4f}", f"{error_['compressed']:.4f}")
+    return shown
+
+
+def _stability_table(found: dict[str, Any]) -> Table:
+    shown = table("stability", "", "original", "compressed")
+    repeated = found["repetition"]
+    shown.add_row("repeated 4-grams", f"{repeated['baseline']:.2%}", f"{repeated['compressed']:.2%}")
+    shown.add_row("greedy tokens in common", "", f"{found['common_prefix']:.1f}")
+    for bucket in found["kl_by_position"]:
+        shown.add_row(f"KL, tokens {bucket['from']} to {bucket['to']}", "", f"{bucket['kl_mean']:.5f} nats")
+    return shown
+
+
+def _explain_table(found: dict[str, Any]) -> Table:
+    shown = table("explain", "block", "error", "of its own", "attention", "KL, it alone swapped in")
+    for block in found["blocks"]:
+        attention = block.get("attention_distance")
+        shown.add_row(
+            block["name"],
+            f"{block['relative_error']:.4f}",
+            f"{block['relative_error_alone']:.4f}",
+            "" if attention is None else f"{attention:.4f}",
+            f"{block['kl_swapped_in']:.5f}",
+        )
+    return shown
+
+
+_SECTIONS = {
+    "tasks": _tasks_table,
+    "speed": _speed_table,
+    "memory": _memory_table,
+    "energy": _energy_table,
+    "robustness": _robustness_table,
+    "stability": _stability_table,
+    "explain": _explain_table,
+}
+
+
+def table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are figures."""
+    shown = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left")
+    return shown
+
+
+def plus_or_minus(error: float | None, decimals: int) -> str:
+    """A standard error behind its figure."""
+    return "" if error is None else f" ± {error:.{decimals}f}"
