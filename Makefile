@@ -4,17 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 
-.PHONY: demo test quality style benchmark
+.PHONY: demo test quality style benchmark cards
 
 $(INSTALLED): pyproject.toml scripts/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[test,quality]'
 	touch $@
 
-# the main job on the bundled model: compress, write, reload, measure
+# the main job on the bundled model: compress, write, reload, measure; the last line is the report's path
 demo: $(INSTALLED)
-	$(BIN)/hfcompress run gptq-w4a16 --output demo-output --overwrite
-	$(BIN)/hfcompress inspect demo-output
+	$(BIN)/hfcompress run gptq-w4a16 --output demo-output --overwrite --measure all
 
 # one thread per worker: the models are tiny, and two workers fill two cores
 test: quality
@@ -33,3 +32,7 @@ style: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py quality
 	$(BIN)/python scripts/benchmark.py speed
+
+# the cards of the bundled examples, as they would be pushed
+cards: $(INSTALLED)
+	$(BIN)/python scripts/make_cards.py

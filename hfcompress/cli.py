@@ -335,6 +335,9 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     from hfcompress import console
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars beside the one that is ours
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:

@@ -29,15 +29,17 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from hfcompress.calibration.tokens import Tokens, load_tokens
 from hfcompress.calibration.overlap import sketch
+from hfcompress.calibration.tokens import Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.measure import measure as measure_all
-from hfcompress.evaluation.measure import units
+from hfcompress.evaluation.measure import tasks_of, units
 from hfcompress.evaluation.report import Report
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import CheckpointWriter, partial_path
+from hfcompress.hub.base_card import base_card
+from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import MANIFEST, base_of, read_manifest
@@ -48,8 +50,6 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.progress import Progress, Silent
-from hfcompress.hub.base_card import base_card
-from hfcompress.hub.description import PAGE, describe
 from hfcompress.recipes import Job, Recipe, Steps, load_job
 
 
@@ -199,7 +199,7 @@ def compress(
             tokens=evaluation_tokens,
             device=processes.device,
             seed=job.calibration.seed,
-            tasks=job.evaluation.tasks,
+            tasks=tasks_of(names, job.evaluation.tasks),
             limit=job.evaluation.limit,
             progress=progress,
         )

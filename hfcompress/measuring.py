@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from hfcompress.calibration.tokens import load_tokens
 from hfcompress.errors import InvalidValueError
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.measure import QUALITY, TASKS, measure, units
+from hfcompress.evaluation.measure import QUALITY, TASKS, chosen, measure, tasks_of, units
 from hfcompress.evaluation.plots import pareto_front
 from hfcompress.evaluation.report import Report
 from hfcompress.hub.description import describe
@@ -99,7 +99,7 @@ def evaluate(
     progress = progress or Silent()
     tasks = tuple(tasks)
     names = list((QUALITY,) if measurements is None else measurements)
-    if tasks and TASKS not in names:
+    if tasks and TASKS not in chosen(names):
         names.append(TASKS)
     candidate = Checkpoint.open(model, trust_remote_code=trust_remote_code)
     if save and not read_manifest(candidate.folder):
@@ -109,7 +109,7 @@ def evaluate(
     comparison = replace(
         comparison,
         seed=seed,
-        tasks=tasks,
+        tasks=tasks_of(names, tasks),
         limit=limit,
         teacher_cache=None if teacher_cache is None else Path(teacher_cache),
     )
@@ -158,7 +158,7 @@ def compare(
     common = _comparison(candidates[0], original, data, samples, seq_len, device, dtype, progress)
     known = [_known(candidate, common) for candidate in candidates]
     progress.start(sum(units(common, [QUALITY]) for report in known if report is None))
-    rows = []
+    rows: list[dict[str, Any]] = []
     with _cache(teacher_cache) as cache:
         for candidate, report in zip(candidates, known, strict=True):
             measured = report is None

@@ -20,7 +20,7 @@ from hfcompress.errors import InvalidValueError, RefusedError
 from hfcompress.evaluation import plots
 from hfcompress.evaluation.report import Report
 from hfcompress.hub import push as hub
-from hfcompress.hub.base_card import forbids_derivatives
+from hfcompress.hub.base_card import forbids_derivatives, is_gated
 from hfcompress.hub.card import make_card
 from hfcompress.hub.description import PLOTS
 from hfcompress.hub.reload import check_reload
@@ -64,26 +64,19 @@ def push(
         )
     hub.check_repo_id(repo_id)
     report = Report.load(folder) or Report()
-    progress.start(3)
+    progress.start(1 + hub.UNITS)
     progress.step("checking", amount=0)
     _require_passed(folder, manifest, report)
     _point_out_licence(manifest, progress)
     reload = check_reload(folder, manifest)
-    progress.step("pushing")
+    progress.step("reloaded")
     pictures = plots.draw(manifest, report, folder / PLOTS)
     name = repo_id.partition("/")[2]
     card = make_card(manifest, report, name, repo_id, pictures, reload)
-    pushed = hub.push(
-        folder,
-        repo_id,
-        private=private,
-        revision=revision,
-        message=message,
-        readme=str(card).encode(),
-        progress=progress,
+    readme = str(card).encode()
+    return hub.push(
+        folder, repo_id, private=private, revision=revision, message=message, readme=readme, progress=progress
     )
-    progress.step("pushed", amount=2)
-    return pushed
 
 
 def _require_passed(folder: Path, manifest: dict[str, Any], report: Report) -> None:
@@ -104,5 +97,5 @@ def _point_out_licence(manifest: dict[str, Any], progress: Progress) -> None:
     name, licence = base["model"].partition("@")[0], base.get("card", {}).get("license")
     if forbids_derivatives(licence):
         progress.note(f"{name} is under {licence}, which allows no derivatives: check whether you may share this one")
-    if is_hub_id(name) and hub.is_gated(name):
+    if is_hub_id(name) and is_gated(name):
         progress.note(f"{name} is gated: check whether its terms let you share what was made from it")

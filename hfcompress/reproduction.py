@@ -63,10 +63,10 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
-    pairs = {key: (now.get(key), then.get(key)) for key in CIRCUMSTANCES}
+    pairs: dict[str, tuple[Any, Any]] = {key: (now.get(key), then.get(key)) for key in CIRCUMSTANCES}
     versions = {*now["versions"], *then["versions"]}
     pairs |= {name: (now["versions"].get(name), then["versions"].get(name)) for name in sorted(versions)}
     for key, label in (("calibration", "the calibration data"), ("base", "the base model")):
-        digests = [(m[key] or {}).get("sha256") for m in (now, then)]
-        pairs[label] = tuple(digest and digest[:16] for digest in digests)
+        ours, theirs = ((manifest[key] or {}).get("sha256") for manifest in (now, then))
+        pairs[label] = (ours and ours[:16], theirs and theirs[:16])
     return [f"{name} ({ours} now, {theirs} then)" for name, (ours, theirs) in pairs.items() if ours != theirs]

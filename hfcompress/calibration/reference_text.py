@@ -26,8 +26,8 @@ def reference_text(split: str) -> list[str]:
     """
     The topics of one split, in alphabetical order of their names.
 
-    Some topics quote others, so a paragraph of the evaluation topics is taken out of the calibration topics: the two
-    splits share no paragraph.
+    Some topics quote others, so a paragraph of the evaluation topics is taken out of the calibration topics, however it
+    is indented and broken into lines: the two splits share no paragraph.
 
     Args:
         split (`str`): `"calibration"` or `"evaluation"`.
@@ -39,6 +39,10 @@ def reference_text(split: str) -> list[str]:
     held_out = topics[::EVALUATION_EVERY]
     if split == "evaluation":
         return held_out
-    seen = {paragraph for text in held_out for paragraph in text.split("\n\n")}
+    seen = {_words(paragraph) for text in held_out for paragraph in text.split("\n\n")}
     rest = (text for index, text in enumerate(topics) if index % EVALUATION_EVERY)
-    return ["\n\n".join(p for p in text.split("\n\n") if p not in seen) for text in rest]
+    return ["\n\n".join(p for p in text.split("\n\n") if _words(p) not in seen) for text in rest]
+
+
+def _words(paragraph: str) -> str:
+    return " ".join(paragraph.split())

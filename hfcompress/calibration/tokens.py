@@ -176,7 +176,7 @@ def pack_texts(
         note (`str`, *optional*): what the user should know of them.
 
     Raises:
-        CalibrationError: there is no tokenizer, or not one full row.
+        CalibrationError: there is no tokenizer, or one for another vocabulary, or not one full row.
     """
     tokenizer = checkpoint.tokenizer
     if tokenizer is None:
@@ -200,7 +200,9 @@ def pack_texts(
         note = f"{note}; {few}" if note else few
     array = np.array(ids[: rows * seq_len], dtype=np.int64).reshape(rows, seq_len)
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:samples])
-    return Tokens(array[chosen], source, note=note)
+    tokens = Tokens(array[chosen], source, note=note)
+    _check_ids(tokens, checkpoint.config.get_text_config().vocab_size)
+    return tokens
 
 
 def _token_ids(tokenizer, text: str) -> Iterator[int]:

@@ -138,8 +138,7 @@ def hotflip(
     with torch.no_grad():
         loss = second_half_nll(model, ids[None])
     for _ in range(min(swaps, half)):
-        gradient, embedded = _gradient(model, ids)
-        gain = gradient @ table.T - (gradient * embedded).sum(-1, keepdim=True)  # (half, n), to first order
+        gain = first_order_gain(model, ids, table)
         gain[fixed] = -torch.inf
         gain[ids[:half, None] == allowed] = -torch.inf
         gain, replacement = gain.max(-1)  # the best one for every place
@@ -159,14 +158,21 @@ def hotflip(
     return ids
 
 
-def _gradient(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the loss with respect to the embeddings of the first half, and these: `(half, hidden_size)` each."""
+def first_order_gain(model: PreTrainedModel, ids: Tensor, table: Tensor) -> Tensor:
+    """
+    What every replacement in the first half would add to the loss, to first order: `(seq_len // 2, n)`, nats.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        ids (`Tensor`): int64 `(seq_len,)`.
+        table (`Tensor`): `(n, hidden_size)`, the embeddings of the replacements.
+    """
     half = len(ids) // 2
     embedded = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
     with torch.enable_grad():
         loss = second_half_nll(model, ids[None], embedded).sum()
-    (gradient,) = torch.autograd.grad(loss, embedded)
-    return gradient[0, :half], embedded[0, :half].detach()
+    gradient = torch.autograd.grad(loss, embedded)[0][0, :half]
+    return gradient @ table.T - (gradient * embedded[0, :half].detach()).sum(-1, keepdim=True)
 
 
 def second_half_nll(model: PreTrainedModel, ids: Tensor, embedded: Tensor | None = None) -> Tensor:

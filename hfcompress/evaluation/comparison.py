@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.models.manifest import read_manifest
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.manifest import read_manifest
 from hfcompress.progress import Progress, Silent
 
 
@@ -102,6 +102,7 @@ def whole_model(
             if attention is not None:
                 model.set_attn_implementation(attention)
         else:
+            assert checkpoint.folder is not None
             options = {} if attention is None else {"attn_implementation": attention}
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code, **options

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from lm_eval import evaluate
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask, Task
@@ -40,7 +41,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import TaskDict
 from transformers.utils import logging as transformers_logging
 
-from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, MissingExtraError, nearest
+from hfcompress.errors import (
+    CalibrationError,
+    CheckpointError,
+    HfcompressError,
+    InvalidValueError,
+    MissingExtraError,
+    nearest,
+)
 from hfcompress.evaluation import continuation
 from hfcompress.evaluation.comparison import Comparison, whole_model
 from hfcompress.models.checkpoint import Checkpoint
@@ -50,7 +58,7 @@ MAX_ROWS = 32  # of a batch
 LOGIT_BYTES = 1 << 30  # of one batch's logits in float32
 GENERATED_ROWS = 8  # generation keeps keys and values of every row
 BOOTSTRAPS = 200  # a standard error from so many is right to about 5 %
-NOT_RUN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError)
+NOT_RUN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ImportError, TemplateError)
 
 
 # tasks
@@ -285,11 +293,11 @@ def run(lm: TaskModel, suite: TaskDict, comparison: Comparison, bootstraps: int 
         InvalidValueError: a task cannot be run on this model, or its own code fails.
     """
     try:
-        with quiet(), seeded(comparison.seed):
+        with quiet(), seeded(comparison.seed, comparison.device):
             for task in suite["tasks"].values():
                 task.set_fewshot_seed(comparison.seed)
             return evaluate(lm=lm, task_dict=suite, limit=comparison.limit, bootstrap_iters=bootstraps)
-    except InvalidValueError:
+    except HfcompressError:
         raise
     except NOT_RUN as error:  # a metric, a template or a filter of the task
         names = ", ".join(suite["tasks"])
@@ -297,10 +305,10 @@ def run(lm: TaskModel, suite: TaskDict, comparison: Comparison, bootstraps: int 
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Generator[None]:
+def seeded(seed: int, device: torch.device | None = None) -> Generator[None]:
     """Python's, NumPy's and torch's generators, which tasks draw from, start from `seed`; afterwards as before."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -92,9 +92,7 @@ def _robustness(report: Mapping[str, Any]) -> Iterator[str]:
 def _cost(report: Mapping[str, Any]) -> Iterator[str]:
     speed = report.get("speed", {})
     if speed:
-        ours, theirs = (
-            speed[side]["batches"]["1"]["decode_tokens_per_second"] for side in ("compressed", "baseline")
-        )
+        ours, theirs = (speed[side]["batches"]["1"]["decode_tokens_per_second"] for side in ("compressed", "baseline"))
         if ours <= theirs:
             yield (
                 f"Loaded by plain transformers it decodes at {number(ours / theirs, 3)} times the original's speed "

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 QUALITY, TASKS, ALL = "quality", "tasks", "all"
+BUNDLED_TASK = "continuation"
 MEASUREMENTS = (QUALITY, TASKS, "speed", "memory", "energy", "robustness", "stability", "explain")
 
 
@@ -47,6 +48,11 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
                 f"There is no measurement '{name}'; there are {', '.join(known)}.{nearest(name, known)}"
             )
     return tuple(name for name in MEASUREMENTS if ALL in names or name in names)
+
+
+def tasks_of(names: Iterable[str], tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks that are run: those that are named, or the bundled one where tasks are asked for and none is named."""
+    return tasks or ((BUNDLED_TASK,) if TASKS in chosen(names) else ())
 
 
 def units(comparison: "Comparison", names: Iterable[str]) -> int:

@@ -83,14 +83,48 @@ def render(
     Returns:
         `str`: the HTML.
     """
-    from jinja2 import ChainableUndefined, Environment, PackageLoader
-
     from hfcompress.evaluation.limits import limits  # which writes its numbers as this module does
 
-    environment = Environment(
+    if generations is None:
+        generations = (report.get("stability") or {}).get("generations") or []
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            manifest=manifest,
+            report=report,
+            pictures={name: Picture(path) for name, path in plots.items()},
+            generations=[Generation.of(found) for found in generations],
+            limits=limits(manifest, report),
+            missing={name: (report.get("skipped") or {}).get(name) for name in MEASUREMENTS if not report.get(name)},
+            rest={key: value for key, value in report.items() if key not in SHOWN},
+            title=title(manifest, report),
+            method=method(manifest),
+        )
+    )
+
+
+def _environment():
+    """For a report of which any part may be missing: so is whatever is asked of it, and a null is as good as nothing."""
+    from jinja2 import ChainableUndefined, Environment, PackageLoader
+
+    class Missing(ChainableUndefined):
+        def __call__(self, *args, **kwargs):
+            return self
+
+    class Forgiving(Environment):
+        def getattr(self, obj, attribute):
+            found = super().getattr(obj, attribute)
+            return self.undefined(name=attribute) if found is None else found
+
+        def getitem(self, obj, argument):
+            found = super().getitem(obj, argument)
+            return self.undefined(name=str(argument)) if found is None else found
+
+    environment = Forgiving(
         loader=PackageLoader("hfcompress.evaluation"),
         autoescape=True,
-        undefined=ChainableUndefined,  # any part of a report may be missing
+        undefined=Missing,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -100,26 +134,14 @@ def render(
         "percent": percent,
         "plus_minus": plus_minus,
         "ratio": ratio,
+        "sort_key": sort_key,
         "brief": brief,
+        "words": words,
         "called": called,
         "yaml": as_yaml,
-        "words": words,
         "csp_hash": csp_hash,
-        "sort_key": sort_key,
     }
-    if generations is None:
-        generations = (report.get("stability") or {}).get("generations") or []
-    return environment.get_template(TEMPLATE).render(
-        manifest=manifest,
-        report=report,
-        pictures={name: Picture(path) for name, path in plots.items()},
-        generations=[Generation.of(found) for found in generations],
-        limits=limits(manifest, report),
-        missing={name: (report.get("skipped") or {}).get(name) for name in MEASUREMENTS if not report.get(name)},
-        rest={key: value for key, value in report.items() if key not in SHOWN},
-        title=title(manifest, report),
-        method=method(manifest),
-    )
+    return environment
 
 
 class Picture:
@@ -224,6 +246,8 @@ def brief(value: Any, most: int = 8) -> str:
     """A setting on one line; of a long list, its length."""
     if isinstance(value, list) and len(value) > most:
         return f"{len(value):,} values"
+    if value in ([], {}):
+        return "none"
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
@@ -259,8 +283,8 @@ def method(manifest: dict[str, Any]) -> str:
 
     groups = ["one scale a row" if group == -1 else f"groups of {group}" for group in kinds("group_size")]
     bits = " and ".join(map(str, kinds("bits")))
-    coverage = manifest.get("coverage") or {}
-    covered = f"{coverage['compressed']} of {coverage['linears']} linears" if coverage else f"{len(rows)} linears"
+    linears = (manifest.get("coverage") or {}).get("linears")
+    covered = f"{len(rows)} of {linears} linears" if linears else f"{len(rows)} linears"
     return ", ".join([*kinds("method"), *([f"{bits} bits"] if bits else []), *groups, covered])
 
 

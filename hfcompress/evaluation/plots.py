@@ -382,19 +382,20 @@ def kl_histogram(manifest: dict[str, Any], report: dict[str, Any]) -> Picture | 
     if sum(other.get("counts") or []):
         share = 100 * np.array(other["counts"]) / sum(other["counts"])
         axes.stairs(share, _positive(other["edges"]), color=VERMILLION, linewidth=1.6, label="other domain")
-        axes.legend(loc="upper left")
+        axes.legend(loc="center left")
     axes.set_xlim(*seen)
     _log_ticks(axes.xaxis, *seen)
     top = axes.get_ylim()[1]
     axes.set_ylim(0, top * 1.3)
-    for height, (name, value) in zip((1.26, 1.17, 1.08), sorted(marks.items(), key=lambda m: m[1]), strict=False):
+    for height, (name, value) in zip((1.08, 1.17, 1.26), sorted(marks.items(), key=lambda m: m[1]), strict=False):
         if value > 0:
             axes.plot([value, value], [0, top * height], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
             axes.annotate(
                 f"{name} {number(value, 3)}",
                 (value, top * height),
-                (4, 0),
+                (-4, 0),
                 textcoords="offset points",
+                ha="right",
                 va="top",
                 fontsize=SMALL,
             )
@@ -419,40 +420,22 @@ def robustness(manifest: dict[str, Any], report: dict[str, Any]) -> Picture | No
     clean = (conditions.get("clean") or {}).get("kl_mean")
     caption += f" ({number(kl[worst] / clean, 3)} times that on clean text)." if clean else "."
     figure = _figure(1.5 + 0.34 * len(names))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
-    rows = np.arange(len(names))
-    errors = [c.get("kl_mean_stderr") or 0.0 for c in found]
+    left, right = figure.subplots(1, 2, sharey=True)
     colours = [MUTED if name == "clean" else BLUE for name in names]
-    left.barh(rows, kl, 0.66, color=colours, xerr=errors, ecolor=INK, capsize=2.5, error_kw={"elinewidth": 1.1})
+    _bars(left, kl, [c.get("kl_mean_stderr") for c in found], colours)
     if clean:
         left.axvline(clean, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
-    reach = max(value + error for value, error in zip(kl, errors, strict=True)) or 1.0
-    for row, value, error in zip(rows, kl, errors, strict=True):
-        left.annotate(
-            number(value, 3), (value + error, row), (4, 0), textcoords="offset points", va="center", fontsize=SMALL
-        )
-    left.set_xlim(0, reach * 1.22)
-    left.locator_params(axis="x", nbins=5)
-    left.set_yticks(rows, names)
+    left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.set_title("KL to the original")
     left.set_xlabel("nats, with standard error")
-    for row, condition in zip(rows, found, strict=True):
-        pair = [condition.get("baseline_perplexity"), condition.get("perplexity")]
-        if None not in pair:
-            right.plot(pair, [row, row], color=MUTED, linewidth=1.4, zorder=1)
-            right.plot(pair[0], row, "s", color=INK, markersize=5.5, label="original" if not row else None)
-            right.plot(pair[1], row, "o", color=VERMILLION, markersize=5.5, label="compressed" if not row else None)
-    both = [c[k] for c in found for k in ("baseline_perplexity", "perplexity") if c.get(k) is not None]
-    if both:
-        right.set_xscale("log")
-        right.set_xlim(min(both) / 1.25, max(both) * 1.25)
-        _log_ticks(right.xaxis, min(both) / 1.25, max(both) * 1.25)
-        right.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=2, columnspacing=1.0, handletextpad=0.2)
-    right.grid(True, axis="x")
-    right.tick_params(labelleft=False)
-    right.set_title("Perplexity")
-    right.set_xlabel("logarithmic")
+    ratios = [_float(c.get("perplexity")) / _float(c.get("baseline_perplexity")) for c in found]
+    errors = [100 * r * _float(c.get("log_perplexity_difference_stderr")) for r, c in zip(ratios, found, strict=True)]
+    if not np.isnan(ratios).all():
+        _bars(right, [100 * (r - 1) for r in ratios], errors, [MUTED if n == "clean" else GREEN for n in names])
+    right.tick_params(left=False, labelleft=False)
+    right.set_title("Perplexity that compression adds")
+    right.set_xlabel("% of the original's" + ("" if np.isnan(errors).all() else ", with standard error"))
     return figure, caption
 
 
@@ -653,6 +636,20 @@ def _point(axes: "Axes", x: float, y: float, error: float | None, colour: str, m
     axes.errorbar(
         x, y, error, color=colour, marker=marker, markersize=7, elinewidth=1.3, capsize=3, linestyle="none", zorder=3
     )
+
+
+def _bars(axes: "Axes", values: Sequence[float], errors: Sequence[float | None], colours: Sequence[str]) -> None:
+    """Lying bars with their errors, and their values written at the ends."""
+    lengths, spread = np.nan_to_num(values), np.nan_to_num([_float(error) for error in errors])
+    rows = range(len(lengths))
+    axes.barh(rows, lengths, 0.66, color=colours, xerr=spread, ecolor=INK, capsize=2.5, error_kw={"elinewidth": 1.1})
+    for row, value in zip(rows, values, strict=True):
+        end = (max(lengths[row] + spread[row], 0.0), row)
+        axes.annotate(number(value, 3), end, (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+    low, high = min(0.0, (lengths - spread).min()), max(0.0, (lengths + spread).max())
+    axes.set_xlim(1.05 * low, high + 0.3 * ((high - low) or 1.0))
+    axes.locator_params(axis="x", nbins=5)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
 
 
 def _heat_map(axes: "Axes", values: np.ndarray, rows: list[str], label: str) -> None:

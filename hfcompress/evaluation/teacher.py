@@ -136,7 +136,7 @@ class TeacherCache:
         """
         try:
             tensors = load_file(self._path(index))
-        except Exception as error:  # noqa: BLE001 (safetensors raises its own kind, or an OSError)
+        except Exception as error:
             raise CheckpointError(f"The teacher cache {self.folder} is damaged; delete that folder.") from error
         return Distributions(**{name: tensor.to(device) for name, tensor in tensors.items()})
 

@@ -47,3 +47,14 @@ def base_card(folder: Path | None) -> dict[str, Any]:
 def forbids_derivatives(license_: Any) -> bool:
     """Whether a licence identifier is one that allows no derivatives, such as `cc-by-nc-nd-4.0`."""
     return "nd" in str(license_ or "").lower().split("-")
+
+
+def is_gated(repo_id: str) -> bool:
+    """Whether the Hub asks for terms to be accepted before it hands out a model; `False` where it does not tell."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return bool(model_info(repo_id).gated)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return False

@@ -103,8 +103,9 @@ def make_card(
         pipeline_tag=carried.get("pipeline_tag", "text-generation"),
         tags=_tags(manifest),
         eval_results=_eval_results(manifest, report) or None,
-        **({"base_model_relation": "quantized"} if base_model else {}),
     )
+    if base_model:
+        data["base_model_relation"] = "quantized"
     pictures = pictures or {}
     template = resources.files("hfcompress.hub") / "templates" / "card.md.jinja"
     return ModelCard.from_template(

@@ -26,6 +26,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -33,7 +34,6 @@ from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from hfcompress import __version__
 from hfcompress.errors import CheckpointError, InvalidValueError
 from hfcompress.hub.upload_errors import ONCE, Answer, HubConflictError, HubError, Patience, ask
 from hfcompress.progress import Progress, Silent
@@ -115,8 +115,7 @@ def push(
         CheckpointError: the folder is not a whole result.
         HubError: the Hub refused, could not be reached, or did not keep what it was sent.
     """
-    if repo_id.count("/") != 1 or not _is_repo_id(repo_id):
-        raise InvalidValueError(f"{repo_id!r} is no name of a repo; write user/name, such as me/llama-w4a16.")
+    check_repo_id(repo_id)
     if revision is not None and not BRANCH.fullmatch(revision):
         raise InvalidValueError(f"{revision!r} is no name of a branch; write letters, digits and any of . _ - + /.")
     progress = progress or Silent()
@@ -127,13 +126,29 @@ def push(
     progress.step(f"asking for {repo_id}")
     repo.prepare(private)
     progress.step(f"uploading {len(files)} files")
-    before, commit, additions = repo.replace(files, message or f"Model compressed by hfcompress {__version__}")
+    before, commit, additions = repo.replace(
+        files, message or f"Model compressed by hfcompress {version('hfcompress')}"
+    )
     progress.step("comparing what is there")
     there = repo.tree(commit)
     wrong = differences(additions, there)
     if wrong:
         repo.withdraw(commit, there, wrong, before)
     return Pushed(repo_id, repo.url, commit)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """
+    Raises:
+        InvalidValueError: it is not of the form `user/name`, or holds what the Hub does not allow.
+    """
+    try:
+        validate_repo_id(repo_id)
+        valid = repo_id.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise InvalidValueError(f"{repo_id!r} is no name of a repo; write user/name, such as me/llama-w4a16.")
 
 
 def carried_files(folder: Path) -> dict[str, Path]:
@@ -189,7 +204,7 @@ class _Repo:
     """One branch of a repo on the Hub; `huggingface_hub` finds the token."""
 
     def __init__(self, repo_id: str, branch: str, patience: Patience, progress: Progress):
-        self.api = HfApi(token=True, library_name="hfcompress", library_version=__version__)
+        self.api = HfApi(token=True, library_name="hfcompress", library_version=version("hfcompress"))
         self.id, self.branch, self.patience, self.progress = repo_id, branch, patience, progress
 
     @property
@@ -321,14 +336,6 @@ class _Repo:
             ).oid
 
         return self.ask(commit, recover=unanswered)
-
-
-def _is_repo_id(repo_id: str) -> bool:
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _has_code(config: Path) -> bool:

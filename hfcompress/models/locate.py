@@ -63,7 +63,9 @@ def locate(model: str, with_code: bool = False, wanted: Sequence[str] = WANTED) 
     if looks_like_path:
         raise CheckpointError(f"There is no folder {model}; give the folder of a checkpoint or a Hub id (user/name).")
     try:
-        folder = huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=[*wanted, "*.py"] if with_code else [*wanted])
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=revision or None, allow_patterns=[*wanted, "*.py"] if with_code else [*wanted]
+        )
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repo} is gated: accept its terms at https://huggingface.co/{repo} and log in with `hf auth login`."

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
@@ -204,7 +205,7 @@ class BlockPass:
 
     # outside the blocks
 
-    def _finish_head(self, model: nn.Module, task: LinearTask, streams: list[Stream]) -> None:
+    def _finish_head(self, model: PreTrainedModel, task: LinearTask, streams: list[Stream]) -> None:
         """The output head, on what comes out of the final norm; solved, or as an earlier run has solved it."""
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Linear)

@@ -160,6 +160,18 @@ def test_rows_become_text_and_rows_again(tiny):
     assert tokenizer.decode(same.input_ids[0]) == tokenizer.decode(rows.input_ids[0])
 
 
+def test_half_a_character_at_a_rows_edge_is_dropped(tiny):
+    """The tokenizer's tokens are bytes, and a Greek letter is two of them."""
+    checkpoint, seen = Checkpoint.open(tiny), []
+    ids = np.array(checkpoint.tokenizer(texts()["Greek"])["input_ids"])
+    for first in range(8):
+        noise.retokenized(
+            Tokens(ids[None, first : first + 40], "Greek"), checkpoint, lambda text: seen.append(text) or text * 2
+        )
+    assert any("\ufffd" in checkpoint.tokenizer.decode(ids[first : first + 40]) for first in range(8))
+    assert all(text and text in texts()["Greek"] for text in seen)
+
+
 def test_padding_is_no_text(tiny):
     checkpoint = Checkpoint.open(tiny)
     ids = np.array(checkpoint.tokenizer("It rains and rains. " * 20)["input_ids"])[:64]

@@ -165,6 +165,7 @@ def made_up_report(blocks: int = 4) -> dict:
                     "kl_mean_stderr": 0.0002,
                     "perplexity": 14.25 * 1.5**index,
                     "baseline_perplexity": 14.0 * 1.5**index,
+                    "log_perplexity_difference_stderr": 0.004,
                     "top1_agreement": 0.95 - 0.01 * index,
                     "tokens": 2000,
                 }
@@ -180,6 +181,7 @@ def made_up_report(blocks: int = 4) -> dict:
                 "compressed_nll_after": 5.22,
                 "kl_before": 0.004,
                 "kl_after": 0.021,
+                "kl_after_stderr": 0.003,
             },
             "tasks": {"typos": {"first": {"baseline": 0.5, "compressed": 0.45}}},
             "how": {"seed": 0, "rows": 8},
@@ -226,6 +228,12 @@ def figures(manifest: dict, report: dict) -> dict[str, Figure]:
                 found[name] = drawn[0]
                 found[name].draw_without_rendering()
     return found
+
+
+def labels_of(axis) -> list[Text]:
+    """All labels of an axis's ticks, drawn or not."""
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [label for tick in ticks for label in (tick.label1, tick.label2)] + [axis.offsetText]
 
 
 def contrast(one, other) -> float:
@@ -294,11 +302,14 @@ def test_all_text_is_large_enough_and_nothing_overlaps(blocks):
     for name, figure in figures(made_up_manifest(blocks), made_up_report(blocks)).items():
         frame = figure.bbox
         to_card = CARD_WIDTH / frame.width
+        ticks = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in labels_of(axis)}
         for text in figure.findobj(lambda a: isinstance(a, Text) and a.get_visible() and a.get_text().strip()):
             assert text.get_fontsize() * figure.dpi / 72 * to_card >= 11, (name, text)
+            if text not in ticks:  # of which some lie outside of the limits and are not drawn
+                box = Text.get_window_extent(text)
+                assert frame.x0 <= box.x0 <= box.x1 <= frame.x1, (name, text)
+                assert frame.y0 <= box.y0 <= box.y1 <= frame.y1, (name, text)
         for axes in figure.axes:
-            titles = [t for t in axes.findobj(Text) if t.get_text() == axes.get_title(loc="left")]
-            assert all(t.get_window_extent().x1 <= frame.x1 for t in titles), name
             for axis in (axes.xaxis, axes.yaxis):
                 limits = sorted(axis.get_view_interval())
                 shown = [
@@ -468,6 +479,13 @@ def test_robustness_bars_and_their_errors():
     conditions = report["robustness"]["conditions"]
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars == [found["kl_mean"] for found in conditions.values()]
+    ends = [segment[:, 0].tolist() for segment in figure.axes[0].collections[0].get_segments()]
+    expected = [[c["kl_mean"] + sign * c["kl_mean_stderr"] for sign in (-1, 1)] for c in conditions.values()]
+    np.testing.assert_allclose(ends, expected)
+    added = [bar.get_width() for bar in figure.axes[1].patches]
+    np.testing.assert_allclose(added, [100 * (14.25 / 14 - 1)] * len(conditions))
+    ends = [segment[:, 0].tolist() for segment in figure.axes[1].collections[0].get_segments()]
+    np.testing.assert_allclose(np.diff(ends)[:, 0], 2 * 100 * 14.25 / 14 * 0.004)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [name.replace("_", " ") for name in conditions]
     assert "language" in caption
     assert "3.40 times" in caption

@@ -342,24 +342,41 @@ def test_the_attack_beats_a_random_search(trained, rows):
     assert np.mean(attacked) > np.mean(searched)
 
 
-def test_the_gradient_is_the_slope(untrained):
-    """The loss along a step from one embedding towards another rises as the gradient says."""
+def test_the_gain_is_the_slope(untrained):
+    """The loss along the first step from one embedding towards another rises as the gain says."""
     model, _ = untrained
     model = model.double()
     ids = torch.from_numpy(token_ids(1, 16)[0])
-    gradient, embedded = adversarial._gradient(model, ids)
     table = model.get_input_embeddings().weight.detach()
+    gain = adversarial.first_order_gain(model, ids, table)
+    assert gain.shape == (8, 128)
     whole = model.get_input_embeddings()(ids[None]).detach()
     for position, token in ((0, 5), (3, 77), (7, 100)):
-        step = table[token] - embedded[position]
         losses = []
         for size in (-1e-2, 1e-2):
             moved = whole.clone()
-            moved[0, position] += size * step
+            moved[0, position] += size * (table[token] - whole[0, position])
             with torch.no_grad():
                 losses.append(adversarial.second_half_nll(model, ids[None], moved).item())
-        slope = (losses[1] - losses[0]) / 2e-2
-        assert slope == pytest.approx((gradient[position] @ step).item(), rel=2e-2)
+        assert (losses[1] - losses[0]) / 2e-2 == pytest.approx(gain[position, token].item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_swap_has_a_place_of_its_own_and_raises_the_loss(untrained, seed):
+    """Of six tokens only, so that soon no swap is left that does."""
+    model, _ = untrained
+    row, before = torch.from_numpy(token_ids(1, 16, seed)[0]), None
+    for swaps in range(9):
+        found = adversarial.hotflip(model, row, torch.arange(5, 11), swaps, candidates=3)
+        with torch.no_grad():
+            loss = adversarial.second_half_nll(model, found[None]).item()
+        if before is not None:
+            changed = found != before[0]
+            assert changed.sum() <= 1
+            assert (before[0][changed] == row[changed]).all()
+            assert loss > before[1] if changed.any() else loss == before[1]
+        before = found, loss
+    assert 0 < (found != row).sum() <= 8
 
 
 def test_the_second_half_is_what_is_scored(trained, rows):

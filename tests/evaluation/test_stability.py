@@ -132,6 +132,12 @@ def test_a_draw_picks_by_the_cumulative_sum(weights, draw):
     assert draw <= cumulative[picked + 1] + 1e-12
 
 
+def test_a_token_without_probability_is_never_picked():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    for draw, token in ((0.0, 1), (0.49, 1), (0.5, 3), (1 - 1e-16, 3)):
+        assert stability._picked(logits, torch.tensor([[draw]], dtype=torch.float64)).item() == token
+
+
 # starts and buckets
 
 

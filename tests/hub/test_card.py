@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, in_fresh_process, make_model
 from huggingface_hub import ModelCard
 
 import hfcompress as hfc
