@@ -59,9 +59,8 @@ def push(
     folder = Path(folder).expanduser().absolute()
     manifest = read_manifest(folder)
     if not manifest:
-        raise InvalidValueError(
-            f"{folder} was not made by hfcompress (it has no {MANIFEST}); give a folder that `hfcompress run` has made."
-        )
+        wrong = f"it has no {MANIFEST}" if folder.is_dir() else "there is no such folder"
+        raise InvalidValueError(f"{folder} cannot be pushed: {wrong}; give a folder that `hfcompress run` has made.")
     hub.check_repo_id(repo_id)
     report = Report.load(folder) or Report()
     progress.start(1 + hub.UNITS)

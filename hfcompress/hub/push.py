@@ -36,6 +36,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfcompress.errors import CheckpointError, InvalidValueError
 from hfcompress.hub.upload_errors import ONCE, Answer, HubConflictError, HubError, Patience, ask
+from hfcompress.models.companions import COMPANIONS, LICENCES
 from hfcompress.progress import Progress, Silent
 
 
@@ -44,21 +45,8 @@ MAIN = "main"
 CONFIG, INDEX, MANIFEST, README = "config.json", "model.safetensors.index.json", "hfcompress.json", "README.md"
 WEIGHTS = "model*.safetensors"
 OWN = (CONFIG, WEIGHTS, "model*.safetensors.index.json", MANIFEST)
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 RESULTS = ("eval_results.json", "report.html", "plots/*.png", ".eval_results/*.yaml")
-WORDS = (README, "LICENSE*")  # a person may have written them: never removed from a repo
+WORDS = (README, LICENCES)  # a person may have written them: never removed from a repo
 CARRIED = (*OWN, *COMPANIONS, *RESULTS, *WORDS)
 SCRATCH = (".tmp", ".partial", ".incomplete", ".lock", "~")
 NOTHING_IGNORED = "# nothing\n"  # a .gitignore in the repo must not keep weights out of the commit

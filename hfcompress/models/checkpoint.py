@@ -26,25 +26,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
+from hfcompress.models.companions import COMPANIONS, LICENCES
 from hfcompress.models.locate import locate
 
 
 SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-# what travels beside the weights, unchanged
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-)
 
 
 class Checkpoint:
@@ -153,7 +139,7 @@ class Checkpoint:
     def companions(self) -> Iterator[Path]:
         """Files that belong beside the weights (tokenizer, generation config, chat template), relative to `folder`."""
         if self.folder is not None:
-            patterns = (*COMPANIONS, "*.py") if self.trust_remote_code else COMPANIONS
+            patterns = (*COMPANIONS, LICENCES, *(["*.py"] if self.trust_remote_code else []))
             found = {p for pattern in patterns for p in self.folder.glob(pattern) if p.is_file()}
             yield from (p.relative_to(self.folder) for p in sorted(found))
 

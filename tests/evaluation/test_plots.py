@@ -359,9 +359,9 @@ def test_text_stands_out_on_its_panel():
 def test_names_are_not_formulas(tmp_path):
     manifest = made_up_manifest()
     for row in manifest["linears"]:
-        row["name"] = row["name"].replace("mlp", r"$\undefined{")
+        row["name"] = row["name"].replace("_proj", r"$\undefined{$")
     plots.draw(manifest, {}, tmp_path)
-    plots.pareto([candidate("$x^", 1e6, 0.1), candidate(r"\frac", 2e6, 0.01)], tmp_path / "pareto.png")
+    plots.pareto([candidate("$x^$", 1e6, 0.1), candidate(r"$\frac$", 2e6, 0.01)], tmp_path / "pareto.png")
     assert is_real(tmp_path / "pareto.png")
 
 

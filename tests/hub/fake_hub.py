@@ -129,8 +129,8 @@ class Commit:
 class Repo:
     """Commits, branches and large blobs; a new one has a first commit, unless `empty`."""
 
-    def __init__(self, private: bool, empty: bool = False):
-        self.private = private
+    def __init__(self, private: bool, empty: bool = False, gated: str | bool = False):
+        self.private, self.gated = private, gated
         self.commits: dict[str, Commit] = {}
         self.branches: dict[str, str] = {}
         self.large: dict[str, bytes] = {}
@@ -301,7 +301,15 @@ class FakeHub:
     @route("GET", f"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?")
     def info(self, request, repo, revision=None):
         found = self.repo(request, repo)
-        about = {"_id": repo, "id": repo, "modelId": repo, "private": found.private, "tags": [], "siblings": []}
+        about = {
+            "_id": repo,
+            "id": repo,
+            "modelId": repo,
+            "private": found.private,
+            "gated": found.gated,
+            "tags": [],
+            "siblings": [],
+        }
         if not found.commits and revision is None:
             return about
         name, commit = found.at(revision or "main")

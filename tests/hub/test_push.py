@@ -34,10 +34,8 @@ import pytest
 from fake_hub import READ_TOKEN, TOKEN, FakeHub, Fault, Repo
 
 from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError
-from hfcompress.hub import push as push_module
 from hfcompress.hub.push import carried_files, push
 from hfcompress.hub.upload_errors import HubError, explain, scrub
-from hfcompress.models import checkpoint
 
 
 ID = "user/model"
@@ -341,11 +339,6 @@ def test_code_goes_along_when_the_configuration_names_it(single, tmp_path):
     config = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoConfig": "modeling_own.Own"}}
     _write(folder, {"config.json": json.dumps(config)})
     assert "modeling_own.py" in carried_files(folder)
-
-
-def test_companions_are_those_that_a_compression_brings_along():
-    """They stand twice, since the other module imports torch."""
-    assert {*checkpoint.COMPANIONS} == {*push_module.COMPANIONS, "LICENSE*"}
 
 
 # who sees it
