@@ -56,12 +56,12 @@ def push(
         HfcompressError: something else the user can put right, in one sentence.
     """
     progress = progress or Silent()
+    hub.check_repo_id(repo_id)
     folder = Path(folder).expanduser().absolute()
     manifest = read_manifest(folder)
     if not manifest:
         wrong = f"it has no {MANIFEST}" if folder.is_dir() else "there is no such folder"
         raise InvalidValueError(f"{folder} cannot be pushed: {wrong}; give a folder that `hfcompress run` has made.")
-    hub.check_repo_id(repo_id)
     report = Report.load(folder) or Report()
     progress.start(1 + hub.UNITS)
     progress.step("checking", amount=0)

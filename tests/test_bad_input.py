@@ -482,3 +482,54 @@ def test_a_damaged_manifest(refused, tmp_path):
     make_model(CONFIGS["llama"]()).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "hfcompress.json").write_text("{")
     assert "is damaged" in refused("inspect", tmp_path / "model")
+
+
+# what is measured, compared and pushed
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_an_unknown_measurement(refused, tiny, tmp_path, command):
+    subject = ["gptq-w4a16", "--output", tmp_path / "out"] if command == "run" else [tiny]
+    said = refused(command, *subject, "--measure", "quality,stabilty")
+    assert "There is no measurement 'stabilty'; there are quality, tasks, " in said
+    assert "Did you mean 'stability'?" in said
+
+
+def test_a_task_that_is_not_there(refused, tiny, tmp_path):
+    assert "continuaton" in refused("eval", tiny, "--samples", 1, "--tasks", "continuaton")
+    assert "mine.yaml" in refused("eval", tiny, "--samples", 1, "--tasks", tmp_path / "mine.yaml")
+
+
+def test_a_plot_that_cannot_be_written(refused, tiny, tmp_path):
+    assert "--plot" in refused("compare", tiny, "--plot", tmp_path / "none" / "plot.png")
+
+
+def test_comparing_what_is_not_there(refused, tiny, tmp_path):
+    assert "There is no folder" in refused("compare", tiny, tmp_path / "none", "--plot", tmp_path / "plot.png")
+
+
+def test_saving_in_a_model_of_others(refused, tiny):
+    assert "was not made by hfcompress, so nothing can be saved in it" in refused("eval", tiny, "--save")
+
+
+def test_a_teacher_cache_that_is_a_file(refused, tiny, tmp_path):
+    (tmp_path / "cache").write_text("mine")
+    said = refused("eval", tiny, "--samples", 1, "--teacher-cache", tmp_path / "cache")
+    assert "cache cannot be a folder: a file is in its place; choose another one." in said
+
+
+def test_verifying_without_an_original(refused, tmp_path):
+    said = refused("run", "rtn-w4a16", "--verify", "--output", tmp_path / "out")
+    assert "--verify needs a checkpoint to compare with" in said
+
+
+def test_a_damaged_manifest(refused, tiny, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "hfcompress.json").write_text('{"base": []}')
+    for command in (["run", tmp_path / "made"], ["push", tmp_path / "made", "me/it"]):
+        assert "is damaged; download or copy that file again" in refused(*command)
+
+
+def test_a_recipe_that_may_be_on_the_hub_while_offline(refused, tmp_path):
+    said = refused("run", "someone/something", "--output", tmp_path / "out")
+    assert "someone/something is not a folder here, and the Hub cannot be reached" in said

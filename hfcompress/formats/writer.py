@@ -41,7 +41,7 @@ DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16
 
 @contextlib.contextmanager
 def disk_errors(path: Path):
-    """A full disk and a folder that is not writable, as one sentence."""
+    """A full disk, a folder that is not writable and a file in a folder's place, as one sentence."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -54,6 +54,8 @@ def disk_errors(path: Path):
             raise OutputError(f"The disk of {path} is full; free some space, or choose another --output.") from error
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS or "os error 13" in text:
             raise OutputError(f"{path} is not writable; choose another --output.") from error
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise OutputError(f"{path} cannot be a folder: a file is in its place; choose another one.") from error
         raise
 
 
