@@ -523,7 +523,7 @@ def test_verifying_without_an_original(refused, tmp_path):
     assert "--verify needs a checkpoint to compare with" in said
 
 
-def test_a_damaged_manifest(refused, tiny, tmp_path):
+def test_a_manifest_that_is_no_manifest(refused, tiny, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "hfcompress.json").write_text('{"base": []}')
     for command in (["run", tmp_path / "made"], ["push", tmp_path / "made", "me/it"]):
