@@ -13,7 +13,6 @@
 # limitations under the License.
 """The commands: parse, call, print. Results go to stdout, progress and messages to stderr."""
 
-import json
 import os
 import sys
 import tempfile
@@ -23,10 +22,11 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.errors import HfcompressError, InvalidValueError, RefusedError
+from hfcompress.errors import HfcompressError, InterruptedPushError, InvalidValueError, RefusedError
 
 
 OK, FAILED, USER_ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_CODES = {RefusedError: REFUSED, InterruptedPushError: INTERRUPTED}  # of an error that is told in a sentence
 
 app = typer.Typer(
     help="Make Hugging Face models smaller: run a recipe, get a checkpoint that loads with plain from_pretrained, "
@@ -59,7 +59,9 @@ Measure = Annotated[
 ]
 Tasks = Annotated[
     str | None,
-    typer.Option(help="lm-eval tasks, with commas between: names, paths of YAML files, or continuation (bundled)."),
+    typer.Option(
+        help="lm-eval tasks, with commas between: names, paths of YAML files, or the bundled continuation and continuation_generated."
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Documents per task.", show_default="all")]
 TeacherCache = Annotated[
@@ -128,9 +130,10 @@ def run(
     if verify and job.origin is None:
         raise InvalidValueError(f"--verify needs a checkpoint to compare with, and {recipe} is a recipe alone.")
     if push_to_hub is not None:
-        from hfcompress.hub.push import check_repo_id
+        from hfcompress.hub.push import check_repo_id, require_login
 
         check_repo_id(push_to_hub)
+        require_login(push_to_hub)
     with console.progress("compressing") as progress:
         result = compress(
             model,
@@ -163,7 +166,7 @@ def run(
             console.error(f"The gate refuses this result: {refusal}.")
         return REFUSED
     if verified == OK and push_to_hub is not None:
-        _push(result.output_dir, push_to_hub, private=private)
+        _push(result.output_dir, push_to_hub, private=private, trust_remote_code=trust_remote_code)
     return verified
 
 
@@ -181,8 +184,13 @@ def _push(folder: Path, repo_id: str, **options: Any) -> None:
     from hfcompress import console
     from hfcompress.publishing import push
 
-    with console.progress("pushing") as progress:
-        pushed = push(folder, repo_id, progress=progress, **options)
+    try:
+        with console.progress("pushing") as progress:
+            pushed = push(folder, repo_id, progress=progress, **options)
+    except KeyboardInterrupt as error:
+        raise InterruptedPushError(
+            f"Interrupted; {folder} is complete, and `hfcompress push {folder} {repo_id}` goes on."
+        ) from error
     console.show_push(pushed)
 
 
@@ -287,9 +295,10 @@ def push(
     private: Private = False,
     revision: Annotated[str | None, typer.Option(help="A branch.", show_default="main")] = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    trust_remote_code: RemoteCode = False,
 ) -> int:
     """Check a result (it reloads, its gate lets it pass) and push it to the Hub with its card."""
-    _push(folder, repo_id, private=private, revision=revision, message=message)
+    _push(folder, repo_id, private=private, revision=revision, message=message, trust_remote_code=trust_remote_code)
     return OK
 
 
@@ -304,6 +313,7 @@ def inspect(
     from hfcompress.evaluation.inspection import inspect_checkpoint
     from hfcompress.models.checkpoint import Checkpoint
 
+    _check_json(json_file)
     found = inspect_checkpoint(Checkpoint.open(model, trust_remote_code=trust_remote_code))
     _write_json(json_file, found)
     console.show_inspection(found)
@@ -332,17 +342,17 @@ def run_recipe(recipe: str) -> None:
 
 def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     """Run a command; every error becomes a sentence and an exit code."""
-    from hfcompress import console
-
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars beside the one that is ours
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars beside the one that is ours; read on import
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from hfcompress import console
+
     try:
         code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:
         console.error(str(error))
-        return REFUSED if isinstance(error, RefusedError) else USER_ERROR
+        return EXIT_CODES.get(type(error), USER_ERROR)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except typer.Exit as stopped:
@@ -396,10 +406,10 @@ def _check_json(path: Path | None, option: str = "--json") -> None:
 
 def _write_json(path: Path | None, value: dict[str, Any]) -> None:
     if path is not None:
-        from hfcompress.formats.writer import disk_errors
+        from hfcompress.formats.writer import disk_errors, json_text
 
         with disk_errors(path):
-            path.write_text(json.dumps(value, indent=2) + "\n")
+            path.write_text(json_text(value))
 
 
 if __name__ == "__main__":

@@ -30,19 +30,21 @@ import torch
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.overlap import sketch
-from hfcompress.calibration.tokens import Tokens, load_tokens
+from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
+from hfcompress.evaluation.measure import check, tasks_of, units
 from hfcompress.evaluation.measure import measure as measure_all
-from hfcompress.evaluation.measure import tasks_of, units
 from hfcompress.evaluation.report import Report
+from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import CheckpointWriter, partial_path
 from hfcompress.hub.base_card import base_card
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
-from hfcompress.models.manifest import MANIFEST, base_of, read_manifest
+from hfcompress.models.locate import is_hub_id
+from hfcompress.models.manifest import BUNDLED, FOLDER, HUB, MANIFEST, MEMORY, base_of, read_manifest
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.block_pass import BlockPass
@@ -51,10 +53,10 @@ from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.progress import Progress, Silent
 from hfcompress.recipes import Job, Recipe, Steps, load_job
+from hfcompress.recipes.job import RECOVERY
 
 
 MICRO_BATCH_TOKENS = 4096
-GIVEN = "token ids"  # what a recipe calls data that came as an array
 VERSIONS = ("hfcompress", "torch", "transformers", "accelerate", "compressed-tensors", "safetensors")
 
 
@@ -79,7 +81,13 @@ class Result:
         return self.output_dir / PAGE
 
     def push_to_hub(
-        self, repo_id: str, *, private: bool = False, revision: str | None = None, message: str | None = None
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        trust_remote_code: bool = False,
     ):
         """
         Check the folder and push it; see [`hfcompress.publishing.push`].
@@ -89,7 +97,14 @@ class Result:
         """
         from hfcompress.publishing import push
 
-        return push(self.output_dir, repo_id, private=private, revision=revision, message=message)
+        return push(
+            self.output_dir,
+            repo_id,
+            private=private,
+            revision=revision,
+            message=message,
+            trust_remote_code=trust_remote_code,
+        )
 
 
 def compress(
@@ -150,14 +165,17 @@ def compress(
     progress = progress or Silent()
     phases = Phases()
     job = _job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit)
-    if job.evaluation.gate and not evaluate:
-        raise InvalidValueError("The recipe has a gate, which needs the evaluation; leave out --no-eval or the gate.")
+    if not evaluate and (job.evaluation.gate or measure or tasks):
+        asked = "The recipe has a gate" if job.evaluation.gate else "Measurements are asked for"
+        raise InvalidValueError(f"{asked}, which needs the evaluation; leave out --no-eval, or leave out that.")
+    _heed_dropped_tasks(job, progress)
     layout = get_format(job.format)
     original = read_manifest(job.origin)
-    if original:
-        model = base_of(job.origin) if model is None else model
+    again = bool(original) and model is None
+    if again:
+        model = base_of(job.origin)
         dtype = dtype or original.get("dtype")
-        samples, seq_len = _as_calibrated(original, job, calibration, samples, seq_len)
+        samples, seq_len = _as_calibrated(original, job, calibration)
     checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
     if checkpoint.folder == tiny_folder():
         checkpoint.name = TINY_NAME
@@ -168,30 +186,18 @@ def compress(
         )
     output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
     check_output(output, resume, overwrite, checkpoint.folder)
+    if job.origin is not None and output.resolve() == job.origin.resolve():
+        raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
     plan = make_plan(streamed, job.steps, layout)
     grids = {name: task.grid for name, task in plan.tasks.items()}
     quantization_config = layout.quantization_config(grids, plan.untouched)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
-    if original and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
+    if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
     evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress) if evaluate else None
-    phases.end("prepare")
-
-    writer = CheckpointWriter(output)
-    base = {"model": checkpoint.name, "revision": checkpoint.revision, "sha256": checkpoint.sha256()}
-    base["card"] = base_card(checkpoint.folder)
-    journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes))
-    if overwrite and processes.writes:
-        writer.discard()
-    if resume:
-        journal.resume()
-    if processes.writes:
-        writer.open()
-    processes.wait()
-    names = job.evaluation.measurements
-    comparison = None
+    names, comparison = job.evaluation.measurements, None
     if evaluation_tokens is not None:
         comparison = Comparison(
             candidate=checkpoint,
@@ -203,13 +209,29 @@ def compress(
             limit=job.evaluation.limit,
             progress=progress,
         )
+        check(comparison, names)
+    phases.end("prepare")
+
+    writer = CheckpointWriter(output)
+    base = _described_base(checkpoint)
+    journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes))
+    if overwrite and processes.writes:
+        writer.discard()
+    if resume:
+        journal.resume()
+    if processes.writes:
+        writer.open()
+    processes.wait()
     progress.start(len(streamed) + (units(comparison, names) if comparison else 0))
     try:
         results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
         phases.end("compress")
+        processes.part()  # what loads models below must not wait for the others
         if not processes.writes:
             return Result(output, {})
         _write_companions(writer, checkpoint, quantization_config)
+        made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
+        made.name = output.name
         manifest = {
             "hfcompress": version("hfcompress"),
             "versions": _versions(),
@@ -222,6 +244,7 @@ def compress(
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,
+            "sha256": made.sha256,
             "device": str(processes.device),
             "dtype": str(streamed.dtype).removeprefix("torch."),
             "processes": processes.count,
@@ -231,9 +254,9 @@ def compress(
         phases.end("write")
         report = None
         if comparison is not None:
-            candidate = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
-            candidate.name = output.name
-            report = measure_all(dataclasses.replace(comparison, candidate=candidate), names)
+            report = measure_all(dataclasses.replace(comparison, candidate=made), names)
+            if "stability" not in report and memory_limit is None:
+                report["generations"] = side_by_side(dataclasses.replace(comparison, candidate=made))
             report["score"] = report.composite_score(job.evaluation.score)
             report.save(writer.result)
             phases.end("evaluate")
@@ -245,6 +268,8 @@ def compress(
     except HfcompressError as error:
         if processes.writes and not (resume or writer.merged or isinstance(error, OutputError)):
             writer.discard()  # what would put the error right changes the run
+        elif processes.writes and writer.merged and not isinstance(error, OutputError):
+            raise type(error)(f"{error} The weights are done: put that right, and go on with --resume.") from error
         raise
     return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
 
@@ -335,16 +360,28 @@ def _changed(settings: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
 
 
-def _as_calibrated(original: dict[str, Any], job: Job, calibration, samples, seq_len) -> tuple[int | None, int | None]:
-    """The rows of the calibration that a checkpoint was made with, where nothing else is asked for."""
-    described = original["calibration"]
-    if calibration is not None or described is None:
-        return samples, seq_len
-    if job.calibration.data == GIVEN:
+def _as_calibrated(original: dict[str, Any], job: Job, calibration: Any) -> tuple[int | None, int | None]:
+    """The rows that a checkpoint was calibrated on, as far as nothing else is asked for."""
+    described, settings = original["calibration"], job.calibration
+    if described is None:
+        return None, None
+    if calibration is None and settings.data == GIVEN:
         raise InvalidValueError(
             "That checkpoint was calibrated on token ids that were given in Python; give them again with --calibration."
         )
-    return samples or described["samples"], seq_len or described["seq_len"]
+    then = original["recipe"]["calibration"]
+    given = {key: getattr(settings, key) for key in ("samples", "seq_len")}
+    samples, seq_len = (described[key] if value == then[key] else value for key, value in given.items())
+    return samples, seq_len
+
+
+def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
+    if not job.dropped_tasks or job.evaluation.tasks:
+        return
+    said = f"the checkpoint's recipe names {', '.join(job.dropped_tasks)}, and a task file may hold code"
+    if RECOVERY in job.evaluation.gate:
+        raise InvalidValueError(f"The gate on recovery needs tasks: {said}; give it yourself with --tasks.")
+    progress.note(f"{said}, so it is not run unless you give it with --tasks")
 
 
 def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens | None:
@@ -441,6 +478,21 @@ def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantiza
     if quantization_config is not None:
         config["quantization_config"] = quantization_config
     writer.write_json("config.json", config)
+
+
+def _described_base(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The base in the manifest: where it came from, so that the same one can be found again."""
+    name = checkpoint.name
+    if checkpoint.folder is None:
+        kind = HUB if is_hub_id(name) else MEMORY
+    elif checkpoint.revision is not None:
+        kind = HUB
+    elif name == TINY_NAME:
+        kind = BUNDLED
+    else:
+        kind, name = FOLDER, str(checkpoint.folder)
+    described = {"model": name, "kind": kind, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
+    return {**described, "card": base_card(checkpoint.folder)}
 
 
 def _described(tokens: Tokens | None, job: Job) -> dict[str, Any] | None:

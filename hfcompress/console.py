@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from hfcompress.evaluation.page import size
+from hfcompress.evaluation.numbers import size
 from hfcompress.tables import plus_or_minus, report_tables, table
 
 
@@ -31,7 +31,8 @@ PLAIN_WIDTH = 120  # where there is no terminal
 
 def _console(stream) -> Console:
     terminal = stream.isatty()
-    return Console(file=stream, no_color=not terminal, highlight=False, width=None if terminal else PLAIN_WIDTH)
+    width = None if terminal else PLAIN_WIDTH
+    return Console(file=stream, no_color=not terminal, highlight=False, markup=False, width=width)
 
 
 class Bar:
@@ -61,7 +62,7 @@ class Bar:
 
     def note(self, message: str) -> None:
         """A line above the bar."""
-        self.console.print(f"note: {message}", soft_wrap=True, markup=False)
+        self.console.print(f"note: {message}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -74,7 +75,7 @@ def progress(label: str) -> Generator[Bar]:
 
 def error(message: str) -> None:
     """One sentence on stderr."""
-    _console(sys.stderr).print(f"error: {message}", soft_wrap=True, markup=False)
+    _console(sys.stderr).print(f"error: {message}", soft_wrap=True)
 
 
 def show_run(result) -> None:
@@ -85,9 +86,9 @@ def show_run(result) -> None:
     seconds = sum(phase["seconds"] for phase in manifest["phases"].values())
     if result.report is not None:
         show_report(result.report)
-    errors = [row["relative_output_error"] for row in rows if row["relative_output_error"] is not None]
-    worst = max(rows, key=lambda row: row["relative_output_error"] or row["relative_weight_error"])
-    kind = "output" if errors else "weight"
+    measured = [row for row in rows if row["relative_output_error"] is not None]
+    kind = "output" if measured else "weight"
+    worst = max(measured or rows, key=lambda row: row[f"relative_{kind}_error"])
     value = worst[f"relative_{kind}_error"]
     coverage = manifest["coverage"]
     out.print(

@@ -45,6 +45,10 @@ class MissingExtraError(HfcompressError, ImportError):
     """An optional package that the request needs."""
 
 
+class InterruptedPushError(HfcompressError):
+    """The user stopped a push; the result is complete."""
+
+
 class RefusedError(HfcompressError):
     """A gate or a check does not let a result pass."""
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from hfcompress.calibration.tokens import load_tokens
 from hfcompress.errors import InvalidValueError
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.measure import QUALITY, TASKS, chosen, measure, tasks_of, units
+from hfcompress.evaluation.measure import QUALITY, TASKS, check, chosen, measure, tasks_of, units
 from hfcompress.evaluation.plots import pareto_front
 from hfcompress.evaluation.report import Report
 from hfcompress.hub.description import describe
@@ -98,12 +98,13 @@ def evaluate(
     """
     progress = progress or Silent()
     tasks = tuple(tasks)
-    names = list((QUALITY,) if measurements is None else measurements)
+    names = [measurements] if isinstance(measurements, str) else list(measurements or [QUALITY])
     if tasks and TASKS not in chosen(names):
         names.append(TASKS)
     candidate = Checkpoint.open(model, trust_remote_code=trust_remote_code)
-    if save and not read_manifest(candidate.folder):
-        raise InvalidValueError(f"{candidate.name} was not made by hfcompress, so nothing can be saved in it.")
+    saved = _require_savable(candidate) if save else None
+    if saved is not None and "perplexity" not in saved and QUALITY not in chosen(names):
+        names.append(QUALITY)  # what the card and the gate rest on
     original = Checkpoint.open(baseline or base_of(candidate.folder), trust_remote_code=trust_remote_code)
     comparison = _comparison(candidate, original, data, samples, seq_len, device, dtype, progress)
     comparison = replace(
@@ -113,15 +114,17 @@ def evaluate(
         limit=limit,
         teacher_cache=None if teacher_cache is None else Path(teacher_cache),
     )
+    if saved is not None:
+        _require_same(comparison, saved)
+    check(comparison, names)
     progress.start(units(comparison, names))
     report = measure(comparison, names)
-    if save:
-        assert candidate.folder is not None
-        report = Report((Report.load(candidate.folder) or {}) | report)
-        weights = job_from_dict(read_manifest(candidate.folder)["recipe"]).evaluation.score
-        report["score"] = report.composite_score(weights)
-        report.save(candidate.folder)
-        describe(candidate.folder, candidate.folder.name)
+    if saved is None or candidate.folder is None:
+        return report
+    report = saved.updated(report)
+    report["score"] = report.composite_score(job_from_dict(comparison.manifest["recipe"]).evaluation.score)
+    report.save(candidate.folder)
+    describe(candidate.folder, candidate.folder.name)
     return report
 
 
@@ -172,6 +175,33 @@ def compare(
     return sorted(rows, key=lambda row: row["size_bytes"])
 
 
+def _require_savable(candidate: Checkpoint) -> Report:
+    """The report that a folder has so far, which may be empty."""
+    if not read_manifest(candidate.folder):
+        raise InvalidValueError(f"{candidate.name} was not made by hfcompress, so nothing can be saved in it.")
+    if candidate.revision is not None:
+        raise InvalidValueError(
+            f"{candidate.name} is a copy in the Hub's cache, which must stay as it is; "
+            f"download it into a folder first: hf download {candidate.name.partition('@')[0]} --local-dir FOLDER."
+        )
+    return Report.load(candidate.folder) or Report()
+
+
+def _require_same(comparison: Comparison, saved: Report) -> None:
+    """What goes into a folder's report is of its own base, and of the text that is in the report already."""
+    if comparison.baseline_sha256 != comparison.manifest["base"]["sha256"]:
+        raise InvalidValueError(
+            f"{comparison.baseline.name} is not what {comparison.candidate.name} was made from, "
+            "so what is measured against it cannot be saved there; leave out --save."
+        )
+    before = saved.get("how", {})
+    if before.get("data_sha256", comparison.tokens.sha256) != comparison.tokens.sha256:
+        raise InvalidValueError(
+            f"The report in {comparison.candidate.name} is of other text ({before['data']}, {before['rows']} rows of "
+            f"{before['seq_len']}); measure on that, or leave out --save."
+        )
+
+
 def _known(candidate: Checkpoint, common: Comparison) -> Report | None:
     """The candidate's own report, if it says the same as a measurement now would."""
     report = Report.load(candidate.folder)
@@ -181,7 +211,8 @@ def _known(candidate: Checkpoint, common: Comparison) -> Report | None:
         "data_sha256": common.tokens.sha256,
         "baseline_sha256": common.baseline_sha256,
         "dtype": str(common.dtype).removeprefix("torch."),
-        "device": str(common.device),
+        "device": common.device.type,
+        "candidate_sha256": candidate.sha256,
     }
     same = all(report.get("how", {}).get(key) == value for key, value in now.items())
     return report if same and all(key in report for key in COLUMNS) else None

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.errors import InvalidValueError, RefusedError
-from hfcompress.evaluation import plots
-from hfcompress.evaluation.report import Report
+from hfcompress.evaluation import page
+from hfcompress.evaluation.report import EVALUATION, Report
+from hfcompress.formats.writer import json_text
 from hfcompress.hub import push as hub
 from hfcompress.hub.base_card import forbids_derivatives, is_gated
 from hfcompress.hub.card import make_card
-from hfcompress.hub.description import PLOTS
-from hfcompress.hub.reload import check_reload
+from hfcompress.hub.description import PAGE, PLOTS, draw, generations_of
+from hfcompress.hub.published import published
+from hfcompress.hub.reload import Reload, check_reload
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.locate import is_hub_id
-from hfcompress.models.manifest import MANIFEST, read_manifest
+from hfcompress.models.manifest import HUB, MANIFEST, read_manifest
 from hfcompress.progress import Progress, Silent
 from hfcompress.recipes import job_from_dict
 
@@ -38,6 +39,7 @@ def push(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> hub.Pushed:
     """
@@ -49,6 +51,7 @@ def push(
         private (`bool`, *optional*, defaults to `False`): create it private.
         revision (`str`, *optional*): a branch; `main` if not given.
         message (`str`, *optional*): of the commit.
+        trust_remote_code (`bool`, *optional*): run modelling code that the folder carries, for the check.
         progress (`Progress`, *optional*): is told how far it is.
 
     Raises:
@@ -65,26 +68,38 @@ def push(
     report = Report.load(folder) or Report()
     progress.start(1 + hub.UNITS)
     progress.step("checking", amount=0)
-    _require_passed(folder, manifest, report)
+    _require_passed(folder, manifest, report, trust_remote_code)
     _point_out_licence(manifest, progress)
-    reload = check_reload(folder, manifest)
+    reload = check_reload(folder, manifest, trust_remote_code)
     progress.step("reloaded")
-    pictures = plots.draw(manifest, report, folder / PLOTS)
-    name = repo_id.partition("/")[2]
-    card = make_card(manifest, report, name, repo_id, pictures, reload)
-    readme = str(card).encode()
+    contents = _told(folder, *published(manifest, report), repo_id, reload)
     return hub.push(
-        folder, repo_id, private=private, revision=revision, message=message, readme=readme, progress=progress
+        folder, repo_id, private=private, revision=revision, message=message, contents=contents, progress=progress
     )
 
 
-def _require_passed(folder: Path, manifest: dict[str, Any], report: Report) -> None:
-    """The report is of these weights, and the recipe's gate lets them pass."""
-    size = Checkpoint.open(folder).size_bytes
-    if report and report.get("size_bytes") != size:
+def _told(
+    folder: Path, manifest: dict[str, Any], report: dict[str, Any], repo_id: str, reload: Reload
+) -> dict[str, bytes]:
+    """What the repo says of the model, with the repo's name in it and no path of this machine."""
+    pictures = draw(folder, manifest, report)
+    drawn = {key: folder / PLOTS / f"{key}.png" for key in pictures}
+    card = make_card(manifest, report, repo_id.partition("/")[2], repo_id, pictures, reload)
+    texts = {
+        "README.md": str(card),
+        MANIFEST: json_text(manifest),
+        PAGE: page.render(manifest, report, drawn, generations_of(report)),
+        **({EVALUATION: json_text(report)} if report else {}),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _require_passed(folder: Path, manifest: dict[str, Any], report: Report, trust_remote_code: bool) -> None:
+    """The weights and the configuration are those that were written and measured, and the gate lets them pass."""
+    if Checkpoint.open(folder, trust_remote_code=trust_remote_code).sha256 != manifest.get("sha256"):
         raise RefusedError(
-            f"The report in {folder} is of other weights ({report.get('size_bytes')} bytes, and there are {size}); "
-            f"measure again: hfcompress eval {folder} --save."
+            f"The weights or config.json in {folder} are not what hfcompress wrote there; "
+            "compress the model again with `hfcompress run`."
         )
     refusals = job_from_dict(manifest["recipe"]).evaluation.refusals(report)
     if refusals:
@@ -96,5 +111,5 @@ def _point_out_licence(manifest: dict[str, Any], progress: Progress) -> None:
     name, licence = base["model"].partition("@")[0], base.get("card", {}).get("license")
     if forbids_derivatives(licence):
         progress.note(f"{name} is under {licence}, which allows no derivatives: check whether you may share this one")
-    if is_hub_id(name) and is_gated(name):
+    if base.get("kind") == HUB and is_gated(name):
         progress.note(f"{name} is gated: check whether its terms let you share what was made from it")

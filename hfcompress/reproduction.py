@@ -23,7 +23,7 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import read_manifest
 
 
-CIRCUMSTANCES = ("hfcompress", "device", "dtype", "processes", "seed")
+CIRCUMSTANCES = ("hfcompress", "dtype", "processes", "seed")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     pairs: dict[str, tuple[Any, Any]] = {key: (now.get(key), then.get(key)) for key in CIRCUMSTANCES}
+    ours, theirs = (str(manifest.get("device")).partition(":")[0] for manifest in (now, then))
+    pairs["device"] = (ours, theirs)
     versions = {*now["versions"], *then["versions"]}
     pairs |= {name: (now["versions"].get(name), then["versions"].get(name)) for name in sorted(versions)}
     for key, label in (("calibration", "the calibration data"), ("base", "the base model")):

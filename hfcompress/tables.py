@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hfcompress.evaluation.page import size
+from hfcompress.evaluation.numbers import size, span
 
 
 def report_tables(report: dict[str, Any]) -> Iterator[Table]:
@@ -113,7 +113,7 @@ def _stability_table(found: dict[str, Any]) -> Table:
     shown.add_row("repeated 4-grams", f"{repeated['baseline']:.2%}", f"{repeated['compressed']:.2%}")
     shown.add_row("greedy tokens in common", "", f"{found['common_prefix']:.1f}")
     for bucket in found["kl_by_position"]:
-        shown.add_row(f"KL, tokens {bucket['from']} to {bucket['to']}", "", f"{bucket['kl_mean']:.5f} nats")
+        shown.add_row(f"KL, tokens {span(bucket['from'], bucket['to'])}", "", f"{bucket['kl_mean']:.5f} nats")
     return shown
 
 

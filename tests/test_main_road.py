@@ -116,7 +116,7 @@ def test_the_manifest_tells_how_it_was_made(tiny, tiny_w4):
     manifest = json.loads((tiny_w4.output_dir / "hfcompress.json").read_text())
     assert manifest["recipe"]["recipe"] == [{"gptq": {}}]  # the recipe's values are the defaults
     base = manifest["base"]
-    assert (base["model"], base["revision"], base["sha256"]) == ("tiny-llama", None, Checkpoint.open(tiny).sha256())
+    assert (base["model"], base["revision"], base["sha256"]) == ("tiny-llama", None, Checkpoint.open(tiny).sha256)
     assert manifest["calibration"]["data"] == "bundled"
     assert manifest["calibration"]["tokens"] == 128 * 256
     assert len(manifest["calibration"]["sha256"]) == 64

@@ -33,6 +33,7 @@ from hfcompress.models.streaming import Batch
 
 
 BUNDLED = "bundled"
+GIVEN = "token ids"  # the source of data that came as an array
 DEFAULT_CONTEXT = 2048
 POOL = 4  # rows tokenized for every row that is drawn
 
@@ -146,7 +147,7 @@ def _from_memory(data: Any, samples: int | None, seq_len: int | None) -> Tokens:
     if isinstance(data, Mapping):
         mask = data.get("attention_mask")
         data = data["input_ids"]
-    tokens = _from_array(_array(data), "token ids", samples, seq_len)
+    tokens = _from_array(_array(data), GIVEN, samples, seq_len)
     if mask is not None:
         mask = _array(mask).astype(bool)[:samples, :seq_len]
         if mask.shape != tokens.input_ids.shape:

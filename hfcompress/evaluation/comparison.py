@@ -15,7 +15,7 @@
 
 import contextlib
 import copy
-import functools
+import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +65,16 @@ class Comparison:
         """Decoder blocks: the unit of the progress bar."""
         return self.baseline.config.get_text_config().num_hidden_layers
 
-    @functools.cached_property
+    @property
     def baseline_sha256(self) -> str:
         """The digest of the baseline's weights."""
-        return self.baseline.sha256()
+        return self.baseline.sha256
+
+    @property
+    def loaded_dtype(self) -> torch.dtype:
+        """What plain `from_pretrained` loads the two models in: what speed, memory and energy are taken in."""
+        stored = self.baseline.config.dtype
+        return stored if isinstance(stored, torch.dtype) else self.dtype
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -82,8 +88,25 @@ class Comparison:
 
 
 @contextlib.contextmanager
+def _quiet_loading() -> Generator[None]:
+    """Without the bars of transformers and compressed-tensors, which know of no other switch; errors are raised."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def whole_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None = None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    packed: bool = False,
 ) -> Generator[PreTrainedModel]:
     """
     The whole model in memory, by plain `from_pretrained`: for what cannot be streamed, such as generation.
@@ -93,10 +116,10 @@ def whole_model(
         device (`torch.device`): where.
         dtype (`torch.dtype`): of its dense weights.
         attention (`str`, *optional*): transformers' `attn_implementation`.
+        packed (`bool`, *optional*, defaults to `False`): leave compressed weights as they are stored; transformers
+            unpacks them on the first forward.
     """
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with _quiet_loading():
         if checkpoint.model is not None:
             model = copy.deepcopy(checkpoint.model).to(dtype=dtype)
             if attention is not None:
@@ -107,10 +130,13 @@ def whole_model(
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code, **options
             )
+        model.to(device).eval()
+        if checkpoint.quantization_config is not None and not packed:
+            with torch.no_grad():
+                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
+    try:
+        yield model
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-    yield model.to(device).eval()
-    del model
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+        del model  # whoever was given it lets go of it too
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -32,6 +32,14 @@ def units(comparison: Comparison) -> int:
     return ROUNDS * len(comparison.models)
 
 
+def check(comparison: Comparison) -> None:
+    """
+    Raises:
+        MissingExtraError: the device is a GPU, and pynvml is not installed.
+    """
+    open_meter(comparison.device)
+
+
 def measure(comparison: Comparison) -> dict[str, Any]:
     """
     Meter both models while they generate, in turns.
@@ -48,7 +56,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         HfcompressError: a model could not be run.
         MissingExtraError: the device is a GPU, and pynvml is not installed.
     """
-    open_meter(comparison.device)  # what is missing is said before anything is loaded
+    check(comparison)  # before anything is loaded
     length = min(PROMPT_LENGTH, context(comparison) // 2)
     new_tokens = min(NEW_TOKENS, context(comparison) - length)
     idle_seconds = IDLE_SHARE * comparison.seconds / ROUNDS

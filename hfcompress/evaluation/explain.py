@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.errors import CalibrationError, UnsupportedModelError
-from hfcompress.evaluation.attention_maps import AttentionDistance, attention_maps, eager
+from hfcompress.evaluation.attention_maps import eager
+from hfcompress.evaluation.block_pair import BlockPair, not_padding
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.quality import LOGIT_BYTES, clustered, open_streamed
 from hfcompress.formats.compressed_tensors import QUANT_METHOD
@@ -89,7 +90,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
             for number, variant in enumerate(swapped):
                 swapped[number] = [s.advanced(baseline.call(block, index, s)) for s in variant]
                 comparison.progress.step(label)
-            pair = _Pair(baseline, block, candidate, other, index)
+            pair = BlockPair(baseline, block, candidate, other, index)
             compared = [pair.advance(*both) for both in zip(streams, own, strict=True)]
             comparison.progress.step(label)
         streams, own, started = (list(found) for found in zip(*compared, strict=True))
@@ -160,79 +161,6 @@ def _batches(comparison: Comparison, tokens: Tokens) -> list[Batch]:
     return tokens.batch().split(max(1, min(by_attention, by_logits)))
 
 
-# one block
-
-
-class _Pair:
-    """
-    The same block of two models, and what has been seen of their difference.
-
-    Args:
-        baseline (`StreamedModel`), block (`nn.Module`): one model and its block.
-        candidate (`StreamedModel`), other (`nn.Module`): the other.
-        index (`int`): which block.
-    """
-
-    def __init__(
-        self, baseline: StreamedModel, block: nn.Module, candidate: StreamedModel, other: nn.Module, index: int
-    ):
-        self.baseline, self.block, self.candidate, self.other, self.index = baseline, block, candidate, other, index
-        self.error, self.error_alone, self.attention = _RelativeError(), _RelativeError(), AttentionDistance()
-
-    def advance(self, stream: Stream, own: Stream) -> tuple[Stream, Stream, Stream]:
-        """
-        Args:
-            stream (`Stream`): the baseline's.
-            own (`Stream`): the candidate's.
-
-        Returns:
-            `tuple`: both after the block, and the baseline's after the candidate's block.
-        """
-        started = stream.advanced(self.candidate.call(self.other, self.index, own.advanced(stream.hidden)))
-        with attention_maps(self.block, *stream.hidden.shape[:2]) as maps:
-            stream = stream.advanced(self.baseline.call(self.block, self.index, stream))
-        with attention_maps(self.other, *own.hidden.shape[:2]) as others:
-            own = own.advanced(self.candidate.call(self.other, self.index, own))
-        mask = _mask(stream)
-        self.error.add(own.hidden, stream.hidden, mask)
-        self.error_alone.add(started.hidden, stream.hidden, mask)
-        self.attention.add(maps, others, mask)
-        return stream, own, started
-
-    def results(self) -> dict[str, float | None]:
-        """What the report says of this block alone."""
-        distances = self.attention.result()
-        return {
-            "relative_error": self.error.result(),
-            "relative_error_alone": self.error_alone.result(),
-            "attention_distance": None if distances is None else float(np.mean(distances)),
-        }
-
-
-class _RelativeError:
-    """`||found - expected|| / ||expected||` (Frobenius) over everything that was added, in float64."""
-
-    def __init__(self):
-        self.difference = self.whole = 0.0
-
-    def add(self, found: Tensor, expected: Tensor, mask: Tensor) -> None:
-        """Hidden states `(rows, seq_len, hidden_size)` and where they are no padding."""
-        found, expected = found[mask].double(), expected[mask].double()
-        self.difference += (found - expected).square().sum().item()
-        self.whole += expected.square().sum().item()
-
-    def result(self) -> float:
-        """A fraction; 0 where both vanish."""
-        return (self.difference / self.whole) ** 0.5 if self.difference else 0.0
-
-
-def _mask(stream: Stream) -> Tensor:
-    mask = stream.batch.mask
-    if mask is None:
-        mask = torch.ones(stream.batch.input_ids.shape, dtype=torch.bool)
-    return mask.to(stream.hidden.device)
-
-
 # the predictions
 
 
@@ -244,7 +172,7 @@ def _divergences(
     rows, first = [], 0
     with baseline.outside(head=True) as model:
         for number, stream in enumerate(streams):
-            mask = _mask(stream)
+            mask = not_padding(stream)
             kept = mask[:, 1:] & mask[:, :-1]
             expected = baseline.logits(model, stream)[:, :-1][kept]
             for values, variant in zip(found, swapped, strict=True):

@@ -88,7 +88,7 @@ class Request:
     def model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         """The model, loaded."""
         checkpoint = Checkpoint.open(self.folder, trust_remote_code=self.trust_remote_code)
-        return whole_model(checkpoint, torch.device(self.device), getattr(torch, self.dtype))
+        return whole_model(checkpoint, torch.device(self.device), getattr(torch, self.dtype), packed=True)
 
 
 def in_turns(
@@ -116,7 +116,7 @@ def in_turns(
                     folder=str(folders[key]),
                     trust_remote_code=checkpoint.trust_remote_code,
                     device=str(comparison.device),
-                    dtype=str(comparison.dtype).removeprefix("torch."),
+                    dtype=str(comparison.loaded_dtype).removeprefix("torch."),
                     threads=torch.get_num_threads(),
                     **settings,
                 )
@@ -137,15 +137,8 @@ def run(request: Request, name: str, environment: Mapping[str, str] | None = Non
     Raises:
         HfcompressError: it failed; the message holds the last line of its stderr.
     """
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # it imports what this process would
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "hfcompress.evaluation.probe"],
-        input=json.dumps(dataclasses.asdict(request)),
-        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    said = json.dumps(dataclasses.asdict(request))
+    done = run_module("hfcompress.evaluation.probe", said=said, environment=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     logging.getLogger("hfcompress").debug(done.stderr)
@@ -161,6 +154,30 @@ def run(request: Request, name: str, environment: Mapping[str, str] | None = Non
     raise HfcompressError(
         f"{failed}: {last.rstrip('.')}; see that the model loads and generates with plain transformers, "
         f"or leave {request.measurement} out of --measure."
+    )
+
+
+def run_module(
+    module: str, *arguments: str, said: str = "", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """
+    `python -m module` in a fresh process that imports what this one would: nothing from the working folder, unless
+    this one does.
+
+    Args:
+        module (`str`): its name.
+        arguments (`str`): on its command line.
+        said (`str`, *optional*): on its stdin.
+        environment (`Mapping[str, str]`, *optional*): variables that it gets besides this process's.
+    """
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return subprocess.run(
+        [sys.executable, "-P", "-m", module, *arguments],
+        input=said,
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -204,7 +221,7 @@ def circumstances(comparison: Comparison, readings: Mapping[str, list[dict[str, 
         "rounds": len(readings["baseline"]),
         "device": str(comparison.device),
         "device_name": _device_name(comparison.device),
-        "dtype": str(comparison.dtype).removeprefix("torch."),
+        "dtype": str(comparison.loaded_dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "attention": {key: rounds[0]["attention"] for key, rounds in readings.items()},
         "seed": comparison.seed,

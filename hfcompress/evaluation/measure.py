@@ -21,14 +21,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hfcompress.errors import HfcompressError, InvalidValueError, nearest
-from hfcompress.evaluation.report import Report
+from hfcompress.evaluation.report import QUALITY, TASKS, Report
 
 
 if TYPE_CHECKING:
     from hfcompress.evaluation.comparison import Comparison
 
 
-QUALITY, TASKS, ALL = "quality", "tasks", "all"
+ALL = "all"
 BUNDLED_TASK = "continuation"
 MEASUREMENTS = (QUALITY, TASKS, "speed", "memory", "energy", "robustness", "stability", "explain")
 
@@ -40,7 +40,7 @@ def chosen(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         InvalidValueError: there is no such measurement; the nearest is named.
     """
-    names = list(names)
+    names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in (*MEASUREMENTS, ALL):
             known = (*MEASUREMENTS, ALL)
@@ -60,6 +60,18 @@ def units(comparison: "Comparison", names: Iterable[str]) -> int:
     return sum(_module(name).units(comparison) for name in chosen(names))
 
 
+def check(comparison: "Comparison", names: Iterable[str]) -> None:
+    """
+    Before any work: whether the measurements that were asked for by their names can be taken here.
+
+    Raises:
+        HfcompressError: one of them cannot.
+    """
+    for name in chosen(names):
+        if ALL not in names and hasattr(_module(name), "check"):
+            _module(name).check(comparison)
+
+
 def measure(comparison: "Comparison", names: Iterable[str]) -> Report:
     """
     Args:
@@ -70,7 +82,7 @@ def measure(comparison: "Comparison", names: Iterable[str]) -> Report:
     Raises:
         HfcompressError: a measurement that was asked for cannot be taken.
     """
-    names = list(names)
+    names = [names] if isinstance(names, str) else list(names)
     report = Report()
     for name in chosen(names):
         try:

@@ -27,6 +27,7 @@ import numpy as np
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.errors import CalibrationError
+from hfcompress.evaluation.rows import unpadded
 from hfcompress.models.checkpoint import Checkpoint
 
 
@@ -205,10 +206,3 @@ def retokenized(tokens: Tokens, checkpoint: Checkpoint, noise: Callable[[str], s
             f"The changed text gives {len(ids)} tokens, not one full row of {seq_len}; give more text."
         )
     return Tokens(np.array(ids[: rows * seq_len], dtype=np.int64).reshape(rows, seq_len), tokens.source)
-
-
-def unpadded(tokens: Tokens) -> list[np.ndarray]:
-    """The rows without their padding: int64 `(length,)` each."""
-    if tokens.mask is None:
-        return list(tokens.input_ids)
-    return [row[mask] for row, mask in zip(tokens.input_ids, tokens.mask, strict=True)]

@@ -14,8 +14,8 @@
 """
 The report as one HTML file that needs nothing else: tables, pictures, and what both models wrote.
 
-How it works: a template of the package holds the page and its few lines of script and style; here are the numbers'
-formats, which it uses as filters. Names and generated texts come from models and data sets and are not trusted: the
+How it works: a template of the package holds the page and its few lines of script and style; it writes its values by
+filters, from here and from [`hfcompress.evaluation.numbers`]. Names and generated texts come from models and data sets and are not trusted: the
 template escapes everything, and the page's content security policy names the hashes of its own script and style, so that
 a browser runs no other and fetches nothing.
 """
@@ -23,7 +23,6 @@ a browser runs no other and fetches nothing.
 import base64
 import hashlib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +30,12 @@ from typing import Any
 
 import yaml
 
+from hfcompress.evaluation.limits import limits
+from hfcompress.evaluation.numbers import number, percent, plus_minus, ratio, size, sort_key, span
 from hfcompress.formats.writer import disk_errors
 
 
 TEMPLATE = "report.html.jinja"
-NOTHING = "—"  # where there is no value
 MEASUREMENTS = ("tasks", "speed", "memory", "energy", "robustness", "stability", "explain")
 SHOWN = {  # what has a place of its own on the page
     *("perplexity", "baseline_perplexity", "log_perplexity_difference", "log_perplexity_difference_stderr"),
@@ -83,8 +83,6 @@ def render(
     Returns:
         `str`: the HTML.
     """
-    from hfcompress.evaluation.limits import limits  # which writes its numbers as this module does
-
     if generations is None:
         generations = (report.get("stability") or {}).get("generations") or []
     return (
@@ -134,6 +132,7 @@ def _environment():
         "percent": percent,
         "plus_minus": plus_minus,
         "ratio": ratio,
+        "span": span,
         "sort_key": sort_key,
         "brief": brief,
         "words": words,
@@ -172,66 +171,6 @@ class Generation:
         prompt, *pair = (t if isinstance(t, str) else " ".join(map(str, t)) for t in texts)
         different = (i for i, (one, other) in enumerate(zip(*pair, strict=False)) if one != other)
         return cls(prompt, *pair, alike=next(different, min(map(len, pair))))
-
-
-# numbers
-
-
-def number(value: Any, digits: int = 4) -> str:
-    """`12,345`, `13.89`, `0.004242`, `3.1e-07`; `—` for no value."""
-    if not _is_number(value):
-        return NOTHING
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
-        return f"{value:,.0f}"
-    if value and not 1e-5 <= abs(value) < 1e15:
-        return f"{value:.{digits - 1}e}"
-    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: of 9.9996 it is 1
-    return f"{value:,.{max(0, digits - 1 - exponent) if value else 0}f}"
-
-
-def plus_minus(value: Any, error: Any = None, scale: float = 1.0) -> str:
-    """`0.00424 ± 0.00013`: the standard error to two digits, and the value to as many decimals."""
-    if not _is_number(value) or not _is_number(error) or error <= 0:
-        return number(value * scale if _is_number(value) and scale != 1 else value)
-    value, error = value * scale, error * scale
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 8:
-        return f"{value:.2e} ± {error:.1e}"
-    return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
-
-
-def percent(value: Any, digits: int = 4, error: Any = None) -> str:
-    """`95.75 %` for 0.9575, with its standard error where there is one."""
-    if not _is_number(value):
-        return NOTHING
-    return f"{plus_minus(value, error, 100.0) if error else number(100.0 * value, digits)} %"
-
-
-def ratio(value: Any, reference: Any) -> str:
-    """`1.25x`; `—` where either is missing."""
-    if not _is_number(value) or not _is_number(reference) or not reference:
-        return NOTHING
-    return f"{number(value / reference, 3)}x"
-
-
-def size(value: Any) -> str:
-    """`1.486 MB`; a kilobyte is 1000 bytes."""
-    if not _is_number(value):
-        return NOTHING
-    for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            return f"{number(value)} {unit}"
-        value = value / 1000
-    return f"{number(value)} GB"
-
-
-def sort_key(value: Any) -> str:
-    """The full number, for a script that sorts; empty for no value."""
-    return repr(value) if _is_number(value) else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # words

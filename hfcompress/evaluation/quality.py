@@ -41,7 +41,7 @@ from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 
 
-LOGIT_BYTES = 1 << 26  # of one batch's logits in float32
+LOGIT_BYTES = 1 << 26  # of one batch's logits, or of one slice of a long row's, in float32
 BATCH_TOKENS = 4096
 OTHER_ROWS = 4  # one row of out-of-domain text for so many of the evaluation's
 BINS_PER_DECADE = 4
@@ -74,9 +74,10 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         "rows": rows,
         "seq_len": seq_len,
         "dtype": str(comparison.dtype).removeprefix("torch."),
-        "device": str(comparison.device),
+        "device": comparison.device.type,
         "baseline": comparison.baseline.name,
         "baseline_sha256": comparison.baseline_sha256,
+        "candidate_sha256": comparison.candidate.sha256,
         "standard_errors": "clustered by row",
         "teacher": found.teacher,
     }
@@ -208,25 +209,24 @@ def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "
             "give the baseline that it was made from."
         )
     seq_len = tokens.input_ids.shape[1]
-    rows = max(1, min(BATCH_TOKENS // seq_len, LOGIT_BYTES // (4 * seq_len * vocabulary)))
+    at_once = max(1, LOGIT_BYTES // (4 * vocabulary))  # positions
+    rows = max(1, min(BATCH_TOKENS, at_once) // seq_len)
     batches = tokens.batch().split(rows)
     cache = _cache(comparison, tokens, len(batches))
     model = open_for_logits(candidate, comparison.device, comparison.dtype)
     model.prepare(batches, progress, label)
     measured = []
-    with contextlib.ExitStack() as stack:
-        head = stack.enter_context(model.head())
-        if cache is not None and cache.complete:
-            progress.step(f"{label}: the original, from the cache", comparison.blocks)
-            teachers = (cache.read(index, comparison.device) for index in range(len(batches)))
-        else:
-            teachers = stack.enter_context(_live(comparison, batches, cache, label))
-        for index, (batch, teacher) in enumerate(zip(batches, teachers, strict=True)):
-            logits = model.logits(head, index)
-            measured.append(_compare(logits, teacher, batch, index * rows))
+    with model.head() as head, _teacher(comparison, batches, cache, label) as teacher:
+        for index, batch in enumerate(batches):
+            where, targets = _predicted(batch, comparison.device)
+            slices = [slice(start, start + at_once) for start in range(0, max(1, len(targets)), at_once)]
+            logits = _finite(model.logits(head, index), candidate)
+            for part, theirs in zip(slices, teacher(index, where, targets, slices), strict=True):
+                found = _compare(_log_probs(logits, where[part]), theirs, targets[part])
+                measured.append({**found, "row": where[part, 0] + index * rows, "position": where[part, 1] + 1})
     if cache is not None and not cache.complete:
         cache.finish()
-    arrays = {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
+    arrays = {name: torch.cat([m[name] for m in measured]).cpu().numpy() for name in measured[0]}
     return Divergence(**arrays, teacher="live" if cache is None else cache.described(vocabulary))
 
 
@@ -243,42 +243,66 @@ def _cache(comparison: Comparison, tokens: Tokens, batches: int) -> TeacherCache
 
 
 @contextlib.contextmanager
-def _live(comparison: Comparison, batches: list[Batch], cache: TeacherCache | None, label: str):
-    """The baseline's distributions, batch by batch, kept on the way if there is a cache."""
+def _teacher(comparison: Comparison, batches: list[Batch], cache: TeacherCache | None, label: str):
+    """A function that gives the baseline's distributions for the slices of a batch: computed, or from the cache."""
+    if cache is not None and cache.complete:
+        comparison.progress.step(f"{label}: the original, from the cache", comparison.blocks)
+
+        def read(index: int, where: Tensor, targets: Tensor, slices: list[slice]) -> Iterator[Distributions]:
+            found = cache.read(index, comparison.device)
+            yield from (found[part] for part in slices)
+
+        yield read
+        return
     model = open_for_logits(comparison.baseline, comparison.device, comparison.dtype)
     model.prepare(batches, comparison.progress, f"{label}: the original")
-
-    def distributions(head) -> Iterator[Distributions]:
-        for index, batch in enumerate(batches):
-            log_probs, targets, _ = _predictions(model.logits(head, index), batch)
-            found = Distributions(log_probs, log_probs.gather(-1, targets[:, None])[:, 0])
-            if cache is not None:
-                found = found.kept()
-                cache.write(index, found)
-            yield found
-
     with model.head() as head:
-        yield distributions(head)
+
+        def compute(index: int, where: Tensor, targets: Tensor, slices: list[slice]) -> Iterator[Distributions]:
+            logits = _finite(model.logits(head, index), comparison.baseline)
+            kept = []
+            for part in slices:
+                log_probs = _log_probs(logits, where[part])
+                found = Distributions(log_probs, log_probs.gather(-1, targets[part, None])[:, 0])
+                if cache is not None:
+                    found = found.kept()
+                    kept.append(found)
+                yield found
+            if cache is not None:
+                cache.write(index, Distributions.joined(kept))
+
+        yield compute
 
 
-def _predictions(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities `(n, vocabulary)`, the tokens that follow `(n,)`, and where these are `(n, 2)`."""
+def _predicted(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The row and position `(n, 2)` of every token that another one precedes, one before it; and those tokens `(n,)`."""
     targets = batch.input_ids[:, 1:]
     kept = torch.ones_like(targets, dtype=torch.bool)
     if batch.mask is not None:
         kept = batch.mask[:, 1:] & batch.mask[:, :-1]
-    where = kept.nonzero()
-    on_device = kept.to(logits.device)
-    return torch.log_softmax(logits[:, :-1][on_device].float(), -1), targets[kept].to(logits.device), where
+    return kept.nonzero().to(device), targets[kept].to(device)
 
 
-def _compare(logits: Tensor, teacher: Distributions, batch: Batch, first_row: int) -> dict[str, np.ndarray]:
-    """One batch's part of a [`Divergence`]."""
-    ours, targets, where = _predictions(logits, batch)
+def _finite(logits: Tensor, checkpoint: Checkpoint) -> Tensor:
+    if not torch.isfinite(logits.sum(-1)).all() and not torch.isfinite(logits).all():
+        raise CheckpointError(
+            f"The logits of {checkpoint.name} are not finite in {str(logits.dtype).removeprefix('torch.')}; "
+            "give --dtype float32 or bfloat16."
+        )
+    return logits
+
+
+def _log_probs(logits: Tensor, where: Tensor) -> Tensor:
+    """Log-probabilities `(n, vocabulary)` in float32 at some rows and positions `(n, 2)`."""
+    return torch.log_softmax(logits[where[:, 0], where[:, 1]].float(), -1)
+
+
+def _compare(ours: Tensor, teacher: Distributions, targets: Tensor) -> dict[str, Tensor]:
+    """A slice's part of a [`Divergence`]; `ours` are log-probabilities `(n, vocabulary)`."""
     top = ours.max(-1)
     best, baseline_confidence = teacher.best()
     target = ours.gather(-1, targets[:, None])[:, 0]
-    found = {
+    return {
         "kl": teacher.divergence(ours).double(),
         "nll": -target.double(),
         "baseline_nll": -teacher.target.double(),
@@ -288,10 +312,7 @@ def _compare(logits: Tensor, teacher: Distributions, batch: Batch, first_row: in
         "baseline_confidence": baseline_confidence,
         "correct": top.indices == targets,
         "baseline_correct": best == targets,
-        "row": where[:, 0] + first_row,
-        "position": where[:, 1] + 1,
     }
-    return {name: tensor.cpu().numpy() for name, tensor in found.items()}
 
 
 def open_for_logits(checkpoint: Checkpoint, device, dtype) -> "StreamedLogits | WholeLogits":

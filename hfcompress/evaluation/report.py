@@ -28,6 +28,7 @@ from hfcompress.errors import CheckpointError
 
 
 EVALUATION = "eval_results.json"
+QUALITY, TASKS = "quality", "tasks"
 
 
 class Report(dict[str, Any]):
@@ -54,6 +55,18 @@ class Report(dict[str, Any]):
         from hfcompress.formats.writer import write_json  # brings torch, which recipes do without
 
         write_json(folder / EVALUATION, self)
+
+    def updated(self, other: "Report") -> "Report":
+        """This report with what another one has measured since."""
+        merged = Report({**self, **other})
+        if TASKS in other and "recovery" not in other:
+            merged.pop("recovery", None)
+        skipped = {k: v for k, v in {**self.get("skipped", {}), **other.get("skipped", {})}.items() if k not in other}
+        if skipped:
+            merged["skipped"] = skipped
+        else:
+            merged.pop("skipped", None)
+        return merged
 
     def composite_score(self, weights: Mapping[str, float]) -> dict[str, Any] | None:
         """

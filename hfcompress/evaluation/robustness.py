@@ -40,11 +40,10 @@ from hfcompress.evaluation.noise import (
     TYPO_RATE,
     perturbations,
     retokenized,
-    unpadded,
     with_swaps,
 )
 from hfcompress.evaluation.quality import Divergence, diverge
-from hfcompress.evaluation.stability import by_position, context_length, starts
+from hfcompress.evaluation.rows import by_position, context_length, starts, unpadded
 
 
 ROWS = 32
@@ -248,14 +247,15 @@ def _adversarial(comparison: Comparison) -> dict[str, Any]:
 
 def _tasks(comparison: Comparison) -> dict[str, Any]:
     noises = {"clean": lambda text: text, **perturbations(comparison.seed)}
-    left, each = _task_units(comparison), tasks.units(comparison) // 2
+    left = _task_units(comparison)
 
-    def step(label: str) -> None:
+    def step(description: str) -> None:
         nonlocal left
-        left -= each
-        comparison.progress.step(label, each)
+        left -= 1
+        comparison.progress.step(description)
 
     try:
         return tasks.scores_under(comparison, noises, shuffled=True, step=step)
-    finally:
+    except HfcompressError:
         comparison.progress.step("tasks under noise", left)
+        raise

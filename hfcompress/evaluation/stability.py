@@ -19,8 +19,7 @@ the drift. Each model also writes its own, with the same random numbers, and the
 and both continue the prompts greedily, to see how long they agree.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfcompress.calibration.tokens import DEFAULT_CONTEXT, Tokens
+from hfcompress.calibration.tokens import Tokens
 from hfcompress.evaluation.comparison import Comparison, whole_model
-from hfcompress.evaluation.noise import unpadded
-from hfcompress.evaluation.quality import Divergence, clustered, diverge
+from hfcompress.evaluation.quality import clustered, diverge
+from hfcompress.evaluation.rows import by_position, context_length, starts
 from hfcompress.models.checkpoint import Checkpoint
 
 
@@ -105,46 +104,6 @@ def _written(
     tell = _every(comparison, tokens, f"generating: {name}")
     with whole_model(checkpoint, comparison.device, comparison.dtype) as model:
         return generate(model, prompts, min(GREEDY_TOKENS, tokens)), generate(model, many, tokens, draws, tell)
-
-
-def starts(tokens: Tokens, length: int, seed: int) -> np.ndarray:
-    """
-    The first tokens of the rows that have as many as asked for, padding left out, in a seeded order.
-
-    Args:
-        tokens (`Tokens`): the rows.
-        length (`int`): how many tokens; as many as the longest row has if that is less.
-        seed (`int`): of the order.
-
-    Returns:
-        `np.ndarray`: int64 `(rows, length)`, at least one row.
-    """
-    rows = unpadded(tokens)
-    length = min(length, max(len(row) for row in rows))
-    long = np.stack([row[:length] for row in rows if len(row) >= length])
-    return long[np.random.default_rng(seed).permutation(len(long))]
-
-
-def context_length(checkpoint: Checkpoint) -> int:
-    """How many tokens the model can read."""
-    return getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_CONTEXT
-
-
-def by_position(found: Divergence, edges: Sequence[int]) -> list[dict[str, Any]]:
-    """
-    KL between consecutive `edges`: positions from `from` up to, but not including, `to`; empty buckets are left out.
-
-    Args:
-        found (`Divergence`): the two models over some rows.
-        edges (`Sequence[int]`): ascending positions.
-    """
-    buckets = []
-    for low, high in itertools.pairwise(edges):
-        inside = (found.position >= low) & (found.position < high)
-        if inside.any():
-            mean, error = clustered(found.kl[inside], found.row[inside])
-            buckets.append({"from": int(low), "to": int(high), "kl_mean": mean, "kl_mean_stderr": error})
-    return buckets
 
 
 @torch.no_grad()

@@ -58,6 +58,20 @@ class Distributions:
     ids: Tensor | None = None
     tail: Tensor | None = None
 
+    def __getitem__(self, part: slice) -> "Distributions":
+        """Some of the positions."""
+        return Distributions(**{name: tensor[part] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by their names, those that are there."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
+    @classmethod
+    def joined(cls, parts: "list[Distributions]") -> "Distributions":
+        """The positions of all parts, one after the other."""
+        columns = [part.tensors() for part in parts]
+        return cls(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+
     def divergence(self, candidate: Tensor) -> Tensor:
         """
         KL(baseline || candidate) in nats: `(positions,)`.
@@ -119,7 +133,7 @@ class TeacherCache:
 
     def write(self, index: int, distributions: Distributions) -> None:
         """Keep batch `index`."""
-        tensors = {k: v.cpu().contiguous() for k, v in vars(distributions).items() if v is not None}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in distributions.tensors().items()}
         temporary = self._path(index).with_suffix(".tmp")
         with disk_errors(self.folder):
             save_file(tensors, temporary)

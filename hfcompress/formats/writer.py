@@ -22,6 +22,7 @@ all is there.
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import struct
@@ -159,11 +160,29 @@ def partial_path(output: Path) -> Path:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON that is there whole or not at all."""
+    """Write JSON that is there whole or not at all; what is not a finite number is null."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: dict) -> str:
+    """A document that every JSON reader takes: NaN and infinity are null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text that is there whole or not at all; a link is replaced, and what it leads to is left alone."""
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path.parent):
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
+
+
+def _finite(value):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 class _Entry:

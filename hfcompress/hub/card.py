@@ -25,13 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hfcompress.calibration.tokens import BUNDLED
+from hfcompress.calibration.tokens import BUNDLED, GIVEN
 from hfcompress.evaluation.limits import limits
-from hfcompress.evaluation.page import number, percent, plus_minus, size
-from hfcompress.formats.writer import disk_errors
+from hfcompress.evaluation.numbers import number, percent, plus_minus, size
+from hfcompress.formats.writer import disk_errors, write_text
 from hfcompress.hub.base_card import forbids_derivatives
+from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
-from hfcompress.models.locate import is_hub_id
+from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
+from hfcompress.models.manifest import HUB
 
 
 if TYPE_CHECKING:
@@ -62,12 +64,12 @@ def write_card(
     reload: Reload | None = None,
 ) -> None:
     """Write `README.md`, and `.eval_results` for registered benchmarks, into a checkpoint's folder."""
-    card = make_card(manifest, report, name, repo_id, pictures, reload)
-    with disk_errors(folder):
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
-        for file, text in benchmark_files(manifest, report).items():
+    manifest, report = published(manifest, report)
+    write_text(folder / "README.md", str(make_card(manifest, report, name, repo_id, pictures, reload)))
+    for file, text in benchmark_files(manifest, report).items():
+        with disk_errors(folder):
             (folder / ".eval_results").mkdir(exist_ok=True)
-            (folder / ".eval_results" / file).write_text(text, encoding="utf-8")
+        write_text(folder / ".eval_results" / file, text)
 
 
 def make_card(
@@ -91,7 +93,7 @@ def make_card(
 
     base = manifest["base"]
     carried = base.get("card", {})
-    base_model = _hub_id(base["model"])
+    base_model = base["model"].partition("@")[0] if base.get("kind") == HUB else None
     data = ModelCardData(
         base_model=base_model,
         language=carried.get("language"),
@@ -113,7 +115,7 @@ def make_card(
         template_str=template.read_text(encoding="utf-8"),
         name=name,
         source=repo_id or name,
-        base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else Path(base["model"]).name,
+        base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else base["model"],
         revision=base["revision"],
         manifest=manifest,
         report=report,
@@ -124,6 +126,7 @@ def make_card(
         limits=limits(manifest, report),
         pictures={key: pictures[key] for key in PICTURES if key in pictures},
         calibration=_calibration(manifest),
+        again=_again(manifest),
         data=_data_name(report.get("how", {}).get("data", "")),
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=manifest["recipe"]["format"],
@@ -158,16 +161,19 @@ def benchmark_files(manifest: dict[str, Any], report: dict[str, Any]) -> dict[st
     return files
 
 
-def _hub_id(model: str) -> str | None:
-    name = model.partition("@")[0]
-    return name if is_hub_id(name) else None
-
-
 def _data_name(source: str) -> str:
-    """What the card calls a data source: a local file by its name alone."""
-    if source == BUNDLED:
-        return "text bundled with hfcompress"
-    return source if _hub_id(source.partition(":")[0]) else Path(source).name
+    return "text bundled with hfcompress" if source == BUNDLED else source
+
+
+def _again(manifest: dict[str, Any]) -> str:
+    """The options that a reader elsewhere has to give: what the recipe took from the machine that it was run on."""
+    base, calibration = manifest["base"], manifest["calibration"]
+    options = ""
+    if base.get("kind") not in (HUB, BUNDLED_BASE):
+        options += f" --model {Path(base['model']).name}"
+    if calibration is not None and (is_local(calibration["data"]) or calibration["data"] == GIVEN):
+        options += f" --calibration {calibration['data'].replace(' ', '-')}"
+    return options
 
 
 def _bits(manifest: dict[str, Any]) -> str:

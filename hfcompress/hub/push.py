@@ -24,7 +24,7 @@ A push that broke is resumed by pushing again: the storage skips what it has.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -78,7 +78,7 @@ def push(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
-    readme: bytes | None = None,
+    contents: Mapping[str, bytes] | None = None,
     progress: Progress | None = None,
     patience: Patience | None = None,
 ) -> Pushed:
@@ -91,7 +91,7 @@ def push(
         private (`bool`, *optional*, defaults to `False`): a new repo is private; a repo that is there must be.
         revision (`str`, *optional*, defaults to `"main"`): the branch; it is started from main if it is not there.
         message (`str`, *optional*): of the commit.
-        readme (`bytes`, *optional*): the card, instead of the folder's README.md.
+        contents (`Mapping[str, bytes]`, *optional*): path in the repo -> what goes there, instead of the folder's file.
         progress (`Progress`, *optional*): stepped [`UNITS`] times, and told about waits.
         patience (`Patience`, *optional*): how often and how long to wait for a Hub that fails for a moment.
 
@@ -108,8 +108,7 @@ def push(
         raise InvalidValueError(f"{revision!r} is no name of a branch; write letters, digits and any of . _ - + /.")
     progress = progress or Silent()
     files: dict[str, Path | bytes] = {**carried_files(Path(folder))}
-    if readme is not None:
-        files[README] = readme
+    files.update(contents or {})
     repo = _Repo(repo_id, revision or MAIN, patience or Patience(), progress)
     progress.step(f"asking for {repo_id}")
     repo.prepare(private)
@@ -137,6 +136,16 @@ def check_repo_id(repo_id: str) -> None:
         valid = False
     if not valid:
         raise InvalidValueError(f"{repo_id!r} is no name of a repo; write user/name, such as me/llama-w4a16.")
+
+
+def require_login(repo_id: str) -> None:
+    """
+    Before long work that ends in a push: the Hub is there, and knows the user.
+
+    Raises:
+        HubError: it is not, or does not.
+    """
+    ask(HfApi(token=True).whoami, repo_id, ONCE, lambda message: None)
 
 
 def carried_files(folder: Path) -> dict[str, Path]:

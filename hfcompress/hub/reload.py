@@ -16,11 +16,10 @@ The check before a push: the folder, reloaded in a fresh process, says what the 
 
 The manifest holds what the solved model made of a few tokens (its witness). The folder is loaded whole by plain
 transformers where the dense weights fit in memory, and block by block through the consumer's own decompressor where
-they do not; `python -m hfcompress.hub.reload FOLDER whole|streamed` is what the fresh process runs.
+they do not; `python -m hfcompress.hub.reload FOLDER whole|streamed [trusted]` is what the fresh process runs.
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,9 @@ HOW = {
     WHOLE: "whole, by plain transformers",
     STREAMED: "block by block, through the decompressor that transformers uses",
 }
-TOLERANCE = {"float32": 0.05}  # nats; a wrongly read weight costs whole ones
-TOLERANCE_OF_OTHERS = 0.5
+TRUSTED = "trusted"  # an argument: the checkpoint's own modelling code may run
+TOLERANCE = 1e-3  # nats; a right folder differs by 1e-6 where both compute in float32
+ROUNDED_TOLERANCE = 0.1  # where the solver computed in fewer bits, or transformers unpacks into the model's dtype
 BYTES_PER_WEIGHT = 6  # float32, and what is packed beside it
 
 
@@ -53,11 +53,12 @@ class Reload:
     positions: int
 
 
-def check_reload(folder: Path, manifest: dict[str, Any]) -> Reload:
+def check_reload(folder: Path, manifest: dict[str, Any], trust_remote_code: bool = False) -> Reload:
     """
     Args:
         folder (`Path`): the compressed checkpoint.
         manifest (`dict`): what its `hfcompress.json` holds.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): run modelling code that it carries.
 
     Raises:
         CheckpointError: the folder cannot be loaded, or carries no witness.
@@ -68,9 +69,10 @@ def check_reload(folder: Path, manifest: dict[str, Any]) -> Reload:
         raise CheckpointError(
             f"{folder} carries no witness of what was solved; compress it again with `hfcompress run`."
         )
-    mode = WHOLE if _fits(folder) else STREAMED
-    difference = _in_fresh_process(folder, mode)
-    bound = TOLERANCE.get(witness["dtype"], TOLERANCE_OF_OTHERS)
+    mode = WHOLE if _fits(folder, trust_remote_code) else STREAMED
+    difference = _in_fresh_process(folder, mode, trust_remote_code)
+    symmetric = all(row["symmetric"] for row in manifest["linears"])
+    bound = TOLERANCE if witness["dtype"] == "float32" and symmetric else ROUNDED_TOLERANCE
     if not difference <= bound:
         raise RefusedError(
             f"{folder} does not say what the solved model said (a log-probability differs by {difference:.3g} "
@@ -79,17 +81,17 @@ def check_reload(folder: Path, manifest: dict[str, Any]) -> Reload:
     return Reload(HOW[mode], difference, len(witness["top_ids"]))
 
 
-def _in_fresh_process(folder: Path, mode: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "hfcompress.hub.reload", str(folder), mode], capture_output=True, text=True, check=False
-    )
+def _in_fresh_process(folder: Path, mode: str, trust_remote_code: bool) -> float:
+    from hfcompress.evaluation.fresh_process import run_module
+
+    done = run_module("hfcompress.hub.reload", str(folder), mode, *([TRUSTED] if trust_remote_code else []))
     if done.returncode != 0:
         last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "it was killed")
         raise CheckpointError(f"{folder} does not load in a fresh process, so it is not pushed: {last}")
     return json.loads(done.stdout.splitlines()[-1])["difference"]
 
 
-def _fits(folder: Path) -> bool:
+def _fits(folder: Path, trust_remote_code: bool) -> bool:
     """Whether the dense weights fit in half of the free memory."""
     import psutil
     import torch
@@ -97,43 +99,46 @@ def _fits(folder: Path) -> bool:
     from hfcompress.evaluation.quality import open_streamed
     from hfcompress.models.checkpoint import Checkpoint
 
-    skeleton = open_streamed(Checkpoint.open(folder), "cpu", torch.float32).skeleton
+    skeleton = open_streamed(
+        Checkpoint.open(folder, trust_remote_code=trust_remote_code), "cpu", torch.float32
+    ).skeleton
     weights = sum(parameter.numel() for parameter in skeleton.parameters())
     return weights * BYTES_PER_WEIGHT < psutil.virtual_memory().available // 2
 
 
-def _whole_logits(folder: Path, input_ids):
+def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     with torch.no_grad():
-        return model(input_ids=input_ids).logits
+        return model.eval()(input_ids=input_ids).logits
 
 
-def _streamed_logits(folder: Path, input_ids):
+def _streamed_logits(folder: Path, input_ids, trust_remote_code: bool):
     import torch
 
     from hfcompress.evaluation.quality import open_streamed
     from hfcompress.models.checkpoint import Checkpoint
     from hfcompress.models.streaming import Batch
 
-    model = open_streamed(Checkpoint.open(folder), "cpu", torch.float32)
+    checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
+    model = open_streamed(checkpoint, "cpu", torch.float32)
     [stream] = model.forward_blocks(model.embed([Batch(input_ids)]))
     with model.outside(head=True) as outside:
         return model.logits(outside, stream)
 
 
-def _difference(folder: Path, mode: str) -> float:
+def _difference(folder: Path, mode: str, trust_remote_code: bool = False) -> float:
     """The largest difference of a log-probability to the manifest's witness."""
     import torch
 
     witness = json.loads((folder / "hfcompress.json").read_text())["witness"]
     logits_of = {WHOLE: _whole_logits, STREAMED: _streamed_logits}[mode]
-    logits = logits_of(folder, torch.tensor([witness["input_ids"]]))
+    logits = logits_of(folder, torch.tensor([witness["input_ids"]]), trust_remote_code)
     ours = torch.log_softmax(logits[0].double(), -1).gather(-1, torch.tensor(witness["top_ids"]))
     return (ours - torch.tensor(witness["top_log_probs"], dtype=torch.float64)).abs().max().item()
 
 
 if __name__ == "__main__":
-    print(json.dumps({"difference": _difference(Path(sys.argv[1]), sys.argv[2])}))
+    print(json.dumps({"difference": _difference(Path(sys.argv[1]), sys.argv[2], TRUSTED in sys.argv[3:])}))

@@ -53,7 +53,7 @@ SECRETS = (
     (re.compile(r"(://[^\s?]+)\?\S+"), r"\1"),  # a signed address
 )
 SERVER_WORDS = 200  # characters of the server's own message that are passed on
-RESUME = "run the same command again; what was uploaded is not sent again"
+RESUME = "push it again with `hfcompress push`; what was uploaded is not sent again"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
 
 

@@ -15,6 +15,7 @@
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -119,8 +120,9 @@ class Checkpoint:
         found = getattr(self.config, "quantization_config", None)
         return found if found is None or isinstance(found, dict) else found.to_dict()
 
+    @functools.cached_property
     def sha256(self) -> str:
-        """A digest of the configuration and of every weight byte."""
+        """A digest of the configuration and of every weight byte, taken once."""
         digest = hashlib.sha256()
         if self.folder is None:
             digest.update(self.config.to_json_string().encode())

@@ -22,6 +22,7 @@ from hfcompress.models.tiny import TINY_NAME, tiny_folder
 
 
 MANIFEST = "hfcompress.json"
+HUB, FOLDER, MEMORY, BUNDLED = "hub", "folder", "memory", "bundled"  # where a base came from
 
 
 def read_manifest(folder: Path | None) -> dict[str, Any]:
@@ -59,5 +60,7 @@ def base_of(folder: Path | None) -> str | Path:
     manifest = read_manifest(folder)
     if not manifest or manifest["base"]["model"] == TINY_NAME:
         return tiny_folder()
+    if manifest["base"].get("kind") == FOLDER:
+        return Path(manifest["base"]["model"])
     model, revision = manifest["base"]["model"], manifest["base"]["revision"]
     return f"{model.partition('@')[0]}@{revision}" if revision else model

@@ -65,3 +65,10 @@ class Processes:
         """Until all are here."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
+
+    def part(self) -> None:
+        """Go separate ways: from here on no library takes this process for one of several."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
+            torch.distributed.destroy_process_group()
+            self._accelerator = None

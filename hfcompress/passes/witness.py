@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.streaming import Stream, StreamedModel
 
 
@@ -45,7 +46,16 @@ def testimony(witness: Stream, logits: Tensor) -> dict[str, Any]:
     Returns:
         `dict`: `input_ids`; for every position the ids of the largest logits, `top_ids`, and their log-probabilities,
         `top_log_probs`; and the `dtype` of the arithmetic.
+
+    Raises:
+        UnsupportedModelError: a logit is not finite.
     """
+    if not torch.isfinite(logits).all():
+        raise UnsupportedModelError(
+            f"In {logits.dtype} the solved model's logits are not finite; give --dtype float32 or bfloat16.".replace(
+                "torch.", ""
+            )
+        )
     top = torch.log_softmax(logits[0].float(), -1).topk(min(TOP, logits.shape[-1]))
     return {
         "input_ids": witness.batch.input_ids[0].tolist(),

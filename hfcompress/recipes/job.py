@@ -149,6 +149,7 @@ class Job:
         name (`str`, *optional*): what the recipe is called.
         description (`str`, *optional*): a line for the list of recipes.
         origin (`Path`, *optional*): the checkpoint that it was taken from.
+        dropped_tasks (`tuple[str, ...]`, *optional*): task files that this checkpoint named.
     """
 
     steps: tuple[Recipe, ...]
@@ -158,6 +159,7 @@ class Job:
     name: str = "recipe"
     description: str = ""
     origin: Path | None = field(default=None, compare=False)
+    dropped_tasks: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":
@@ -306,9 +308,10 @@ def job_of(folder: Path) -> Job:
         raise InvalidValueError(f"{folder} was not made by hfcompress: it has no {MANIFEST}.")
     try:
         job = job_from_dict(manifest["recipe"], folder.name)
-        tasks = tuple(task for task in job.evaluation.tasks if not Path(task).suffix)
-        evaluation = dataclasses.replace(job.evaluation, tasks=tasks)
-        return dataclasses.replace(job, evaluation=evaluation, origin=folder)
+        named = job.evaluation.tasks
+        dropped = tuple(task for task in named if Path(task).suffix or len(Path(task).parts) > 1)
+        evaluation = dataclasses.replace(job.evaluation, tasks=tuple(task for task in named if task not in dropped))
+        return dataclasses.replace(job, evaluation=evaluation, origin=folder, dropped_tasks=dropped)
     except InvalidValueError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -360,4 +363,5 @@ def with_changes(job: Job, changes: list[str]) -> Job:
                 raise InvalidValueError(f"--set {change}: {section}.{part} is no mapping.")
         target[last] = value
     changed = job_from_dict(document, job.name)
-    return dataclasses.replace(changed, description=job.description, origin=job.origin)
+    kept = {key: getattr(job, key) for key in ("description", "origin", "dropped_tasks")}
+    return dataclasses.replace(changed, **kept)

@@ -35,7 +35,7 @@ def test_eval_takes_the_base_from_the_manifest(capsys, tiny_w4, tmp_path):
     for key, value in tiny_w4.report.items():
         if isinstance(value, float):
             assert report[key] == pytest.approx(value, rel=1e-6), key
-    assert f"{report['kl_mean']:.5f} nats" in out
+    assert f"{report['kl_mean']:.5f} ± {report['kl_mean_stderr']:.5f} nats" in out
     assert f"{report['perplexity']:.4f}" in out
     assert "\x1b" not in out  # no colour where there is no terminal
 

@@ -25,7 +25,8 @@ import pytest
 from test_plots import made_up_manifest, made_up_quality, made_up_report
 
 from hfcompress.errors import OutputError
-from hfcompress.evaluation import page, plots
+from hfcompress.evaluation import numbers, page, plots
+from hfcompress.evaluation.pictures import PICTURES
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -110,7 +111,7 @@ def test_the_tables_and_the_plots_are_there(browser, made_up):
     manifest, report, path = made_up
     with Opened(browser, path) as opened:
         pictures = opened.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt])")
-        assert len(pictures) == len(plots.PICTURES)
+        assert len(pictures) == len(PICTURES)
         for natural, shown, text in pictures:
             assert natural >= 700
             assert shown > 300
@@ -163,11 +164,14 @@ def test_its_numbers_are_the_reports(browser, made_up):
             ["none", "2.600", "2.610", "0.004000"],
             ["adversarial, up to 4", "5.100", "5.220", "0.0210 ± 0.0030"],
         ]
+        assert [row[0] for row in opened.rows("positions-table")][:2] == ["0\N{EN DASH}511", "512\N{EN DASH}1,023"]
+        assert opened.rows("robustness-positions-table")[0][0] == "0\N{EN DASH}63"
         assert opened.rows("energy-table")[0][1:] == ["0.520 ± 0.013", "0.550 ± 0.014", "1.06x"]
         values, _ = opened.sorted_by("linears-table", "output error")
         assert values == [row["relative_output_error"] for row in manifest["linears"]]
         text = opened.page.inner_text("body")
         assert "An estimate from the processor's time." in text
+        assert "Relative output error of every linear, on the calibration text" in text
         assert "35.7 % of it" in text
         assert "gptq, 4 and 8 bits, groups of 128, 28 of 29 linears" in text
         assert "64 values" in text  # and not the 64 of them
@@ -304,9 +308,9 @@ def test_a_real_checkpoint(browser, tiny_w4, tmp_path):
     with Opened(browser, written(tmp_path, tiny_w4.manifest, tiny_w4.report)) as opened:
         assert len(opened.rows("linears-table")) == len(tiny_w4.manifest["linears"])
         headline = opened.page.inner_text("#headline")
-        assert page.number(tiny_w4.report["kl_mean"], 3) in headline
-        assert page.number(tiny_w4.report["perplexity"]) in headline
-        assert page.size(tiny_w4.output_dir.joinpath("model.safetensors").stat().st_size) in headline
+        assert numbers.number(tiny_w4.report["kl_mean"], 3) in headline
+        assert numbers.number(tiny_w4.report["perplexity"]) in headline
+        assert numbers.size(tiny_w4.output_dir.joinpath("model.safetensors").stat().st_size) in headline
         assert opened.page.evaluate("[...document.images].every(i => i.naturalWidth > 700)")
         assert not opened.complaints
 
@@ -314,7 +318,6 @@ def test_a_real_checkpoint(browser, tiny_w4, tmp_path):
 def test_any_part_may_be_missing(monkeypatch):
     """Of every section, with each of its keys left out, and with nothing in it."""
     assert page.render({}, {}, {})
-    monkeypatch.setattr("hfcompress.evaluation.limits.limits", lambda manifest, report: [])
     monkeypatch.setattr(page, "_environment", functools.cache(page._environment))  # compiled once
     manifest, report = made_up_manifest(1), made_up_report(1)
     assert page.render(manifest, {}, {})
@@ -376,36 +379,42 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (page.number(None), page.NOTHING),
-        (page.number(float("nan")), page.NOTHING),
-        (page.number(float("inf")), page.NOTHING),
-        (page.number(0), "0"),
-        (page.number(0.0), "0"),
-        (page.number(24480), "24,480"),
-        (page.number(13.8905), "13.89"),
-        (page.number(0.0042417), "0.004242"),
-        (page.number(0.0042417, 2), "0.0042"),
-        (page.number(123456.7), "123,457"),
-        (page.number(3.14e-7, 3), "3.14e-07"),
-        (page.number(-2.5), "-2.500"),
-        (page.number(9.9996), "10.00"),
-        (page.plus_minus(0.00424176, 0.000131), "0.00424 ± 0.00013"),
-        (page.plus_minus(13.89, 0.2), "13.89 ± 0.20"),
-        (page.plus_minus(5000.3, 31.4), "5,000 ± 31"),
-        (page.plus_minus(0.5, None), "0.5000"),
-        (page.plus_minus(0.5, 0.0), "0.5000"),
-        (page.plus_minus(None, 0.1), page.NOTHING),
-        (page.plus_minus(2e-12, 3e-13), "2.00e-12 ± 3.0e-13"),
-        (page.percent(0.957516), "95.75 %"),
-        (page.percent(0.957516, 3), "95.8 %"),
-        (page.percent(0.957516, error=0.0013), "95.75 ± 0.13 %"),
-        (page.percent(None), page.NOTHING),
-        (page.ratio(1.0, 4.0), "0.250x"),
-        (page.ratio(1.0, 0.0), page.NOTHING),
-        (page.size(999), "999 B"),
-        (page.size(1485544), "1.486 MB"),
-        (page.size(16.06e9), "16.06 GB"),
-        (page.size(5e12), "5,000 GB"),
+        (numbers.number(None), numbers.NOTHING),
+        (numbers.number(float("nan")), numbers.NOTHING),
+        (numbers.number(float("inf")), numbers.NOTHING),
+        (numbers.number(0), "0"),
+        (numbers.number(0.0), "0"),
+        (numbers.number(24480), "24,480"),
+        (numbers.number(13.8905), "13.89"),
+        (numbers.number(0.0042417), "0.004242"),
+        (numbers.number(0.0042417, 2), "0.0042"),
+        (numbers.number(123456.7), "123,457"),
+        (numbers.number(3.14e-7, 3), "3.14e-07"),
+        (numbers.number(-2.5), "-2.500"),
+        (numbers.number(9.9996), "10.00"),
+        (numbers.plus_minus(0.00424176, 0.000131), "0.00424 ± 0.00013"),
+        (numbers.plus_minus(13.89, 0.2), "13.89 ± 0.20"),
+        (numbers.plus_minus(5000.3, 31.4), "5,000 ± 31"),
+        (numbers.plus_minus(0.5, None), "0.5000"),
+        (numbers.plus_minus(0.5, 0.0), "0.5000"),
+        (numbers.plus_minus(None, 0.1), numbers.NOTHING),
+        (numbers.plus_minus(2e-12, 3e-13), "2.00e-12 ± 3.0e-13"),
+        (numbers.percent(0.957516), "95.75 %"),
+        (numbers.percent(0.957516, 3), "95.8 %"),
+        (numbers.percent(0.957516, error=0.0013), "95.75 ± 0.13 %"),
+        (numbers.percent(None), numbers.NOTHING),
+        (numbers.ratio(1.0, 4.0), "0.250x"),
+        (numbers.ratio(1.0, 0.0), numbers.NOTHING),
+        (numbers.size(999), "999 B"),
+        (numbers.size(1485544), "1.486 MB"),
+        (numbers.size(16.06e9), "16.06 GB"),
+        (numbers.size(5e12), "5,000 GB"),
+        (numbers.span(32, 60), "32\N{EN DASH}59"),
+        (numbers.span(0, 1), "0"),
+        (numbers.span(512, 2048), "512\N{EN DASH}2,047"),
+        (numbers.span(None, 60), numbers.NOTHING),
+        (numbers.counted(1, "block"), "1 block"),
+        (numbers.counted(2, "block"), "2 blocks"),
         (page.brief(0), "0"),
         (page.brief(1), "1"),
         (page.brief(True), "yes"),

@@ -29,7 +29,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from hfcompress.errors import OutputError
-from hfcompress.evaluation import plots
+from hfcompress.evaluation import drawing, pictures, plots
 from hfcompress.evaluation.published import LLAMA_CPP
 
 
@@ -171,7 +171,7 @@ def made_up_report(blocks: int = 4) -> dict:
                 }
                 for index, name in enumerate(conditions)
             },
-            "positions": [{"from": 0, "to": 63, "kl_mean": 0.005, "kl_mean_stderr": 0.0004}],
+            "positions": [{"from": 0, "to": 64, "kl_mean": 0.005, "kl_mean_stderr": 0.0004}],
             "calibration_error": {"baseline": 0.021, "compressed": 0.024},
             "adversarial": {
                 "swaps": 4,
@@ -188,7 +188,7 @@ def made_up_report(blocks: int = 4) -> dict:
         },
         "stability": {
             "kl_by_position": [
-                {"from": at, "to": at + 511, "kl_mean": 0.004 + at * 1e-6, "kl_mean_stderr": 0.0003}
+                {"from": at, "to": at + 512, "kl_mean": 0.004 + at * 1e-6, "kl_mean_stderr": 0.0003}
                 for at in range(0, 4096, 512)
             ],
             "repetition": {"baseline": 0.1, "compressed": 0.16, "baseline_stderr": 0.01, "compressed_stderr": 0.01},
@@ -222,8 +222,8 @@ def made_up_report(blocks: int = 4) -> dict:
 def figures(manifest: dict, report: dict) -> dict[str, Figure]:
     """The pictures before they are saved, laid out."""
     found = {}
-    with plots.card_style():
-        for name, picture in plots.PICTURES.items():
+    with drawing.card_style():
+        for name, picture in pictures.PICTURES.items():
             if (drawn := picture(manifest, report)) is not None:
                 found[name] = drawn[0]
                 found[name].draw_without_rendering()
@@ -253,7 +253,7 @@ def is_real(path) -> bool:
     with Image.open(path) as image:
         shown = image.convert("RGB")
     counts = {colour: count for count, colour in shown.getcolors(1 << 24)}
-    panel = tuple(round(255 * part) for part in matplotlib.colors.to_rgb(plots.PANEL))
+    panel = tuple(round(255 * part) for part in matplotlib.colors.to_rgb(drawing.PANEL))
     corners = {shown.getpixel((x, y)) for x in (0, shown.width - 1) for y in (0, shown.height - 1)}
     assert corners == {panel}  # it has its own margin, on any page
     return shown.width >= CARD_WIDTH and len(counts) > 100 and counts[panel] < 0.97 * shown.width * shown.height
@@ -264,7 +264,7 @@ def is_real(path) -> bool:
 
 def test_every_picture_is_drawn_and_real(tmp_path):
     captions = plots.draw(made_up_manifest(), made_up_report(), tmp_path / "new" / "plots")
-    assert set(captions) == set(plots.PICTURES)
+    assert set(captions) == set(pictures.PICTURES)
     assert {path.name for path in (tmp_path / "new" / "plots").iterdir()} == {f"{name}.png" for name in captions}
     for name, caption in captions.items():
         assert is_real(tmp_path / "new" / "plots" / f"{name}.png"), name
@@ -289,7 +289,7 @@ def test_a_real_checkpoint_is_drawn(tiny_w4, tmp_path):
     captions = plots.draw(tiny_w4.manifest, tiny_w4.report, tmp_path)
     assert {"size_kl", "layer_errors", "bits_by_layer"} <= set(captions)
     assert all(is_real(tmp_path / f"{name}.png") for name in captions)
-    names, values = plots.by_block(tiny_w4.manifest["linears"], lambda row: row["relative_output_error"])
+    names, values = pictures.by_block(tiny_w4.manifest["linears"], lambda row: row["relative_output_error"])
     for row in tiny_w4.manifest["linears"]:
         block, linear = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", row["name"]).groups()
         assert values[names.index(linear), int(block)] == row["relative_output_error"]
@@ -348,12 +348,12 @@ def test_no_window_and_no_pyplot(tmp_path):
 
 
 def test_text_stands_out_on_its_panel():
-    for colour in (plots.INK, plots.MUTED):
-        assert contrast(colour, plots.PANEL) >= 4.5
-    for colour in (plots.BLUE, plots.VERMILLION, plots.GREEN):
-        assert contrast(colour, plots.PANEL) >= 3  # what is no text
-    for colour in matplotlib.colormaps[plots.SEQUENTIAL](np.linspace(0, 1, 256)):
-        assert contrast(plots.ink_on(colour), colour[:3]) >= 4.5
+    for colour in (drawing.INK, drawing.MUTED):
+        assert contrast(colour, drawing.PANEL) >= 4.5
+    for colour in (drawing.BLUE, drawing.VERMILLION, drawing.GREEN):
+        assert contrast(colour, drawing.PANEL) >= 3  # what is no text
+    for colour in matplotlib.colormaps[drawing.SEQUENTIAL](np.linspace(0, 1, 256)):
+        assert contrast(drawing.ink_on(colour), colour[:3]) >= 4.5
 
 
 def test_names_are_not_formulas(tmp_path):
@@ -378,6 +378,15 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch):
     assert (tmp_path / "layer_errors.png").read_bytes() == before
 
 
+def test_a_place_that_is_no_folder_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "plots"):
+        with pytest.raises(OutputError, match="cannot be a folder: a file is in its place"):
+            plots.draw({}, {}, folder)
+        with pytest.raises(OutputError, match="cannot be a folder"):
+            plots.pareto([candidate("one", 8e6, 0.1)], folder / "pareto.png")
+
+
 # what they show
 
 
@@ -390,18 +399,18 @@ def test_blocks_and_linears_of_other_shapes():
         {"name": "transformer.h.1.moe.experts.0.up", "value": None},
         {"name": "lm_head", "value": 7.0},
     ]
-    names, values = plots.by_block(rows, lambda row: row["value"])
+    names, values = pictures.by_block(rows, lambda row: row["value"])
     assert names == ["attn.c_attn", "moe.experts.*.up"]
     np.testing.assert_array_equal(values, [[1, np.nan, 2], [np.nan, np.nan, 5]])
-    _, sums = plots.by_block(rows, lambda row: row["value"], sum)
+    _, sums = pictures.by_block(rows, lambda row: row["value"], sum)
     assert sums[1, 2] == 8
-    assert plots.by_block([], lambda row: 1.0)[1].shape == (0, 0)
+    assert pictures.by_block([], lambda row: 1.0)[1].shape == (0, 0)
 
 
 def test_errors_of_weights_stand_in_and_are_called_so():
     manifest = made_up_manifest(calibrated=False)
-    with plots.card_style():
-        figure, caption = plots.layer_errors(manifest, {})
+    with drawing.card_style():
+        figure, caption = pictures.layer_errors(manifest, {})
     drawn = figure.axes[0].collections[0].get_array().reshape(len(SHAPES), 4)
     rows = {row["name"]: row["relative_weight_error"] for row in manifest["linears"]}
     for (linear, name), block in itertools.product(enumerate(SHAPES), range(4)):
@@ -413,8 +422,8 @@ def test_errors_of_weights_stand_in_and_are_called_so():
 
 def test_bits_and_bytes_add_up():
     manifest = made_up_manifest(3)
-    with plots.card_style():
-        figure, caption = plots.bits_by_layer(manifest, {})
+    with drawing.card_style():
+        figure, caption = pictures.bits_by_layer(manifest, {})
     above, below = figure.axes
     for block in range(3):
         rows = [row for row in manifest["linears"] if f".{block}." in row["name"]]
@@ -431,19 +440,19 @@ def test_many_kinds_of_linears_share_the_last_colour():
     manifest = {
         "linears": [{"name": f"h.0.part{i}", "bytes": 10 + i, "shape": [4, 4], "bits": 4} for i in range(12)],
     }
-    with plots.card_style():
-        figure, _ = plots.bits_by_layer(manifest, {})
+    with drawing.card_style():
+        figure, _ = pictures.bits_by_layer(manifest, {})
     heights = {bar_.get_label(): bar_.patches[0].get_height() for bar_ in figure.axes[0].containers}
-    assert len(heights) == len(plots.CATEGORIES) + 1
-    assert heights["others"] == sum(10 + i for i in range(12 - len(plots.CATEGORIES)))
+    assert len(heights) == len(drawing.CATEGORIES) + 1
+    assert heights["others"] == sum(10 + i for i in range(12 - len(drawing.CATEGORIES)))
     assert sum(heights.values()) == sum(10 + i for i in range(12))
 
 
 def test_published_results_are_kept_apart():
     """Ours on the left in bytes; another model's on the right, in shares of its own original, with their source."""
     report = made_up_report()
-    with plots.card_style():
-        figure, caption = plots.size_kl({}, report)
+    with drawing.card_style():
+        figure, caption = pictures.size_kl({}, report)
     left, right = figure.axes
     ours = {
         (float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in left.lines if line.get_marker() in "soD"
@@ -461,8 +470,8 @@ def test_published_results_are_kept_apart():
 def test_the_histogram_holds_all_predictions():
     report = made_up_report()
     report["kl_histogram"]["edges"][0] = 0.0  # a first bin that begins at zero has a place on the axis too
-    with plots.card_style():
-        figure, caption = plots.kl_histogram({}, report)
+    with drawing.card_style():
+        figure, caption = pictures.kl_histogram({}, report)
     values, edges, _ = figure.axes[0].patches[0].get_data()
     counts = np.array(report["kl_histogram"]["counts"])
     np.testing.assert_allclose(values, 100 * counts / counts.sum())
@@ -474,8 +483,8 @@ def test_the_histogram_holds_all_predictions():
 
 def test_robustness_bars_and_their_errors():
     report = made_up_report()
-    with plots.card_style():
-        figure, caption = plots.robustness({}, report)
+    with drawing.card_style():
+        figure, caption = pictures.robustness({}, report)
     conditions = report["robustness"]["conditions"]
     bars = [bar.get_width() for bar in figure.axes[0].patches]
     assert bars == [found["kl_mean"] for found in conditions.values()]
@@ -489,6 +498,18 @@ def test_robustness_bars_and_their_errors():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [name.replace("_", " ") for name in conditions]
     assert "language" in caption
     assert "3.40 times" in caption
+
+
+def test_the_curve_along_a_text_lies_in_the_middle_of_its_positions():
+    report = made_up_report()
+    with drawing.card_style():
+        figure, caption = pictures.stability({}, report)
+    drawn = figure.axes[0].lines[0].get_xydata()
+    buckets = report["stability"]["kl_by_position"]
+    expected = [(np.arange(b["from"], b["to"]).mean(), b["kl_mean"]) for b in buckets]
+    np.testing.assert_allclose(drawn, expected)
+    assert "over positions 0\N{EN DASH}511" in caption
+    assert "over 3,584\N{EN DASH}4,095." in caption
 
 
 # several results
@@ -533,13 +554,13 @@ def test_labels_collide_with_nothing(seed):
     points = [tuple(p) for p in np.column_stack([random.uniform(2, 9, 12), 10 ** random.uniform(-3, 0, 12)])]
     points += [(points[0][0], points[0][1] * 1.05), (16.0, 0.0)]  # a close neighbour, and one at the edge
     labels = [f"model-w{i}a16-g{2**i}" for i in range(len(points))]
-    with plots.card_style():
-        figure = Figure(figsize=(plots.INCHES, 4.6))
+    with drawing.card_style():
+        figure = Figure(figsize=(drawing.INCHES, 4.6))
         axes = figure.subplots()
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_xlim(0, 18)
         axes.set_ylim(-1e-4, 2)
-        plots.place_labels(figure, axes, points, labels)
+        drawing.place_labels(figure, axes, points, labels)
         figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in axes.texts]
     assert [text.get_text() for text in axes.texts] == labels

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from hfcompress.calibration.languages import texts
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.errors import CalibrationError
+from hfcompress.errors import CalibrationError, InvalidValueError
 from hfcompress.evaluation import adversarial, noise, robustness, tasks
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.quality import diverge
@@ -450,3 +450,23 @@ def test_tasks_are_answered_under_noise(comparison):
     scores = tasks.measure(dataclasses.replace(asked, progress=Counted()))["scores"]
     for name, score in scores.items():
         assert found["clean"][name] == {"baseline": score["baseline"], "compressed": score["compressed"]}
+
+
+def test_the_bar_is_whole_where_tasks_fail_on_the_way(comparison, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from hfcompress.evaluation import harness
+
+    run, runs = harness.run, []
+
+    def failing(*arguments, **options):
+        runs.append(arguments)
+        if len(runs) == 3:
+            raise InvalidValueError("No more.")
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(harness, "run", failing)
+    progress = Counted()
+    asked = dataclasses.replace(comparison, tasks=("continuation",), limit=2, progress=progress)
+    with pytest.raises(InvalidValueError, match="No more"):
+        robustness._tasks(asked)
+    assert progress.done == robustness._task_units(asked)

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.evaluation import stability
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.quality import Divergence, diverge
+from hfcompress.evaluation.quality import diverge
 from hfcompress.models.checkpoint import Checkpoint
 
 
@@ -136,40 +136,6 @@ def test_a_token_without_probability_is_never_picked():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     for draw, token in ((0.0, 1), (0.49, 1), (0.5, 3), (1 - 1e-16, 3)):
         assert stability._picked(logits, torch.tensor([[draw]], dtype=torch.float64)).item() == token
-
-
-# starts and buckets
-
-
-@settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), wanted=st.integers(1, 15), left=st.booleans())
-def test_prompts_are_the_starts_of_rows_without_padding(lengths, wanted, left):
-    ids = np.arange(12 * len(lengths)).reshape(len(lengths), 12)
-    where = np.arange(12)[::-1] if left else np.arange(12)
-    mask = where[None] < np.array(lengths)[:, None]
-    found = stability.starts(Tokens(ids, "counted", mask), wanted, 0)
-    width = min(wanted, max(lengths))
-    expected = [row[m][:width].tolist() for row, m in zip(ids, mask, strict=True) if m.sum() >= width]
-    assert sorted(found.tolist()) == sorted(expected)
-
-
-@settings(deadline=None)
-@given(
-    rows=st.integers(1, 3),
-    length=st.integers(2, 40),
-    cuts=st.sets(st.integers(2, 39), max_size=5),
-    seed=st.integers(0, 9),
-)
-def test_buckets_cover_every_position_once(rows, length, cuts, seed):
-    edges = sorted({1, length, *(c for c in cuts if c < length)})
-    position = np.tile(np.arange(1, length), rows)
-    kl = np.random.default_rng(seed).random(len(position))
-    blank = {field.name: kl for field in dataclasses.fields(Divergence) if field.name != "teacher"}
-    row = np.repeat(np.arange(rows), length - 1)
-    buckets = stability.by_position(Divergence(**{**blank, "kl": kl, "row": row, "position": position}), edges)
-    assert [b["from"] for b in buckets] == edges[:-1]
-    assert [b["to"] for b in buckets] == edges[1:]
-    assert sum(b["kl_mean"] * (b["to"] - b["from"]) * rows for b in buckets) == pytest.approx(kl.sum())
 
 
 # repetition

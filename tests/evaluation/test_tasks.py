@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import random
+import string
 import sys
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import hfcompress.evaluation
 from hfcompress.calibration.reference_text import reference_text
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.errors import CalibrationError, CheckpointError, HfcompressError, InvalidValueError, MissingExtraError
-from hfcompress.evaluation import continuation, tasks
+from hfcompress.evaluation import continuation, task_scores, tasks
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.models.checkpoint import Checkpoint
 
@@ -185,6 +186,77 @@ def test_flips_of_a_damaged_model_in_memory(compare, damaged, dense, tokenizer):
     assert tokenizer.pad_token is None  # the caller's tokenizer is as it was
 
 
+# the bundled task in which the model writes
+
+
+def test_what_is_written_on_is_held_out():
+    asked = continuation.config("continuation_generated")["custom_dataset"]()["test"]
+    assert len(asked) == continuation.GENERATED_DOCUMENTS
+    held_out = " ".join(" ".join(reference_text("evaluation")).split())
+    passages = {d["passage"]: d["endings"][d["answer"]] for d in continuation.documents("evaluation")}
+    for document in asked:
+        assert len(document["following"].split()) == 10
+        assert f"{document['passage']} {document['following']}" in held_out
+        assert document["following"].startswith(passages[document["passage"]])
+
+
+def test_the_right_words_are_an_exact_match():
+    """Of the words that are asked for, whatever their case and punctuation."""
+    from hfcompress.evaluation import task_library
+
+    name = "continuation_generated"
+    task = task_library.load([name], 0)[name]["tasks"][name]
+    document = task.test_docs()[0]
+    (answer,) = continuation._first_words([f"\n {document['following'].upper()}!  and so on"], [])
+    found = task.process_results(document, [answer])
+    assert (found["exact_match"], found["token_f1"], found["rougeL"]) == (1, 1, 1)
+    almost = task.process_results(document, [f"not {answer}"])
+    assert almost["exact_match"] == 0 < almost["token_f1"] < 1
+
+
+def test_generated_continuations_are_scored_as_the_libraries_score(compare, damaged, dense, tokenizer):
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    candidate = Checkpoint.open(damaged, tokenizer=tokenizer)
+    comparison = compare(candidate, "continuation_generated", limit=SCORED, progress=Counted())
+    score = tasks.measure(comparison)["scores"]["continuation_generated"]
+    asked = continuation.config("continuation_generated")["custom_dataset"]()["test"].to_list()[:SCORED]
+    right = [document["following"] for document in asked]
+
+    def written(model):
+        for document in asked:
+            ids = tokenizer(document["passage"], return_tensors="pt").input_ids
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48, do_sample=False)
+            yield " ".join(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True).split()[:10])
+
+    def bare(text):
+        kept = "".join(c for c in text.lower() if c not in string.punctuation)
+        return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+    def f1(expected, given):
+        rest, given = bare(expected), bare(given)
+        whole = len(rest) + len(given)
+        return 2 * sum(1 for word in given if word in rest and not rest.remove(word)) / whole
+
+    scorer = RougeScorer(["rougeL"])
+    answers = {"baseline": list(written(dense)), "compressed": list(written(damaged))}
+    for label, given in answers.items():
+        shared = np.array([f1(*pair) for pair in zip(right, given, strict=True)])
+        found = values(score, label)
+        assert found["token_f1"] == pytest.approx(shared.mean())
+        assert score[f"{label}_stderr"] == pytest.approx(shared.std(ddof=1) / math.sqrt(SCORED))
+        rouge = [scorer.score(*pair)["rougeL"].fmeasure for pair in zip(right, given, strict=True)]
+        assert found["rougeL"] == pytest.approx(np.mean(rouge))
+        assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(given, [right]).score)
+        assert min(found["token_f1"], found["rougeL"], found["bleu"]) > 0
+        assert found["exact_match"] == 0
+    assert score["metric"] == "token_f1"
+    assert score["recovery"] == score["compressed"] / score["baseline"]
+    assert score["flips"] == np.mean([b != a for b, a in zip(*answers.values(), strict=True)]) > 0
+    assert comparison.progress.steps == tasks.units(comparison)
+
+
 # task files
 
 
@@ -261,9 +333,8 @@ def test_perplexities(compare, damaged, dense, tokenizer, in_data):
 def test_scores_under_noise(compare, damaged, dense, tokenizer, in_data):
     candidate = Checkpoint.open(damaged, tokenizer=tokenizer)
     comparison = compare(candidate, "continuation", "text.yaml", limit=SCORED)
-    said = []
     noise = {"none": str, "capitals": str.upper}
-    found = tasks.scores_under(comparison, noise, shuffled=True, step=said.append)
+    found = tasks.scores_under(comparison, noise, shuffled=True)
     clean = tasks.measure(compare(candidate, "continuation", limit=SCORED))["scores"]["continuation"]
     # without the text of which the perplexity is taken, and with no examples to shuffle in either task
     assert set(found) == {"none", "capitals"}
@@ -272,7 +343,29 @@ def test_scores_under_noise(compare, damaged, dense, tokenizer, in_data):
     for label, model in (("baseline", dense), ("compressed", damaged)):
         expected = np.mean(answered(model, tokenizer, loud)["acc_mutual_info"])
         assert found["capitals"]["continuation"][label] == pytest.approx(expected)
-    assert len(said) == 2 * 3
+
+
+def test_steps_under_noise(compare, tiny, monkeypatch):
+    """As many for each condition as the tasks have, also where a condition has no task, and while a task is run."""
+    from hfcompress.evaluation import harness
+
+    said, run = [], harness.run
+
+    def marked(*arguments, **options):
+        said.append("begun")
+        results = run(*arguments, **options)
+        said.append("done")
+        return results
+
+    monkeypatch.setattr(harness, "run", marked)
+    comparison = compare(tiny, "continuation", limit=SCORED)
+    tasks.scores_under(comparison, {"none": str}, shuffled=True, step=said.append)
+    clean, shuffled = ("tasks: continuation, none, {}", "tasks: continuation, shuffled_few_shot, {}")
+    assert [said.count(text.format(label)) for text in (clean, shuffled) for label in ("baseline", "compressed")] == [
+        comparison.blocks
+    ] * 4
+    assert len(said) - said.count("begun") - said.count("done") == 2 * tasks.units(comparison)
+    assert said.index("done") - said.index("begun") > 1
 
 
 def test_a_context_that_is_destroyed(compare, tiny, dense, tokenizer, in_data):
@@ -336,6 +429,7 @@ def _generator(seed):
         ({"acc,none": True, "acc_norm,none": True}, ("acc_norm", "none")),
         ({"perplexity,none": False, "acc,none": True}, ("acc", "none")),
         ({"bleu,none": True, "exact_match,strict": True, "exact_match,loose": True}, ("exact_match", "strict")),
+        ({"exact_match,none": True, "token_f1,none": True}, ("token_f1", "none")),
         ({"loss,none": False, "score,none": True}, ("score", "none")),
         ({"word_perplexity,none": False, "bits_per_byte,none": False}, ("word_perplexity", "none")),
     ],
@@ -345,7 +439,7 @@ def test_main_metric(metrics, main):
         "results": {"t": {"alias": "t", **dict.fromkeys(metrics, 0.5), "acc_norm_stderr,none": 0.1}},
         "higher_is_better": {"t": {name.partition(",")[0]: better for name, better in metrics.items()}},
     }
-    assert tasks._main(results, "t") == main
+    assert task_scores.main_metric(results, "t") == main
 
 
 # what cannot be done
@@ -370,14 +464,14 @@ def small_library(monkeypatch):
     """lm-eval's own tasks, but for all except one folder: there are thousands of files."""
     import lm_eval.tasks
 
-    from hfcompress.evaluation import harness
+    from hfcompress.evaluation import task_library
 
     folder = Path(lm_eval.tasks.__file__).parent / "hellaswag"
 
     def library(include_defaults=True, include_path=None):
         return lm_eval.tasks.TaskManager(include_path=include_path or folder, include_defaults=False)
 
-    monkeypatch.setattr(harness, "TaskManager", library)
+    monkeypatch.setattr(task_library, "TaskManager", library)
 
 
 def test_unknown_name(compare, tiny, small_library):

@@ -28,6 +28,7 @@ import hfcompress as hfc
 from hfcompress.evaluation.limits import limits
 from hfcompress.hub.base_card import base_card, forbids_derivatives
 from hfcompress.hub.card import benchmark_files, make_card, write_card
+from hfcompress.hub.published import published
 from hfcompress.hub.reload import Reload
 
 
@@ -110,7 +111,7 @@ def test_its_front_matter(tiny_w4, card):
 
 
 def test_a_base_on_the_hub_is_named(tiny_w4):
-    base = {**tiny_w4.manifest["base"], "model": "user/base@v1", "revision": "abc", "card": {"license": "apache-2.0"}}
+    base = {**tiny_w4.manifest["base"], "model": "user/base@v1", "kind": "hub", "revision": "abc", "card": {"license": "apache-2.0"}}
     card = make_card({**tiny_w4.manifest, "base": base}, tiny_w4.report, "name", "me/name")
     data = card.data.to_dict()
     assert data["base_model"] == "user/base"
@@ -123,15 +124,18 @@ def test_a_base_on_the_hub_is_named(tiny_w4):
 
 
 def test_a_base_in_a_folder_is_named_without_its_path(tiny_w4):
-    base = {**tiny_w4.manifest["base"], "model": "/home/someone/secret/model"}
+    base = {**tiny_w4.manifest["base"], "model": "/home/someone/secret/model", "kind": "folder"}
     calibration = {**tiny_w4.manifest["calibration"], "data": "/home/someone/text.jsonl"}
     report = {**tiny_w4.report, "how": {**tiny_w4.report["how"], "data": "/home/someone/eval.npy"}}
     manifest = {**tiny_w4.manifest, "base": base, "calibration": calibration}
-    recipe = {**manifest["recipe"], "calibration": {"data": "bundled"}}
-    text = str(make_card({**manifest, "recipe": recipe}, report, "name"))
+    recipe = {**manifest["recipe"], "calibration": {"data": "/home/someone/text.jsonl", "samples": 4}}
+    told = published({**manifest, "recipe": recipe}, report)
+    text = str(make_card(*told, "name")) + json.dumps(told)
     assert "someone" not in text
     assert "from text.jsonl" in text
     assert "name: eval.npy" in text
+    assert "hfcompress run name --model model --calibration text.jsonl --output again --verify" in text
+    assert "which you have to have, with the data that it was calibrated on" in text
 
 
 def test_what_it_says_of_the_work(tiny_w4, card):
@@ -233,6 +237,9 @@ def test_limits_name_fallbacks_overlap_and_skipped_layers(tiny_w4):
         ("# no front matter", {}),
         ("---\nlicense: [\n---\n", {}),
         ("---\njust words\n---\n", {}),
+        ("---\nlanguage: no\nlicense_link: 2024-05-01\n---\n", {"language": "no", "license_link": "2024-05-01"}),
+        ("---\nlicense: mit\nlicense_name: |\n  x\n\n  # Free\n  [money](https://x)\n---\n", {"license": "mit"}),
+        ("---\nlicense: mit\nlanguage: [[en], de]\n---\n", {"license": "mit"}),
         ("", {}),
     ],
 )

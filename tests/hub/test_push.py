@@ -93,7 +93,8 @@ for line in sys.stdin:
             answer["loaded"] = load(*job["load"])
         else:
             readme = job.pop("readme", None)
-            pushed = push(Path(job.pop("folder")), **job, readme=readme and readme.encode())
+            contents = readme and {"README.md": readme.encode()}
+            pushed = push(Path(job.pop("folder")), **job, contents=contents)
             answer = vars(pushed)
     except HfcompressError as error:
         answer = {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
@@ -450,7 +451,7 @@ def test_a_fault_that_stays_is_one_sentence_and_the_push_can_be_resumed(hub, cli
     hub.faults.append(Fault(*ROUTES[route], **what, times=EVER, headers={"Retry-After": "1"}))
     refused = client.refused(sharded)
     assert refused["kind"] == "HubError"
-    assert "run the same command again; what was uploaded is not sent again" in refused["error"]
+    assert "push it again with `hfcompress push`; what was uploaded is not sent again" in refused["error"]
     said = {500: "The Hub fails (500)", 429: "too many requests", None: "cannot be reached, or the connection broke"}
     assert said[what.get("status")] in refused["error"]
     assert 4 <= len(refused["waits"]) <= 30  # bounded; several shards go up at once
