@@ -518,6 +518,51 @@ def test_a_teacher_cache_that_is_a_file(refused, tiny, tmp_path):
     assert "cache cannot be a folder: a file is in its place; choose another one." in said
 
 
+def test_measuring_without_an_evaluation(refused, tmp_path):
+    for asked in (["--measure", "speed"], ["--tasks", "continuation"]):
+        said = refused("run", "rtn-w4a16", "--no-eval", *asked, "--output", tmp_path / "out")
+        assert "Measurements are asked for, which needs the evaluation; leave out --no-eval" in said
+
+
+def test_a_task_is_looked_up_before_the_work(refused, tmp_path):
+    assert "mine.yaml" in refused("run", "rtn-w4a16", "--tasks", "mine.yaml", "--output", tmp_path / "out")
+
+
+def test_names_are_no_markup(hfcompress, tiny_w4, tmp_path, capsys):
+    """A path or a layer's name may hold brackets, and a manifest may come from anyone."""
+    folder = tmp_path / "out[v1]"
+    shutil.copytree(tiny_w4.output_dir, folder)
+    manifest = json.loads((folder / "hfcompress.json").read_text())
+    manifest["linears"][0]["name"] = "[/red]x"
+    (folder / "hfcompress.json").write_text(json.dumps(manifest))
+    assert _guarded(app, ["inspect", str(folder)]) == OK
+    out = capsys.readouterr().out
+    assert "[/red]x" in out
+    assert "out[v1]" in out
+
+
+def test_json_that_cannot_be_written_by_inspect(refused, tiny, tmp_path):
+    assert "--json" in refused("inspect", tiny, "--json", tmp_path / "none" / "a.json")
+
+
+def test_logits_that_overflow(refused, tmp_path):
+    model = make_model(CONFIGS["llama"]())
+    model.lm_head.weight.data *= 60000 / model.lm_head.weight.abs().max()
+    model.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "ids.npy", token_ids(2, 16))
+    said = refused(
+        "eval",
+        tmp_path / "model",
+        "--baseline",
+        tmp_path / "model",
+        "--data",
+        tmp_path / "ids.npy",
+        "--dtype",
+        "float16",
+    )
+    assert "are not finite in float16; give --dtype float32 or bfloat16." in said
+
+
 def test_verifying_without_an_original(refused, tmp_path):
     said = refused("run", "rtn-w4a16", "--verify", "--output", tmp_path / "out")
     assert "--verify needs a checkpoint to compare with" in said

@@ -30,7 +30,7 @@ def rtn(tmp_path_factory):
 
 
 def test_candidates_in_one_table(tiny_w4, rtn, tmp_path, capsys, monkeypatch):
-    measured = []
+    measured: list[str] = []
     original = quality.measure
     monkeypatch.setattr(quality, "measure", lambda c: measured.append(c.candidate.name) or original(c))
     arguments = ["compare", tiny_w4.output_dir, rtn.output_dir, "--plot", tmp_path / "p.png", "--json", tmp_path / "c"]
@@ -70,6 +70,52 @@ def test_what_is_measured_later_goes_into_the_folder(tiny_w4, tmp_path, capsys):
 def test_nothing_is_saved_in_a_model_of_others(tiny):
     with pytest.raises(hfc.HfcompressError, match="was not made by hfcompress, so nothing can be saved in it"):
         hfc.evaluate(tiny, tiny, save=True)
+
+
+def test_only_what_belongs_to_a_folder_is_saved_in_it(tiny_w4, tmp_path, llama):
+    folder = tmp_path / "w4"
+    shutil.copytree(tiny_w4.output_dir, folder)
+    before = (folder / "eval_results.json").read_bytes()
+    with pytest.raises(hfc.HfcompressError, match="is of other text"):
+        hfc.evaluate(folder, samples=4, save=True)
+    with pytest.raises(hfc.HfcompressError, match=r"is not what .* was made from"):
+        hfc.evaluate(folder, tiny_w4.output_dir, save=True)
+    assert (folder / "eval_results.json").read_bytes() == before
+
+
+def test_a_copy_in_the_hubs_cache_stays_as_it_is(tiny_w4, monkeypatch):
+    from hfcompress.models import checkpoint
+
+    monkeypatch.setattr(checkpoint, "locate", lambda *_, **__: (tiny_w4.output_dir, "abc"))
+    with pytest.raises(hfc.HfcompressError, match="is a copy in the Hub's cache, which must stay as it is"):
+        hfc.evaluate("me/w4", save=True)
+
+
+def test_quality_is_measured_for_a_folder_without_any(rtn, tmp_path):
+    folder = tmp_path / "w8"
+    shutil.copytree(rtn.output_dir, folder)
+    report = hfc.evaluate(folder, measurements=["explain"], save=True)
+    assert {"perplexity", "explain"} <= set(report)
+    assert "at a KL divergence of " in (folder / "README.md").read_text()
+
+
+def test_what_is_measured_at_last_is_no_longer_skipped():
+    from hfcompress.evaluation.report import Report
+
+    before = Report(kl_mean=0.1, recovery=0.9, skipped={"tasks": "no", "speed": "no"})
+    after = before.updated(Report(tasks={"recovery": None}))
+    assert after == {"kl_mean": 0.1, "tasks": {"recovery": None}, "skipped": {"speed": "no"}}
+    assert "skipped" not in after.updated(Report(speed={}))
+
+
+def test_a_report_of_other_weights_is_not_believed(tiny_w4, rtn, tmp_path):
+    folder = tmp_path / "w4"
+    shutil.copytree(tiny_w4.output_dir, folder)
+    shutil.copy(rtn.output_dir / "model.safetensors", folder)
+    shutil.copy(rtn.output_dir / "config.json", folder)
+    [row] = hfc.compare([folder])
+    assert row["measured"]
+    assert row["kl_mean"] < tiny_w4.report["kl_mean"] / 10
 
 
 def test_the_score_is_a_weighted_geometric_mean(tiny_w4):

@@ -90,6 +90,50 @@ def test_every_difference_counts(original, tmp_path):
     assert verify(tmp_path / "copy", original).differing == [name]
 
 
+def test_another_number_of_rows_is_heeded(original, tmp_path, capsys):
+    arguments = ("--no-eval", "--output", tmp_path / "again", "--set", "calibration.samples=3")
+    assert run(capsys, original, *arguments)[0] == OK
+    manifest = json.loads((tmp_path / "again" / "hfcompress.json").read_text())
+    assert manifest["calibration"]["samples"] == manifest["recipe"]["calibration"]["samples"] == 3
+    assert manifest["calibration"]["seq_len"] == 32
+
+
+def test_the_original_is_not_replaced_by_what_is_compared_with_it(original, capsys):
+    before = (original / "model.safetensors").read_bytes()
+    code, _, err = run(capsys, original, "--no-eval", "--verify", "--overwrite", "--output", original)
+    assert code == USER_ERROR
+    assert "is the checkpoint whose recipe is run again; choose another --output." in err
+    assert (original / "model.safetensors").read_bytes() == before
+
+
+def test_a_base_in_a_folder_is_found_from_elsewhere(saved_llama, tmp_path, monkeypatch):
+    """A relative path with one slash would otherwise be somebody's repo."""
+    monkeypatch.chdir(saved_llama.parent.parent)
+    relative = f"{saved_llama.parent.name}/{saved_llama.name}"
+    ids = token_ids(2, 16)
+    result = hfc.compress(relative, hfc.RTN(group_size=32), tmp_path / "out", eval_data=ids)
+    assert result.manifest["base"]["kind"] == "folder"
+    assert "base_model" not in (tmp_path / "out" / "README.md").read_text()
+    monkeypatch.chdir("/")
+    report = hfc.evaluate(tmp_path / "out", data=ids)
+    assert report["kl_mean"] == pytest.approx(result.report["kl_mean"], rel=1e-4)
+
+
+def test_a_gate_on_the_recovery_of_a_task_file_asks_for_it(tmp_path, saved_llama):
+    from hfcompress.recipes.job import EvaluationSettings
+
+    settings = EvaluationSettings(tasks=("mine.yaml",), gate={"recovery": 0.5})
+    job = hfc.Job(steps=(hfc.RTN(group_size=32),), evaluation=settings)
+    base = {"model": str(saved_llama), "kind": "folder", "revision": None}
+    manifest = {"recipe": job.to_dict(), "base": base, "linears": [], "calibration": None}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "hfcompress.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        hfc.HfcompressError, match=r"names mine\.yaml, and a task file may hold code; give it yourself"
+    ):
+        hfc.compress(None, str(tmp_path / "made"), tmp_path / "out")
+
+
 def test_a_recipe_alone_has_nothing_to_compare_with(capsys, tmp_path):
     code, _, err = run(capsys, "gptq-w4a16", "--verify", "--output", tmp_path / "out")
     assert code == USER_ERROR

@@ -111,7 +111,13 @@ def test_its_front_matter(tiny_w4, card):
 
 
 def test_a_base_on_the_hub_is_named(tiny_w4):
-    base = {**tiny_w4.manifest["base"], "model": "user/base@v1", "kind": "hub", "revision": "abc", "card": {"license": "apache-2.0"}}
+    base = {
+        **tiny_w4.manifest["base"],
+        "model": "user/base@v1",
+        "kind": "hub",
+        "revision": "abc",
+        "card": {"license": "apache-2.0"},
+    }
     card = make_card({**tiny_w4.manifest, "base": base}, tiny_w4.report, "name", "me/name")
     data = card.data.to_dict()
     assert data["base_model"] == "user/base"

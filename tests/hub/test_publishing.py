@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.cli import OK, REFUSED, USER_ERROR
+from hfcompress.models.checkpoint import Checkpoint
 
 
 LOAD = """
@@ -159,8 +160,12 @@ def test_run_pushes_and_the_repo_is_a_recipe(shell, hub, tmp_path):
     assert data["license"] == "cc-by-nc-nd-4.0"
     manifest = json.loads(hub.repos["user/made"].files()["hfcompress.json"])
     assert manifest["base"]["revision"] == commit
+    assert manifest["calibration"]["data"] == "ids.npy"  # where it lies is nobody's business
+    for path, content in hub.repos["user/made"].files().items():
+        assert str(tmp_path).encode() not in content, path
 
-    said = shell("run", "user/made", "--verify", "--no-eval", "--output", tmp_path / "again")
+    calibration = ("--calibration", tmp_path / "ids.npy")
+    said = shell("run", "user/made", "--verify", "--no-eval", *calibration, "--output", tmp_path / "again")
     assert "identical: all " in said
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("again", "out"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -188,19 +193,14 @@ def test_what_does_not_say_what_was_solved_stays_here(shell, hub, folder):
     name = next(n for n in tensors if n.endswith("down_proj.weight_scale"))
     tensors[name] = -tensors[name]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    report = json.loads((folder / "eval_results.json").read_text())
-    report["size_bytes"] = (folder / "model.safetensors").stat().st_size
-    (folder / "eval_results.json").write_text(json.dumps(report))
+    said = shell("push", folder, "user/w4", expect=REFUSED)
+    assert "are not what hfcompress wrote there; compress the model again" in said
+    manifest = json.loads((folder / "hfcompress.json").read_text())
+    manifest["sha256"] = Checkpoint.open(folder).sha256
+    (folder / "hfcompress.json").write_text(json.dumps(manifest))
     said = shell("push", folder, "user/w4", expect=REFUSED)
     assert "does not say what the solved model said" in said
     assert "user/w4" not in hub.repos
-
-
-def test_a_report_of_other_weights_stays_here(folder):
-    report = json.loads((folder / "eval_results.json").read_text())
-    (folder / "eval_results.json").write_text(json.dumps(report | {"size_bytes": 7}))
-    with pytest.raises(hfc.errors.RefusedError, match=r"is of other weights \(7 bytes, and there are 1485544\)"):
-        hfc.push(folder, "user/w4")
 
 
 def test_what_is_no_result_is_no_push(tiny, tmp_path):
@@ -225,7 +225,15 @@ def test_a_hub_that_fails(shell, hub, folder, fault):
         assert hub.repos["user/w4"].history().count("initial commit") == 1
         assert len(hub.repos["user/w4"].history()) == 2
         return
-    if fault != "no token":
+    if fault == "no token":
+        said = shell(
+            *("run", "rtn-w4a16", "--output", folder.parent / "out", "--push-to-hub", "user/w4"),
+            expect=USER_ERROR,
+            token=None,
+        )
+        assert "HF_TOKEN" in said
+        assert not (folder.parent / "out").exists()  # told before the work
+    else:
         hub.faults.append(Fault("POST", "/api/repos/create", status={"refused": 403, "broken": 404}[fault]))
     said = shell("push", folder, "user/w4", expect=USER_ERROR, token=None if fault == "no token" else TOKEN)
     assert said.count("error: ") == 1

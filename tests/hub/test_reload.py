@@ -121,6 +121,26 @@ def test_a_folder_that_does_not_load(made, tmp_path):
         check_reload(folder, made.manifest)
 
 
+def test_nothing_is_imported_from_the_working_folder(made, tmp_path, monkeypatch):
+    """A downloaded folder may hold anything, and people run the command inside it."""
+    folder = tmp_path / "copy"
+    shutil.copytree(made.output_dir, folder)
+    for name in ("safetensors", "json", "torch"):
+        (folder / f"{name}.py").write_text("open('ran', 'w'); raise SystemExit('this ran')")
+    monkeypatch.chdir(folder)
+    assert check_reload(folder, made.manifest).difference < 1e-4
+    assert not (folder / "ran").exists()
+
+
+def test_small_changes_are_found(made, tmp_path):
+    def negate_a_row(tensors):
+        scales = tensors["model.layers.1.mlp.down_proj.weight_scale"]
+        scales[3] = -scales[3]
+
+    with pytest.raises(RefusedError):
+        check_reload(damaged(made, tmp_path, negate_a_row), made.manifest)
+
+
 def test_an_older_folder_has_no_witness(made):
     manifest = {key: value for key, value in made.manifest.items() if key != "witness"}
     with pytest.raises(CheckpointError, match=r"carries no witness .* compress it again with `hfcompress run`\.$"):

@@ -60,3 +60,22 @@ def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
     assert len(one) == len(two) > 10_000
     assert (one == two).float().mean() >= 0.999
     assert done.stdout.count("written to") == 1  # only one of them writes and speaks
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    """Models that are loaded whole while the other process is gone: no library may wait for it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["--measure", "stability", "--tasks", "continuation", "--limit", "4", "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, str(ROOT / "recipes" / "rtn_w4a16.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "two" / "eval_results.json").read_text())
+    assert report["tasks"]["scores"]["continuation"]["documents"] == 4
+    assert len(report["stability"]["generations"]) > 0
+    assert done.stdout.count("written to") == 1
