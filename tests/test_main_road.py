@@ -63,7 +63,7 @@ def test_the_report_is_what_plain_transformers_finds(tiny, tiny_w4):
 
 def test_the_readme_shows_what_the_demo_gives(tiny_w4):
     shown = (Path(__file__).parents[1] / "README.md").read_text()
-    kl, agreement = re.search(r"([\d.]+) nats", shown), re.search(r"([\d.]+)% │\n└", shown)
+    kl, agreement = re.search(r"([\d.]+) ± [\d.]+ nats", shown), re.search(r"([\d.]+)% │\n└", shown)
     assert float(kl[1]) == pytest.approx(tiny_w4.report["kl_mean"], rel=0.05)
     assert float(agreement[1]) / 100 == pytest.approx(tiny_w4.report["top1_agreement"], abs=0.005)
 

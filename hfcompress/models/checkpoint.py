@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
-from hfcompress.models.companions import COMPANIONS, LICENCES
+from hfcompress.models.companions import COMPANIONS, LICENCES, VOCABULARIES
 from hfcompress.models.locate import locate
 
 
@@ -101,11 +101,14 @@ class Checkpoint:
 
     @property
     def tokenizer(self):
-        """The tokenizer, or `None` where there is none."""
-        if self._tokenizer is None and self.folder is not None:
+        """The tokenizer, or `None` where there is none: transformers would make an empty one of the configuration."""
+        if self._tokenizer is None and self.folder is not None and any(map(self._holds, VOCABULARIES)):
             with contextlib.suppress(OSError, ValueError, KeyError):
                 self._tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self.trust_remote_code)
         return self._tokenizer
+
+    def _holds(self, pattern: str) -> bool:
+        return self.folder is not None and any(self.folder.glob(pattern))
 
     @property
     def size_bytes(self) -> int:

@@ -27,3 +27,5 @@ COMPANIONS = (
     "processor_config.json",
 )
 LICENCES = "LICENSE*"
+# one of these is what a tokenizer is made of
+VOCABULARIES = ("tokenizer.json", "*.model", "*.tiktoken", "tekken.json", "vocab*", "tokenization_*.py")
