@@ -101,6 +101,10 @@ def _require_passed(folder: Path, manifest: dict[str, Any], report: Report, trus
             f"The weights or config.json in {folder} are not what hfcompress wrote there; "
             "compress the model again with `hfcompress run`."
         )
+    if report.get("how", {}).get("candidate_sha256", manifest["sha256"]) != manifest["sha256"]:
+        raise RefusedError(
+            f"The report in {folder} is of other weights; measure again with `hfcompress eval {folder} --save`."
+        )
     refusals = job_from_dict(manifest["recipe"]).evaluation.refusals(report)
     if refusals:
         raise RefusedError(f"The gate refuses to push {folder}: {'; '.join(refusals)}.")

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.cli import OK, REFUSED, USER_ERROR
+from hfcompress.errors import RefusedError
 from hfcompress.models.checkpoint import Checkpoint
 
 
@@ -195,12 +196,21 @@ def test_what_does_not_say_what_was_solved_stays_here(shell, hub, folder):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     said = shell("push", folder, "user/w4", expect=REFUSED)
     assert "are not what hfcompress wrote there; compress the model again" in said
-    manifest = json.loads((folder / "hfcompress.json").read_text())
-    manifest["sha256"] = Checkpoint.open(folder).sha256
+    manifest, report = (json.loads((folder / name).read_text()) for name in ("hfcompress.json", "eval_results.json"))
+    manifest["sha256"] = report["how"]["candidate_sha256"] = Checkpoint.open(folder).sha256
     (folder / "hfcompress.json").write_text(json.dumps(manifest))
+    (folder / "eval_results.json").write_text(json.dumps(report))
     said = shell("push", folder, "user/w4", expect=REFUSED)
     assert "does not say what the solved model said" in said
     assert "user/w4" not in hub.repos
+
+
+def test_a_report_of_other_weights_stays_here(folder):
+    report = json.loads((folder / "eval_results.json").read_text())
+    report["how"]["candidate_sha256"] = "0" * 64
+    (folder / "eval_results.json").write_text(json.dumps(report))
+    with pytest.raises(RefusedError, match=r"is of other weights; measure again with `hfcompress eval .* --save`\.$"):
+        hfc.push(folder, "user/w4")
 
 
 def test_what_is_no_result_is_no_push(tiny, tmp_path):
