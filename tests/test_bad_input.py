@@ -578,3 +578,34 @@ def test_a_manifest_that_is_no_manifest(refused, tiny, tmp_path):
 def test_a_recipe_that_may_be_on_the_hub_while_offline(refused, tmp_path):
     said = refused("run", "someone/something", "--output", tmp_path / "out")
     assert "someone/something is not a folder here, and the Hub cannot be reached" in said
+
+
+def test_an_interrupted_push_says_how_it_goes_on(hfcompress, tiny_w4, monkeypatch):
+    from hfcompress import publishing
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publishing, "push", interrupted)
+    code, said = hfcompress("push", tiny_w4.output_dir, "me/w4")
+    assert code == INTERRUPTED
+    assert f"is complete, and `hfcompress push {tiny_w4.output_dir} me/w4` goes on." in said
+
+
+def test_a_measurement_that_fails_costs_no_weights(hfcompress, tmp_path, monkeypatch):
+    """What was solved is kept, and --resume only measures."""
+    from hfcompress import HfcompressError, compression
+
+    original = compression.measure_all
+
+    def failing(*_):
+        raise HfcompressError("It cannot be measured.")
+
+    monkeypatch.setattr(compression, "measure_all", failing)
+    code, said = hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out")
+    assert code == USER_ERROR
+    assert "It cannot be measured. The weights are done: put that right, and go on with --resume." in said
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(compression, "measure_all", original)
+    assert hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out", "--resume")[0] == OK
+    assert json.loads((tmp_path / "out" / "hfcompress.json").read_text())["witness"]

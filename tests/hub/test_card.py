@@ -266,3 +266,16 @@ def test_the_template_is_the_repos(tiny_w4):
     template = ROOT / "model_cards" / "template.md.jinja"
     assert template.read_text() == (ROOT / "hfcompress" / "hub" / "templates" / "card.md.jinja").read_text()
     assert json.loads((tiny_w4.output_dir / "hfcompress.json").read_text()) == json.loads(json.dumps(tiny_w4.manifest))
+
+
+def test_the_bundled_examples_have_their_cards(tiny_w4):
+    """`make cards` writes them; the one of the session's result says what was measured here."""
+    from hfcompress.recipes import shipped_recipes
+
+    for recipe in shipped_recipes():
+        card = ModelCard.load(ROOT / "model_cards" / f"tiny-llama-{recipe}.md")
+        assert {r.metric_type for r in card.data.eval_results} >= {"perplexity", "kl_mean", "top1_agreement"}
+        assert "| continuation (acc_mutual_info) |" in card.text
+        if recipe == "gptq-w4a16":
+            measured = {r.metric_type: r.metric_value for r in card.data.eval_results if "bundled" in r.dataset_name}
+            assert measured["kl_mean"] == pytest.approx(tiny_w4.report["kl_mean"], rel=0.05)
