@@ -79,7 +79,7 @@ def _tasks(report: Mapping[str, Any]) -> Iterator[str]:
         loss = theirs - ours if _at(score, "higher_is_better") is not False else ours - theirs
         errors = _pair(score, suffix="_stderr")
         if loss > 0:
-            within = "" if _exceeds(loss, *errors) else ", within the standard error of the two"
+            within = "" if _exceeds(loss, *errors) else ", within two standard errors"
             yield f"{task}: {_at(score, 'metric') or 'score'} went from {number(theirs)} to {number(ours)}{within}."
 
 

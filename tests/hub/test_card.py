@@ -206,7 +206,7 @@ def test_tasks_with_their_recovery(tiny_w4, tmp_path):
     assert "| mmlu_pro (exact_match) | 0.420 ± 0.010 | 0.370 ± 0.010 | 88.10 % |" in card.text
     assert "| **average recovery** |  |  | **93.33 %** |" in card.text
     assert "- mmlu_pro: exact_match went from 0.4200 to 0.3700." in card.text
-    assert "- arc_easy: acc went from 0.7000 to 0.6900, within the standard error of the two." in card.text
+    assert "- arc_easy: acc went from 0.7000 to 0.6900, within two standard errors." in card.text
     values = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
     assert values["mmlu_pro", "exact_match"] == 0.37
     [entry] = yaml.safe_load((tmp_path / ".eval_results" / "mmlu_pro.yaml").read_text())
