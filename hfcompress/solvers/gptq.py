@@ -59,6 +59,15 @@ class Factor:
     damping: float
     dead: int
 
+    def damped(self, gram: Tensor) -> Tensor:
+        """The Gram matrix that was factored, `gram` with its damping, columns in the order of the sweep."""
+        ordered = gram[self.order][:, self.order]
+        diagonal = ordered.diagonal()
+        mean = diagonal.mean().item() or 1.0
+        diagonal[diagonal == 0] = mean
+        diagonal += self.damping * mean
+        return ordered
+
 
 def factorize(gram: Tensor, damping: float = 0.01, act_order: bool = True) -> Factor:
     """
@@ -121,8 +130,7 @@ def gptq(weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, s
         search (`bool`, *optional*, defaults to `True`): search the scales;
             otherwise the range is the least and greatest value.
     """
-    headroom = 1 + HEADROOM / grid.bits if search else 1.0
-    scales, zero_points = choose_scales(weight, factor.importance, grid, scale_dtype, search, headroom)
+    scales, zero_points = gptq_scales(weight, factor, grid, scale_dtype, search)
     group = factor.order // grid.columns(weight.shape[1])
     codes = sweep(
         weight.T[factor.order],
@@ -134,6 +142,14 @@ def gptq(weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, s
     unordered = torch.empty_like(codes)
     unordered[factor.order] = codes
     return QuantizedWeight(unordered.T.contiguous(), scales, zero_points, grid)
+
+
+def gptq_scales(
+    weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, search: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """The scales and zero points that [`gptq`] starts from; see [`hfcompress.solvers.scales.choose_scales`]."""
+    headroom = 1 + HEADROOM / grid.bits if search else 1.0
+    return choose_scales(weight, factor.importance, grid, scale_dtype, search, headroom)
 
 
 def sweep(weight: Tensor, feedback: Tensor, scales: Tensor, zero_points: Tensor | None, grid: Grid) -> Tensor:

@@ -60,7 +60,7 @@ def choose_scales(
     parts = [
         _choose(part.view(len(part), -1, columns), importance, grid, dtype, search) for part in weight.split(rows)
     ]
-    scales = _storable(torch.cat([scale for scale, _ in parts]) * headroom, dtype).to(dtype)
+    scales = storable(torch.cat([scale for scale, _ in parts]) * headroom, dtype).to(dtype)
     zero_points = None if grid.symmetric else torch.cat([zero for _, zero in parts]).to(torch.int8)
     return scales, zero_points
 
@@ -70,7 +70,7 @@ def _choose(groups: Tensor, importance: Tensor, grid: Grid, dtype: torch.dtype, 
     low, high = groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
     full = _full_range(low, high, grid)
     if not search:
-        return _storable(full[0], dtype), _zero_points(low, _storable(full[0], dtype), grid)
+        return storable(full[0], dtype), _zero_points(low, storable(full[0], dtype), grid)
     best = _Best(groups, importance, low, grid, dtype)
     step = (SHRINK_FROM - SHRINK_TO) / (COARSE - 1)
     for index in range(COARSE):
@@ -93,7 +93,7 @@ class _Best:
         self.range_scales, self.shrink = torch.ones_like(low), torch.ones_like(low)
 
     def offer(self, range_scales: Tensor, shrink: Tensor) -> None:
-        scales = _storable(range_scales * shrink, self.dtype)
+        scales = storable(range_scales * shrink, self.dtype)
         zero_points = _zero_points(self.low * shrink, scales, self.grid)
         zeros = None if self.grid.symmetric else zero_points.unsqueeze(-1)
         values = self.grid.round(self.groups, scales.unsqueeze(-1), zeros)
@@ -124,7 +124,7 @@ def _zero_points(low: Tensor, scales: Tensor, grid: Grid) -> Tensor:
     return torch.round(grid.q_min - low / scales).clamp_(grid.q_min, grid.q_max)
 
 
-def _storable(scales: Tensor, dtype: torch.dtype) -> Tensor:
+def storable(scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounded to the stored dtype; a zero (an all-zero group, or an underflow) becomes one, so that codes are zero."""
     stored = scales.to(dtype).float()
     return torch.where(stored == 0, torch.ones_like(stored), stored)

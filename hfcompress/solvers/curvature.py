@@ -1,0 +1,92 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What the outputs of a linear are worth: the curvature `C = E[g g^T]` of the model's log-likelihood by them, factored for
+a sweep over rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfcompress.solvers.gptq import factorize
+
+
+@dataclass(frozen=True)
+class RowFactor:
+    """
+    What the sweep needs to know of the outputs, rows in the order in which they are rounded.
+
+    Args:
+        order (`Tensor`): int64 `(out_features,)`: the rows; those of a block stay together.
+        starts (`Tensor`): int64 `(blocks,)`: the first row of every block, in this order.
+        stops (`Tensor`): int64 `(blocks,)`: the row after its last.
+        feedback (`Tensor`): float32 `(out_features, width)`: the strictly upper triangular part of `V`, for every row
+            the part in its block; `width` is that of the widest block.
+        curvature (`Tensor`): float32 `(out_features, width)`: likewise `C`, damped.
+    """
+
+    order: Tensor
+    starts: Tensor
+    stops: Tensor
+    feedback: Tensor
+    curvature: Tensor
+
+    def times(self, columns: Tensor) -> Tensor:
+        """`columns @ C` for `(n, out_features)` with the rows in the order of the sweep."""
+        width = self.curvature.shape[1]
+        if width == 1:
+            return columns * self.curvature.T
+        parts = []
+        for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True):
+            parts.append(columns[:, start:stop] @ self.curvature[start:stop, : stop - start])
+        return torch.cat(parts, 1)
+
+
+def indifferent(rows: int) -> RowFactor:
+    """The factor of outputs that are all worth the same: every row is a block of its own."""
+    each = torch.arange(rows)
+    return RowFactor(each, each, each + 1, torch.zeros(rows, 1), torch.ones(rows, 1))
+
+
+def factorize_rows(curvatures: Sequence[Tensor], damping: float) -> RowFactor:
+    """
+    Args:
+        curvatures (`Sequence[Tensor]`): `C` block by block along its diagonal, float32 `(rows, rows)` each.
+        damping (`float`): added to the diagonal, as a share of the block's mean.
+
+    Raises:
+        NotPositiveDefiniteError: a block holds no finite numbers.
+    """
+    width = max(len(block) for block in curvatures)
+    orders, feedbacks, damped = [], [], []
+    first = 0
+    for block in curvatures:
+        largest = block.diagonal().max()
+        block = block / largest if largest > 0 else block
+        factor = factorize(block, damping)
+        ordered = block[factor.order][:, factor.order]
+        mean = ordered.diagonal().mean().item() or 1.0
+        ordered.diagonal().add_(factor.damping * mean)
+        # a row without any gradient decides nothing: it is rounded by its inputs alone
+        ordered.diagonal().clamp_(min=1e-6 * mean)
+        orders.append(factor.order + first)
+        first += len(block)
+        for kept, matrix in ((feedbacks, factor.feedback), (damped, ordered)):
+            kept.append(torch.nn.functional.pad(matrix, (0, width - len(block))))
+    stops = torch.tensor([len(block) for block in curvatures]).cumsum(0)
+    starts = torch.cat([stops.new_zeros(1), stops[:-1]])
+    return RowFactor(torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped))

@@ -1,0 +1,156 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Better codes and scales from good ones: each in turn moved to where `tr(C E H E^T)` is least while the other is held.
+
+The scales of all rows and groups enter the objective quadratically, so with the codes held they are the solution of a
+linear system, found by a few steps of conjugate gradients from the scales at hand (the closed form of Two-Stage Grid,
+arXiv 2602.02126, for scales that are coupled across rows). With the scales held, the codes are gone through one by
+one, each moved to its best value (cyclic coordinate descent). Neither is kept if the objective did not fall.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hfcompress.solvers.curvature import RowFactor
+from hfcompress.solvers.gptq import BLOCK
+from hfcompress.solvers.grid import Grid
+from hfcompress.solvers.scales import storable
+
+
+CG_STEPS = 8
+
+
+@dataclass
+class Rounded:
+    """
+    A weight on its grid in the orders of the sweep, columns as rows.
+
+    Args:
+        target (`Tensor`): `(in_features, out_features)` float32: what should be met.
+        gram (`Tensor`): `(in_features, in_features)`: of the inputs, damped.
+        rows (`RowFactor`): what the outputs are worth.
+        codes (`Tensor`): int8 `(in_features, out_features)`.
+        scales (`Tensor`): `(groups, out_features)` float32, as they are stored.
+        zeros (`Tensor` or `None`): `(groups, out_features)` float32: zero points, which stay.
+        group (`Tensor`): int64 `(in_features,)`: the group of every column.
+        grid (`Grid`): the grid.
+        dtype (`torch.dtype`): what scales are stored in.
+    """
+
+    target: Tensor
+    gram: Tensor
+    rows: RowFactor
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    group: Tensor
+    grid: Grid
+    dtype: torch.dtype
+
+    def __post_init__(self):
+        self.slopes, self.loss = self._slopes(self.codes, self.scales)
+
+    def refine(self, rounds: int) -> None:
+        """Scales and codes in turn, `rounds` times, and the scales once more; given up when a turn gains nothing."""
+        for _ in range(rounds):
+            before = self.loss
+            self.refit_scales()
+            self.descend_codes()
+            if self.loss >= before:
+                return
+        if rounds:
+            self.refit_scales()
+
+    def refit_scales(self) -> None:
+        """The scales that are best for the codes."""
+        levels = self._levels(self.codes)
+        residual = self._by_group(self.slopes * levels)
+        diagonal = self._scale_curvature(levels)
+        step, moved = torch.zeros_like(residual), residual / diagonal
+        direction, norm = moved.clone(), (residual * moved).sum()
+        for _ in range(CG_STEPS):
+            bent = self._by_group(self._curved(direction[self.group] * levels) * levels)
+            along = (direction * bent).sum()
+            if not along > 0:
+                break
+            length = norm / along
+            step += length * direction
+            residual -= length * bent
+            moved = residual / diagonal
+            norm, last = (residual * moved).sum(), norm
+            direction = moved + (norm / last) * direction
+        scales = storable(self.scales + step, self.dtype)
+        self._offer(self.codes, torch.where(torch.isfinite(scales), scales, self.scales))
+
+    def descend_codes(self) -> None:
+        """Every code to its best value, one after the other."""
+        from hfcompress.kernels.rounding import descend_columns
+
+        codes, moved = self.codes.clone(), torch.zeros_like(self.target)
+        scales = self.scales[self.group]
+        for start in range(0, len(codes), BLOCK):
+            part = slice(start, min(start + BLOCK, len(codes)))
+            slopes = torch.addmm(self.slopes[part], self.gram[part, :start], moved[:start], alpha=-1)
+            descend_columns(
+                slopes.numpy(),
+                self.gram[part, part].contiguous().numpy(),
+                self.rows.curvature.numpy(),
+                scales[part].numpy(),
+                self.rows.starts.numpy(),
+                self.rows.stops.numpy(),
+                float(self.grid.q_min),
+                float(self.grid.q_max),
+                codes[part].numpy(),
+                moved[part].numpy(),
+            )
+        self._offer(codes, self.scales)
+
+    def _offer(self, codes: Tensor, scales: Tensor) -> None:
+        slopes, loss = self._slopes(codes, scales)
+        if loss < self.loss:
+            self.codes, self.scales, self.slopes, self.loss = codes, scales, slopes, loss
+
+    def _slopes(self, codes: Tensor, scales: Tensor) -> tuple[Tensor, float]:
+        """`(C E H)^T`, and the objective."""
+        error = self.target - self._levels(codes) * scales[self.group]
+        slopes = self._curved(error)
+        return slopes, torch.dot(slopes.flatten(), error.flatten()).item()
+
+    def _curved(self, columns: Tensor) -> Tensor:
+        return self.rows.times(self.gram @ columns)
+
+    def _levels(self, codes: Tensor) -> Tensor:
+        levels = codes.float()
+        return levels if self.zeros is None else levels - self.zeros[self.group]
+
+    def _by_group(self, columns: Tensor) -> Tensor:
+        return torch.zeros_like(self.scales).index_add_(0, self.group, columns)
+
+    def _scale_curvature(self, levels: Tensor) -> Tensor:
+        """The diagonal of the system: what moving one scale alone costs."""
+        diagonal = torch.empty_like(self.scales)
+        for index in range(len(self.scales)):
+            own = torch.nonzero(self.group == index).flatten()
+            part = levels[own]
+            diagonal[index] = ((self.gram[own][:, own] @ part) * part).sum(0)
+        diagonal *= self.rows.curvature.gather(1, self._place()).T
+        return diagonal.clamp_(min=diagonal.mean() * 1e-6 + 1e-30)
+
+    def _place(self) -> Tensor:
+        """Where every row stands in its own block: int64 `(out_features, 1)`."""
+        first = torch.repeat_interleave(self.rows.starts, self.rows.stops - self.rows.starts)
+        return (torch.arange(len(first)) - first).unsqueeze(1)
