@@ -24,7 +24,9 @@ from hfcompress.formats.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, U
 
 # as they stand in the tokenizer.json of Llama 3, Qwen 2, Mistral Nemo and gpt-4o's kin
 LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN_2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN_2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEKKEN = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 GPT_4O = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -171,7 +173,11 @@ def test_without_a_tokenizer_the_file_takes_ids(tmp_path):
         ({"model": {"type": "BPE"}, "pre_tokenizer": BYTES}, CheckpointError, "is damaged"),
         ({"model": {"type": "Unigram"}}, UnsupportedModelError, "A Unigram tokenizer is not written"),
         (document(None), UnsupportedModelError, "neither byte-level nor"),
-        (document(BYTES, added=[{"id": 8, "content": "x"}]), UnsupportedModelError, "token 8, and the embeddings have 8"),
+        (
+            document(BYTES, added=[{"id": 8, "content": "x"}]),
+            UnsupportedModelError,
+            "token 8, and the embeddings have 8",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, tokenizer_json, error, says):

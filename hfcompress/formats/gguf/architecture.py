@@ -17,13 +17,13 @@ GGUF names the graph that a reader builds (`general.architecture`), so each one 
 where transformers does something else. A configuration that the graph does not follow is refused.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hfcompress.errors import UnsupportedModelError
 
@@ -161,7 +161,9 @@ def _add_rope(described: Architecture, config: PreTrainedConfig) -> None:
     described.keys["rope.freq_base"] = float(parameters["rope_theta"])
     rotated = int(head_dim(config) * parameters.get("partial_rotary_factor", 1.0))
     if rotated != head_dim(config) and described.name != "phi3":
-        raise UnsupportedModelError(f"llama.cpp rotates whole heads of {described.name}, and this model {rotated} features.")
+        raise UnsupportedModelError(
+            f"llama.cpp rotates whole heads of {described.name}, and this model {rotated} features."
+        )
     described.keys["rope.dimension_count"] = rotated
     kind = parameters.get("rope_type", "default")
     scale = {
@@ -171,7 +173,11 @@ def _add_rope(described: Architecture, config: PreTrainedConfig) -> None:
         "yarn": _yarn,
         "longrope": _longrope,
     }.get(kind)
-    if scale is None or (kind == "longrope") > (described.name == "phi3") or (kind == "llama3") > (described.name == "llama"):
+    if (
+        scale is None
+        or (kind == "longrope") > (described.name == "phi3")
+        or (kind == "llama3") > (described.name == "llama")
+    ):
         raise UnsupportedModelError(f"Rotary scaling '{kind}' is not written to GGUF for {described.name}.")
     scale(described, config, parameters)
 
@@ -186,8 +192,6 @@ def _linear(described: Architecture, config: PreTrainedConfig, parameters: dict[
 
 def _llama3(described: Architecture, config: PreTrainedConfig, parameters: dict[str, Any]) -> None:
     """As divisors of the plain frequencies, taken from transformers' own."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     width = head_dim(config)
     plain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, width, 2).float() / width)
@@ -208,12 +212,12 @@ def _yarn(described: Architecture, config: PreTrainedConfig, parameters: dict[st
 
 
 def _longrope(described: Architecture, config: PreTrainedConfig, parameters: dict[str, Any]) -> None:
-    original = parameters.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    factor = config.max_position_embeddings / original
-    attention = parameters.get("attention_factor")
-    if attention is None:
-        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    original = parameters["original_max_position_embeddings"]
+    _, attention = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"))
     described.keys["rope.scaling.original_context_length"] = original
     described.keys["rope.scaling.attn_factor"] = float(attention)
+    described.notes.append(
+        f"llama.cpp takes the long factors when it is opened with a context above {original}, transformers when a text is"
+    )
     for key in ("long", "short"):
         described.tensors[f"rope_factors_{key}.weight"] = np.array(parameters[f"{key}_factor"], dtype=np.float32)

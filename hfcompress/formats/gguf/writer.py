@@ -231,7 +231,9 @@ def _notes(tensors: list[GgufTensor], quantization: dict[str, Any] | None) -> li
     bits = sorted({group["weights"]["num_bits"] for group in groups if group.get("weights")})
     smaller = [str(width) for width in bits if width not in (4, 8)]
     if smaller:
-        notes.append(f"codes of {' and '.join(smaller)} bits take the room of GGUF's next wider type, with the same values")
+        notes.append(
+            f"codes of {' and '.join(smaller)} bits take the room of GGUF's next wider type, with the same values"
+        )
     if any(group.get("input_activations") for group in groups):
         notes.append("the activations' own quantization has no place in GGUF")
     if quantization is None:
