@@ -153,7 +153,7 @@ class TensorPlan:
         if held and (exact or self.lossy):
             return settle(kind, exact, partial(_blocks, tensor, rows))
         if not self.lossy:
-            raise UnsupportedModelError(f"{_why_not(source, weight, kind, held)} lossy rounds it.")
+            raise UnsupportedModelError(f"{_why_not(source, weight, kind, held)} round it with lossy=True.")
         width = weight.codes.shape[1]
         kind = "F16" if width % blocks.BLOCK else "Q8_0"
         return settle(kind, False, partial(_rounded, tensor, kind, rows))
