@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 
-.PHONY: demo test quality style benchmark cards
+.PHONY: demo test test-consumers quality style benchmark cards
 
 $(INSTALLED): pyproject.toml scripts/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,18 @@ demo: $(INSTALLED)
 
 # one thread per worker: the models are tiny, and two workers fill two cores
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not consumers" tests
+
+# the written formats, loaded by others' loaders in environments of their own: one rule per environment
+CONSUMERS = .consumers
+# llama.cpp, compiled for any CPU of this kind: some minutes, and it needs cmake and a C++ compiler
+$(CONSUMERS)/llamacpp/installed: scripts/constraints-llamacpp.txt
+	$(PYTHON) -m venv $(@D)
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF" $(@D)/bin/pip install --quiet --disable-pip-version-check -c $< llama-cpp-python gguf
+	touch $@
+
+test-consumers: $(INSTALLED) $(CONSUMERS)/llamacpp/installed
+	HFCOMPRESS_CONSUMERS=$(CONSUMERS) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m consumers tests/consumers
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

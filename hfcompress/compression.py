@@ -230,6 +230,7 @@ def compress(
         if not processes.writes:
             return Result(output, {})
         _write_companions(writer, checkpoint, quantization_config)
+        beside = layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
         manifest = {
@@ -245,6 +246,7 @@ def compress(
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,
             "sha256": made.sha256,
+            **beside,
             "device": str(processes.device),
             "dtype": str(streamed.dtype).removeprefix("torch."),
             "processes": processes.count,

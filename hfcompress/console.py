@@ -98,8 +98,18 @@ def show_run(result) -> None:
     )
     for name, reason in manifest["skipped"].items():
         out.print(f"left alone: {name}, {reason}", soft_wrap=True)
+    if "gguf" in manifest:
+        _show_gguf(out, manifest["gguf"])
     out.print(f"written to {result.output_dir}", soft_wrap=True)
     out.print(f"report: {result.page}", soft_wrap=True)
+
+
+def _show_gguf(out: Console, written: dict[str, Any]) -> None:
+    types = "; ".join(f"{kind} {', '.join(types)}" for kind, types in written["types"].items())
+    exact = "the same values" if written["exact"] else f"{len(written['inexact'])} tensors rounded"
+    out.print(f"beside: {written['file']}, {size(written['bytes'])}, {exact} ({types})", soft_wrap=True)
+    for note in written["notes"]:
+        out.print(f"note: {note}", soft_wrap=True)
 
 
 def show_report(report: dict[str, Any]) -> None:

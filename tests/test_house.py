@@ -47,8 +47,8 @@ def test_recipes_and_the_command_line_need_no_torch():
 
 def test_every_shipped_recipe_has_a_script():
     library = {p.stem for p in (ROOT / "hfcompress" / "recipes" / "library").glob("*.yaml")}
-    scripts = {p.stem.replace("_", "-") for p in (ROOT / "recipes").glob("*.py")}
-    assert library == scripts
+    scripts = {p.stem for p in (ROOT / "recipes").glob("*.py")}
+    assert {name.replace("-", "_") for name in library} == scripts
     for name in library:
         assert f'run_recipe("{name}")' in (ROOT / "recipes" / f"{name.replace('-', '_')}.py").read_text()
 

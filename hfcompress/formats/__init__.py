@@ -17,7 +17,7 @@ from hfcompress.errors import InvalidValueError, nearest
 
 
 ALIASES = {"compressed-tensors": "pack-quantized"}
-NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "dense")
+NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "dense", "gguf")
 
 
 def get_format(name: str):
@@ -25,16 +25,16 @@ def get_format(name: str):
     The format called `name`.
 
     Args:
-        name (`str`): `"compressed-tensors"` (that is `"pack-quantized"`), `"int-quantized"` or `"dense"`.
+        name (`str`): `"compressed-tensors"` (that is `"pack-quantized"`), `"int-quantized"`,
+            `"dense"` or `"gguf"`.
 
     Raises:
         InvalidValueError: there is no such format.
     """
-    from hfcompress.formats import compressed_tensors, dense
+    from hfcompress.formats import compressed_tensors, dense, gguf
 
-    formats = {
-        f.name: f for f in (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense())
-    }
+    known = (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense(), gguf.GGUF())
+    formats = {layout.name: layout for layout in known}
     resolved = ALIASES.get(name, name)
     if resolved not in formats:
         raise InvalidValueError(f"There is no format '{name}'; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")

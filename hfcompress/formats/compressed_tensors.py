@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
+from hfcompress.formats.layout import Layout
 from hfcompress.formats.packing import pack, unpack
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -35,7 +36,7 @@ QUANT_METHOD = "compressed-tensors"
 LAYOUT_VERSION = "0.20.0"
 
 
-class PackQuantized:
+class PackQuantized(Layout):
     """Codes of `bits` bits packed into int32 words."""
 
     name = "pack-quantized"
@@ -186,6 +187,24 @@ class DecodedTensor:
         weight = BaseCompressor.get_value_from_registry(self.format).decompress(tensors, self.scheme)["weight"]
         assert weight is not None
         return weight
+
+    def quantized(self) -> QuantizedWeight:
+        """
+        The codes themselves, on their grid.
+
+        Raises:
+            UnsupportedModelError: a grid other than integers with one scale per row, or per row and group of columns.
+        """
+        weights = self.scheme.weights
+        group_size = {"channel": -1, "group": weights.group_size}.get(weights.strategy)
+        if group_size is None or weights.type != "int":
+            raise UnsupportedModelError(
+                "A weight of this checkpoint is on a grid other than integers with one scale per row, or per row and "
+                "group of neighbouring columns; its codes cannot be read."
+            )
+        layout = {"pack-quantized": PackQuantized(), "int-quantized": IntQuantized()}[self.format]
+        parts = {name: part.read() for name, part in self.parts.items()}
+        return layout.unpack(parts, Grid(weights.num_bits, group_size, weights.symmetric))
 
     def __getitem__(self, index) -> Tensor:
         return self.read()[index]

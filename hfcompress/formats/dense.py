@@ -18,10 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
+from hfcompress.formats.layout import Layout
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
-class Dense:
+class Dense(Layout):
     """The dequantized weight in the dtype of its scales; there is no `quantization_config`."""
 
     name = "dense"

@@ -185,6 +185,7 @@ def _tags(manifest: dict[str, Any]) -> list[str]:
     methods = sorted({row["method"] for row in manifest["linears"]})
     bits = sorted({row["bits"] for row in manifest["linears"]})
     layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
+    layout += ["gguf"] if "gguf" in manifest else []
     return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
 
 
@@ -212,8 +213,9 @@ def _calibration(manifest: dict[str, Any]) -> str | None:
 def _served(manifest: dict[str, Any]) -> bool:
     """Whether vLLM documents that it reads this layout: packed or plain, without zero points."""
     layout = manifest["recipe"]["format"]
+    packed = layout in ("compressed-tensors", "gguf")
     symmetric = all(row["symmetric"] for row in manifest["linears"])
-    return layout == "dense" or (layout == "compressed-tensors" and symmetric and _bits(manifest) in ("4", "8", "4/8"))
+    return layout == "dense" or (packed and symmetric and _bits(manifest) in ("4", "8", "4/8"))
 
 
 def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[EvalResult]":

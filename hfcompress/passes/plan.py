@@ -145,6 +145,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
             a linear, several steps for one linear.
         UnsupportedModelError: a weight that is stored in a form that cannot be replaced.
     """
+    layout.check_model(model.checkpoint)
     found = _output_head(model)
     head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
@@ -172,7 +173,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
             grid = Grid(settings.bits, -1 if fallback else settings.group_size, settings.symmetric)
             layout.check(shape.name, grid, shape.transposed)
             stem, dtype = _stored_as(model, shape.name)
-            tasks[shape.name] = LinearTask(shape, settings, grid, stem, dtype, fallback)
+            tasks[shape.name] = LinearTask(shape, settings, grid, stem, layout.scale_dtype(dtype), fallback)
     if indivisible:
         _refuse_indivisible(indivisible)
     if not tasks:

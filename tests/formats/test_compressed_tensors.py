@@ -16,11 +16,11 @@
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats import get_format
-from hfcompress.formats.compressed_tensors import IntQuantized, PackQuantized, decoded
+from hfcompress.formats.compressed_tensors import DecodedTensor, IntQuantized, PackQuantized, decoded
 from hfcompress.formats.dense import Dense
 from hfcompress.models.checkpoint import StoredTensor
 from hfcompress.solvers.grid import Grid, QuantizedWeight
@@ -335,3 +335,25 @@ def test_another_layout_is_refused_by_name():
     tensors, config = stored_checkpoint(IntQuantized(), {STEM: make_weight(Grid(8))})
     with pytest.raises(UnsupportedModelError, match=r"'float-quantized'.*pack-quantized, int-quantized"):
         decoded(tensors, {**config, "format": "float-quantized"})
+
+
+# codes
+
+
+@every_layout
+@every_grid
+def test_codes_are_read_as_they_were_written(layout, grid):
+    weight = make_weight(grid)
+    stored = {k: StoredTensor(k, v.dtype, tuple(v.shape), value=v) for k, v in layout.pack(weight).items()}
+    read = DecodedTensor(stored, scheme_of(layout, grid), layout.name, (13, 96)).quantized()
+    assert read.grid == grid
+    assert torch.equal(read.codes, weight.codes)
+    assert torch.equal(read.scales, weight.scales)
+    assert (read.zero_points is None) == grid.symmetric
+    assert grid.symmetric or torch.equal(read.zero_points, weight.zero_points)
+
+
+def test_codes_on_another_grid_are_refused():
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=8, strategy="tensor"))
+    with pytest.raises(UnsupportedModelError, match="its codes cannot be read"):
+        DecodedTensor({}, scheme, "int-quantized", (2, 2)).quantized()

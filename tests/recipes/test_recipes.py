@@ -15,6 +15,7 @@
 
 import dataclasses
 import json
+import re
 import string
 
 import pytest
@@ -522,7 +523,7 @@ def test_a_bound_that_is_not_a_number_is_refused():
 
 def test_every_shipped_recipe_loads_and_says_what_it_is():
     found = shipped_recipes()
-    assert {"gptq-w3a16", "gptq-w4a16", "rtn-w4a16", "rtn-w8a16"} <= found.keys()
+    assert {"gguf-q4_0", "gptq-w3a16", "gptq-w4a16", "rtn-w4a16", "rtn-w8a16"} <= found.keys()
     for name, description in found.items():
         job = load_job(name)
         assert job.name == name
@@ -530,8 +531,9 @@ def test_every_shipped_recipe_loads_and_says_what_it_is():
         assert len(description) > 20
         assert dataclasses.replace(job_from_dict(job.to_dict(), name), description=description) == job
         bits = {step.bits for step in job.steps}
-        assert bits == {int(name.split("-w")[1][0])}
-        assert [step.name for step in job.steps] == [name.split("-")[0]]
+        assert bits == {int(re.search(r"-[wq](\d)", name)[1])}
+        said = f"{name} {description}".lower()
+        assert all(step.name in said for step in job.steps)
 
 
 def test_a_recipe_from_a_file(tmp_path):
