@@ -81,6 +81,17 @@ def rounded_input(linear: nn.Module, inputs: Tensor) -> Tensor:
     return forward_quantize(linear, inputs, "input", scheme.input_activations)
 
 
+def rounds_caches(model: PreTrainedModel) -> bool:
+    """Whether compressed-tensors knows the heads of this model, without which it rounds no cache."""
+    from compressed_tensors.utils import get_head_dim, get_num_attn_heads, get_num_kv_heads
+
+    config = model.config.get_text_config(decoder=True)
+    try:
+        return all(find(config) for find in (get_num_attn_heads, get_num_kv_heads, get_head_dim))
+    except ValueError:
+        return False
+
+
 def find_attentions(module: nn.Module, prefix: str) -> dict[str, nn.Module]:
     """Full name -> module, for every attention whose cache compressed-tensors can round."""
     from compressed_tensors.quantization import is_cached_attention_module

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
-from hfcompress.models.activations import find_attentions
+from hfcompress.models.activations import find_attentions, rounds_caches
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
@@ -248,7 +248,7 @@ def _cache_tasks(model: StreamedModel, steps: Sequence[Step]) -> list[dict[str, 
         return tasks
     [settings] = found
     grid = Grid(8, type=settings.type)
-    for index, block_name in enumerate(model.block_names):
+    for index, block_name in enumerate(model.block_names if rounds_caches(model.skeleton) else ()):
         for name, attention in find_attentions(model.skeleton.get_submodule(block_name), block_name).items():
             inside = next(iter(find_linears(attention, name)))
             stem, dtype = _stored_as(model, inside)

@@ -30,13 +30,13 @@ class KVCache(Recipe):
 
     Args:
         type (`str`, *optional*, defaults to `"float"`): `"float"` for E4M3, which vLLM serves, or `"int"`.
-        observer (`str`, *optional*, defaults to `"minmax"`): how the range is chosen; see [`Quantization`].
+        observer (`str`, *optional*, defaults to `"mse"`): how the range is chosen; see [`Quantization`].
     """
 
     name: ClassVar[str] = "kv_cache"
 
     type: Literal["int", "float"] = "float"
-    observer: Observer = "minmax"
+    observer: Observer = "mse"
 
     def __post_init__(self):
         super().__post_init__()

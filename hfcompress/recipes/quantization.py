@@ -35,8 +35,8 @@ class Quantization(Recipe):
         activations (`str`, *optional*, defaults to `"none"`): how a linear's inputs are rounded when it runs, to 8 bits
             of the same type: `"none"`, `"dynamic"` (a scale per token, found on the fly) or `"static"` (one scale, from
             calibration). Both need 8-bit symmetric weights with a scale per row.
-        observer (`str`, *optional*, defaults to `"minmax"`): the range of static activations: `"minmax"` clips nothing,
-            `"percentile"` one value in ten thousand, `"mse"` what gives the least squared error.
+        observer (`str`, *optional*, defaults to `"mse"`): the range of static activations: `"mse"` gives the least
+            squared error, `"percentile"` clips one value in ten thousand, `"minmax"` none.
         scales (`str`, *optional*, defaults to `"search"`): `"search"` for the scales of least error, `"minmax"` for
             those that clip nothing.
         on_indivisible (`str`, *optional*, defaults to `"error"`): what happens to a linear whose width the group size
@@ -51,7 +51,7 @@ class Quantization(Recipe):
     symmetric: bool = True
     type: Literal["int", "float"] = "int"
     activations: Literal["none", "dynamic", "static"] = "none"
-    observer: Observer = "minmax"
+    observer: Observer = "mse"
     scales: Literal["search", "minmax"] = "search"
     on_indivisible: Literal["error", "channel", "skip"] = "error"
 
