@@ -242,6 +242,7 @@ def compress(
             "calibration": _described(tokens, job),
             "seed": job.calibration.seed,
             "linears": results,
+            "kv_cache": plan.kv_cache,
             "skipped": plan.skipped,
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
