@@ -50,7 +50,7 @@ CASES = {
     "opt, bytes": ("opt", hfc.RTN(bits=8, group_size=-1), "int-quantized", True),
     "llama, rounded activations": (
         "llama",
-        hfc.RTN(bits=8, group_size=-1, activations="static") >> hfc.KVCache(),
+        hfc.RTN(bits=8, group_size=-1, activations="static"),
         "compressed-tensors",
         False,
     ),
