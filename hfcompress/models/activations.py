@@ -22,7 +22,7 @@ attention; a module whose scales are not known yet rounds nothing until it gets 
 import contextlib
 import copy
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from transformers import PreTrainedModel
 
 INPUT = "input_scale"
 CACHE = ("k_scale", "v_scale")
-SCALES = (INPUT, *CACHE)
 
 
 def round_activations(model: PreTrainedModel, config: Mapping[str, Any]) -> None:
@@ -54,12 +53,10 @@ def round_activations(model: PreTrainedModel, config: Mapping[str, Any]) -> None
     apply_quantization_config(model, known, show_progress=False)
 
 
-def await_scales(model: nn.Module) -> set[str]:
-    """Let the modules that store scales round nothing until they get them; the names of those parameters."""
-    awaited = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] in SCALES}
-    for name in awaited:
+def await_scales(model: nn.Module, scales: Iterable[str]) -> None:
+    """Let the modules that these scales, parameters by their full names, belong to round nothing until they get them."""
+    for name in scales:
         _enable(model.get_submodule(name.rpartition(".")[0]), False)
-    return awaited
 
 
 def set_scales(module: nn.Module, scales: Mapping[str, Tensor]) -> None:

@@ -141,8 +141,10 @@ class StreamedModel:
         Let the linears and caches of a dense model round as they will once it is written with this
         `quantization_config`; those that store scales begin when [`set_scales`] gives them.
         """
+        before = {name for name, _ in self.skeleton.named_parameters()}
         round_activations(self.skeleton, config)
-        self._awaited = await_scales(self.skeleton)
+        self._awaited = {name for name, _ in self.skeleton.named_parameters()} - before
+        await_scales(self.skeleton, self._awaited)
 
     def _require_complete(self) -> None:
         """Every parameter is in the checkpoint, is tied to one that is, or is converted from others."""

@@ -182,6 +182,7 @@ class BlockPass:
             else:
                 if group not in gathered:
                     gathered[group] = empty(tasks[name])
+                # as the weight will meet them; where a scale is only found from all of them, as they come
                 gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs)
             give_back_freed_memory()
 
