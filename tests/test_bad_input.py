@@ -147,11 +147,14 @@ def test_a_weight_that_is_not_finite_is_named(refused, saved_llama, ids, tmp_pat
     assert "NaN or infinity" in said
 
 
-def test_an_activation_that_is_not_finite_is_named(refused, saved_llama, ids, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "change"), [("gptq-w4a16", "gptq.group_size=32"), ("w8a8-int8", "gptq.activations=static")]
+)
+def test_an_activation_that_is_not_finite_is_named(refused, saved_llama, ids, tmp_path, recipe, change):
     weights = load_file(saved_llama / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] *= 3e38
     save_file(weights, saved_llama / "model.safetensors", metadata={"format": "pt"})
-    said = refused("run", "gptq-w4a16", *options(saved_llama, ids, tmp_path), "--set", "gptq.group_size=32")
+    said = refused("run", recipe, *options(saved_llama, ids, tmp_path), "--set", change)
     assert "The input of model.layers.0.mlp.down_proj holds NaN or infinity" in said
 
 

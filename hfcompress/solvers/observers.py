@@ -56,7 +56,7 @@ class Histogram:
         if values.numel() == 0:
             return self
         magnitudes = values.detach().abs().flatten()
-        bits = magnitudes.bfloat16().view(torch.int16).int()
+        bits = magnitudes.bfloat16().view(torch.int16).int() & (MAGNITUDES - 1)  # a NaN may keep its sign
         counts = self.counts + torch.bincount(bits, minlength=MAGNITUDES)
         return Histogram(counts, torch.maximum(self.largest, magnitudes.max().float()))
 

@@ -67,6 +67,11 @@ def test_the_largest_is_exact_whatever_the_bins():
     )
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-nan"), float("inf")])
+def test_what_is_not_finite_shows_in_the_largest(value):
+    assert not Histogram.empty().add(torch.tensor([1.0, value])).largest.isfinite()
+
+
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31), cuts=st.lists(st.integers(0, 500), max_size=5))
 def test_parts_in_any_order_and_their_sum_are_the_whole(seed, cuts):
