@@ -192,7 +192,9 @@ def compress(
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
     plan = make_plan(streamed, job.steps, layout)
     grids = {name: task.grid for name, task in plan.tasks.items()}
-    quantization_config = layout.quantization_config(grids, plan.untouched)
+    quantization_config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+    if quantization_config is not None:
+        streamed.will_round_activations(quantization_config)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
@@ -241,6 +243,7 @@ def compress(
             "calibration": _described(tokens, job),
             "seed": job.calibration.seed,
             "linears": results,
+            "kv_cache": plan.kv_cache,
             "skipped": plan.skipped,
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),

@@ -147,11 +147,14 @@ def test_a_weight_that_is_not_finite_is_named(refused, saved_llama, ids, tmp_pat
     assert "NaN or infinity" in said
 
 
-def test_an_activation_that_is_not_finite_is_named(refused, saved_llama, ids, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "change"), [("gptq-w4a16", "gptq.group_size=32"), ("w8a8-int8", "gptq.activations=static")]
+)
+def test_an_activation_that_is_not_finite_is_named(refused, saved_llama, ids, tmp_path, recipe, change):
     weights = load_file(saved_llama / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] *= 3e38
     save_file(weights, saved_llama / "model.safetensors", metadata={"format": "pt"})
-    said = refused("run", "gptq-w4a16", *options(saved_llama, ids, tmp_path), "--set", "gptq.group_size=32")
+    said = refused("run", recipe, *options(saved_llama, ids, tmp_path), "--set", change)
     assert "The input of model.layers.0.mlp.down_proj holds NaN or infinity" in said
 
 
@@ -177,6 +180,11 @@ def test_a_missing_weight_is_named(refused, saved_llama, ids, tmp_path, name):
         (["gptq-w4a16", "--set", "gptq.bits=four"], "must be one of 2, 3, 4, 8"),
         (["gptq-w4a16", "--set", "gptq.group_size=100"], "must be one of -1, 32, 64, 128"),
         (["gptq-w4a16", "--set", "gptq.symmetric=7"], "must be true or false"),
+        (["gptq-w4a16", "--set", "gptq.activations=dynamic"], "set gptq.bits to 8, group_size to -1"),
+        (["gptq-w4a16", "--set", "gptq.type=float"], "is E4M3 with a scale per row"),
+        (["w8a8-int8", "--set", "gptq.observer=minmax"], "is for static activations"),
+        (["w8a8-int8", "--set", "format=pack-quantized"], "pack-quantized is not for int codes and rounded inputs"),
+        (["w8a8-fp8", "--set", "format=dense"], "dense has no place for how the inputs"),
         (["gptq-w4a16", "--set", "gptq.damping=high"], "must be a number"),
         (["gptq-w4a16", "--set", "gptq.damping=2"], "between 0 and 1"),
         (["gptq-w4a16", "--set", "gptq.scales=serach"], "Did you mean 'search'?"),
@@ -221,6 +229,10 @@ def test_cuda_where_there_is_none(refused, tmp_path):
         ("recipe:\n  - gptq: 4", "must be a mapping"),
         ("recipe: []", "must be a list of steps"),
         ("recipe:\n  - rtn: {}\n  - gptq: {}", "is a target of rtn and gptq"),
+        ("recipe: [rtn: {}, kv_cache: {}, kv_cache: {}]", "has the step kv_cache twice; leave one"),
+        ("recipe: [kv_cache: {}]", "leaves every linear of this model alone"),
+        ("recipe: [rtn: {}, kv_cache: {}]\nformat: dense", "no place for the scales of the step kv_cache"),
+        ("recipe: [kv_cache: {targets: [k_proj]}]", "is for the cache of every attention"),
     ],
 )
 def test_a_recipe_file_that_cannot_be(refused, tmp_path, text, expected):

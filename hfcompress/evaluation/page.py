@@ -222,9 +222,11 @@ def method(manifest: dict[str, Any]) -> str:
 
     groups = ["one scale a row" if group == -1 else f"groups of {group}" for group in kinds("group_size")]
     bits = " and ".join(map(str, kinds("bits")))
+    inputs = ["8-bit inputs"] if set(kinds("activations")) - {"none"} else []
+    cache = ["8-bit keys and values"] if manifest.get("kv_cache") else []
     linears = (manifest.get("coverage") or {}).get("linears")
     covered = f"{len(rows)} of {linears} linears" if linears else f"{len(rows)} linears"
-    return ", ".join([*kinds("method"), *([f"{bits} bits"] if bits else []), *groups, covered])
+    return ", ".join([*kinds("method"), *([f"{bits} bits"] if bits else []), *groups, *inputs, *cache, covered])
 
 
 def csp_hash(text: str) -> str:

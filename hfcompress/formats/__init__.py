@@ -16,8 +16,7 @@
 from hfcompress.errors import InvalidValueError, nearest
 
 
-ALIASES = {"compressed-tensors": "pack-quantized"}
-NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "dense", "gguf")
+NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "float-quantized", "dense", "gguf")
 
 
 def get_format(name: str):
@@ -25,17 +24,16 @@ def get_format(name: str):
     The format called `name`.
 
     Args:
-        name (`str`): `"compressed-tensors"` (that is `"pack-quantized"`), `"int-quantized"`,
-            `"dense"` or `"gguf"`.
+        name (`str`): `"compressed-tensors"` (of its layouts the one that suits each linear), one of its layouts
+            `"pack-quantized"`, `"int-quantized"` and `"float-quantized"`, `"dense"`, or `"gguf"`.
 
     Raises:
         InvalidValueError: there is no such format.
     """
     from hfcompress.formats import compressed_tensors, dense, gguf
 
-    known = (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense(), gguf.GGUF())
-    formats = {layout.name: layout for layout in known}
-    resolved = ALIASES.get(name, name)
-    if resolved not in formats:
+    every = (compressed_tensors.CompressedTensors(), *compressed_tensors.LAYOUTS, dense.Dense(), gguf.GGUF())
+    formats = {layout.name: layout for layout in every}
+    if name not in formats:
         raise InvalidValueError(f"There is no format '{name}'; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")
-    return formats[resolved]
+    return formats[name]

@@ -11,14 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The compressed-tensors layouts `pack-quantized` and `int-quantized`, read by transformers, vLLM and SGLang.
+"""The compressed-tensors layouts, read by transformers, vLLM and SGLang: `pack-quantized` for weights alone,
+`int-quantized` and `float-quantized` where the inputs are rounded too, or the weights are E4M3.
 
 A symmetric weight has no zero point. The packed layout with zero points does not load by transformers' default path
 (compressed-tensors 0.20 sizes `weight_zero_point` as if it were not packed), so such a checkpoint says
 `"dequantize": true` in its `quantization_config`: transformers then unpacks while loading.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from hfcompress.solvers.grid import Grid, QuantizedWeight
 QUANT_METHOD = "compressed-tensors"
 # `version` is the library version that wrote the layout
 LAYOUT_VERSION = "0.20.0"
+MIXED = "mixed-precision"  # what the whole is called where groups differ in their layout
 
 
 class PackQuantized(Layout):
@@ -47,11 +49,21 @@ class PackQuantized(Layout):
         Raises:
             InvalidValueError: this layout cannot hold the linear.
         """
+        if not self.suits(grid):
+            what = f"{grid.type} codes" if grid.activations == "none" else f"{grid.type} codes and rounded inputs"
+            raise InvalidValueError(
+                f"{self.name} is not for {what}, which {name} has; leave the format at compressed-tensors, which "
+                f"writes {CompressedTensors.layout_of(grid).name} there."
+            )
         if transposed:
             raise InvalidValueError(
                 f"{self.name} cannot hold {name}: it is a Conv1D, whose weight is stored transposed, and loaders unpack "
                 "nn.Linear only; write plain weights with --set format=dense, or leave it alone with ignore."
             )
+
+    def suits(self, grid: Grid) -> bool:
+        """Whether readers take this layout for such a linear."""
+        return grid.type == "int" and grid.activations == "none"
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         """The tensors of one linear by their local names."""
@@ -82,20 +94,32 @@ class PackQuantized(Layout):
         """The dense values of the linear called `stem` on disk: float32 `(out_features, in_features)`."""
         return self.unpack({k: tensors[f"{stem}.{k}"] for k in _local_names(tensors, stem)}, grid).dequantize()
 
-    def quantization_config(self, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any]:
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any]:
         """
         The `quantization_config` of config.json.
 
         Args:
             grids (`Mapping[str, Grid]`): module name -> grid, for every linear on a grid.
             untouched (`list[str]`): the names of the linears that stay dense.
+            kv_cache (`str`, *optional*): `"int"` or `"float"`, the 8-bit codes of the key-value cache.
+
+        Raises:
+            InvalidValueError: readers would not take these grids together.
         """
-        config = _config(self.name, grids, untouched)
+        config = _config(lambda grid: self.name, grids, untouched, kv_cache)
         if not all(grid.symmetric for grid in grids.values()):
             if len(set(grids.values())) > 1:
                 raise InvalidValueError(
                     "pack-quantized holds an asymmetric grid only when all linears share it (transformers applies one "
                     "scheme while unpacking); make them symmetric or write --set format=int-quantized."
+                )
+            if kv_cache is not None:
+                raise InvalidValueError(
+                    "pack-quantized cannot hold an asymmetric grid beside the step kv_cache (transformers unpacks such "
+                    "weights while loading and forgets the rest); make them symmetric or write "
+                    "--set format=int-quantized."
                 )
             config["dequantize"] = True
         return config
@@ -107,6 +131,9 @@ class IntQuantized(PackQuantized):
     name = "int-quantized"
     marker = "weight"
 
+    def suits(self, grid: Grid) -> bool:
+        return grid.type == "int"
+
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         tensors = {"weight": weight.codes, "weight_scale": weight.scales}
         if weight.zero_points is not None:
@@ -116,11 +143,60 @@ class IntQuantized(PackQuantized):
     def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
         return QuantizedWeight(tensors["weight"], tensors["weight_scale"], tensors.get("weight_zero_point"), grid)
 
-    def quantization_config(self, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any]:
-        return _config(self.name, grids, untouched)
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any]:
+        return _config(lambda grid: self.name, grids, untouched, kv_cache)
 
 
-def _config(name: str, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any]:
+class FloatQuantized(IntQuantized):
+    """E4M3 codes, one byte each."""
+
+    name = "float-quantized"
+
+    def suits(self, grid: Grid) -> bool:
+        return grid.type == "float"
+
+
+LAYOUTS = (PackQuantized(), IntQuantized(), FloatQuantized())
+
+
+class CompressedTensors(PackQuantized):
+    """
+    Of the layouts above the first that suits each linear: the packed one for integer weights alone, 8-bit included,
+    otherwise the one that vLLM expects of a linear with rounded inputs or E4M3 weights.
+    """
+
+    name = "compressed-tensors"
+
+    @staticmethod
+    def layout_of(grid: Grid) -> PackQuantized:
+        """The layout for such a linear."""
+        return next(layout for layout in LAYOUTS if layout.suits(grid))
+
+    def check(self, name: str, grid: Grid, transposed: bool) -> None:
+        self.layout_of(grid).check(name, grid, transposed)
+
+    def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
+        return self.layout_of(weight.grid).pack(weight)
+
+    def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
+        return self.layout_of(grid).unpack(tensors, grid)
+
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any]:
+        layouts = {self.layout_of(grid) for grid in grids.values()}
+        if PackQuantized.name in {layout.name for layout in layouts}:
+            PackQuantized().quantization_config(grids, untouched, kv_cache)  # refuses what its readers cannot take
+        if len(layouts) == 1:
+            return layouts.pop().quantization_config(grids, untouched, kv_cache)
+        return _config(lambda grid: self.layout_of(grid).name, grids, untouched, kv_cache)
+
+
+def _config(
+    layout_name: Callable[[Grid], str], grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None
+) -> dict[str, Any]:
     """One group with the target `Linear` where all grids are one; otherwise groups that name their linears."""
     distinct = list(dict.fromkeys(grids.values()))
     groups = {}
@@ -130,23 +206,42 @@ def _config(name: str, grids: Mapping[str, Grid], untouched: list[str]) -> dict[
             "targets": targets,
             "weights": {
                 "num_bits": grid.bits,
-                "type": "int",
+                "type": grid.type,
                 "symmetric": grid.symmetric,
                 "strategy": "channel" if grid.group_size == -1 else "group",
                 "group_size": None if grid.group_size == -1 else grid.group_size,
                 "dynamic": False,
             },
-            "input_activations": None,
+            "input_activations": _input_activations(grid),
             "output_activations": None,
-            "format": name,  # per group: where it is missing, readers infer one from the bits
+            "format": layout_name(grid),  # per group: where it is missing, readers infer one from the bits
         }
-    return {
+    layouts = list(dict.fromkeys(group["format"] for group in groups.values()))
+    config = {
         "quant_method": QUANT_METHOD,
-        "format": name,
+        "format": layouts[0] if len(layouts) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": untouched,
         "version": LAYOUT_VERSION,
+    }
+    if kv_cache is not None:
+        config["kv_cache_scheme"] = _eight_bits(kv_cache, dynamic=False)
+    return config
+
+
+def _input_activations(grid: Grid) -> dict[str, Any] | None:
+    return None if grid.activations == "none" else _eight_bits(grid.type, dynamic=grid.activations == "dynamic")
+
+
+def _eight_bits(type_: str, dynamic: bool) -> dict[str, Any]:
+    """How activations are rounded: by a scale per token that is found on the fly, or by one that is stored."""
+    return {
+        "num_bits": 8,
+        "type": type_,
+        "symmetric": True,
+        "strategy": "token" if dynamic else "tensor",
+        "dynamic": dynamic,
     }
 
 
@@ -220,7 +315,7 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
 
     Raises:
         CheckpointError: the library does not understand the `quantization_config`.
-        UnsupportedModelError: a layout other than pack-quantized and int-quantized.
+        UnsupportedModelError: a layout that hfcompress does not write.
     """
     from compressed_tensors.quantization import QuantizationConfig
 
@@ -231,17 +326,18 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
             "The quantization_config in config.json is damaged, or of another version of compressed-tensors; "
             "download or copy that file again, or update compressed-tensors."
         ) from error
-    markers = {layout.name: layout.marker for layout in (PackQuantized(), IntQuantized())}
-    schemes = list(known.config_groups.values())
-    layout = known.format
-    if layout not in markers:
-        raise UnsupportedModelError(
-            f"The compressed-tensors layout '{layout}' is not read yet; {', '.join(markers)} are."
-        )
+    names = [layout.name for layout in LAYOUTS]
+    schemes: list[Any] = list(known.config_groups.values())
+    for layout in (known.format, *(scheme.format for scheme in schemes)):
+        if layout not in (*names, MIXED, None):
+            raise UnsupportedModelError(
+                f"The compressed-tensors layout '{layout}' is not read yet; {', '.join(names)} are."
+            )
     view = dict(tensors)
     for stem in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
         parts = {k: view.pop(f"{stem}.{k}") for k in _local_names(tensors, stem)}
         scheme = _scheme_of(stem, schemes)
+        layout = scheme.format or known.format
         if layout == "pack-quantized":
             rows, columns = parts["weight_shape"].read().tolist()
         else:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import Layout
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -29,7 +30,17 @@ class Dense(Layout):
     marker = "weight"
 
     def check(self, name: str, grid: Grid, transposed: bool) -> None:
-        """Everything fits."""
+        """
+        Any grid fits, but there is no place for what is done to the inputs.
+
+        Raises:
+            InvalidValueError: the linear's inputs are to be rounded.
+        """
+        if grid.activations != "none":
+            raise InvalidValueError(
+                f"The format dense has no place for how the inputs of {name} are rounded; leave the format at "
+                "compressed-tensors, or set activations to none."
+            )
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         """The tensors of one linear by their local names."""
@@ -44,6 +55,18 @@ class Dense(Layout):
         weight = tensors[f"{stem}.weight"].float()
         return weight.T if transposed else weight
 
-    def quantization_config(self, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any] | None:
-        """None: the checkpoint is an ordinary one."""
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any] | None:
+        """
+        None: the checkpoint is an ordinary one.
+
+        Raises:
+            InvalidValueError: a cache is to be rounded.
+        """
+        if kv_cache is not None:
+            raise InvalidValueError(
+                "The format dense has no place for the scales of the step kv_cache; leave the format at "
+                "compressed-tensors, or leave out that step."
+            )
         return None

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 METHODS = {"gptq": "GPTQ", "rtn": "round to nearest"}
+INPUTS = {
+    "dynamic": ", inputs rounded to 8 bits by a scale per token",
+    "static": ", inputs rounded to 8 bits by one stored scale",
+}
 PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
 METRICS = {
     "perplexity": "perplexity",
@@ -183,21 +187,33 @@ def _bits(manifest: dict[str, Any]) -> str:
 
 def _tags(manifest: dict[str, Any]) -> list[str]:
     methods = sorted({row["method"] for row in manifest["linears"]})
-    bits = sorted({row["bits"] for row in manifest["linears"]})
+    rows = manifest["linears"]
+    bits = sorted({row["bits"] for row in rows})
+    kinds = sorted({f"w{row['bits']}a{8 if _rounds_inputs(row) else 16}" for row in rows})
+    fp8 = ["fp8"] if any(row.get("type") == "float" for row in rows) else []
     layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
     layout += ["gguf"] if "gguf" in manifest else []
-    return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
+    return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *kinds, *fp8]
+
+
+def _rounds_inputs(row: dict[str, Any]) -> bool:
+    return row.get("activations", "none") != "none"
 
 
 def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
-    kinds = Counter((r["method"], r["bits"], r["group_size"], r["symmetric"]) for r in manifest["linears"])
-    return [
-        f"{count} linears: {METHODS.get(method, method)}, {bits} bits, "
+    keys = ("method", "bits", "group_size", "symmetric", "type", "activations")
+    kinds = Counter(tuple(row.get(key) for key in keys) for row in manifest["linears"])
+    groups = [
+        f"{count} linears: {METHODS.get(method, method)}, {bits} bits{' (E4M3)' if kind == 'float' else ''}, "
         f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
-        f"{'symmetric' if symmetric else 'with zero points'}"
-        for (method, bits, group, symmetric), count in kinds.most_common()
+        f"{'symmetric' if symmetric else 'with zero points'}{INPUTS.get(inputs, '')}"
+        for (method, bits, group, symmetric, kind, inputs), count in kinds.most_common()
     ]
+    if cache := manifest.get("kv_cache"):
+        codes = "E4M3" if cache == "float" else "integers"
+        groups.append(f"keys and values: 8 bits ({codes}), one scale each per attention")
+    return groups
 
 
 def _calibration(manifest: dict[str, Any]) -> str | None:
@@ -211,7 +227,11 @@ def _calibration(manifest: dict[str, Any]) -> str | None:
 
 
 def _served(manifest: dict[str, Any]) -> bool:
-    """Whether vLLM documents that it reads this layout: packed or plain, without zero points."""
+    """
+    Whether vLLM documents that it reads this: packed, 8 bits or plain, without zero points, and of caches E4M3 alone.
+    """
+    if manifest.get("kv_cache") == "int":
+        return False
     layout = manifest["recipe"]["format"]
     packed = layout in ("compressed-tensors", "gguf")
     symmetric = all(row["symmetric"] for row in manifest["linears"])

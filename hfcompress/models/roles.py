@@ -14,8 +14,9 @@
 """What is in a block, discovered on the running block: its linears, and which of them read the same tensor."""
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,12 +69,18 @@ def set_weight(module: Linear, weight: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def watch_inputs(linears: Mapping[str, nn.Module], seen: Callable[[str, Tensor], None]) -> Generator[None]:
-    """Call `seen(name, input)` before each of the linears runs."""
+def watch_inputs(linears: Mapping[str, nn.Module], seen: Callable[[str, Any], None]) -> Generator[None]:
+    """
+    Call `seen(name, input)` before each of the linears runs. Of a module with several inputs, such as a cache with its
+    keys and values, it is told the tuple.
+    """
 
     def hook_for(name):
         def hook(module, args):
-            seen(name, args[0])  # must return None: a value would replace the input
+            tensors = tuple(a for a in args if isinstance(a, Tensor))
+            seen(
+                name, tensors if len(tensors) > 1 else tensors[0]
+            )  # must return None: a value would replace the input
 
         return hook
 
@@ -87,7 +94,13 @@ def watch_inputs(linears: Mapping[str, nn.Module], seen: Callable[[str, Tensor],
 
 @torch.no_grad()
 def shared_inputs(
-    model: StreamedModel, block: nn.Module, index: int, probe: Stream, names: Collection[str] | None = None
+    model: StreamedModel,
+    block: nn.Module,
+    index: int,
+    probe: Stream,
+    names: Collection[str] | None = None,
+    kinds: Mapping[str, Hashable] | None = None,
+    others: Mapping[str, nn.Module] | None = None,
 ) -> list[list[str]]:
     """
     The linears of a block in groups that read the same tensor, in the order in which they run.
@@ -100,9 +113,11 @@ def shared_inputs(
         index (`int`): which block.
         probe (`Stream`): a few tokens, from [`StreamedModel.probe`].
         names (`Collection[str]`, *optional*): the linears that matter; all of them if left out.
+        kinds (`Mapping[str, Hashable]`, *optional*): what else must be equal for linears to be in one group.
+        others (`Mapping[str, nn.Module]`, *optional*): other modules to watch; each is a group of its own.
 
     Returns:
-        `list[list[str]]`: full names. A linear that did not run is in no group.
+        `list[list[str]]`: full names. A module that did not run is in no group.
 
     Raises:
         UnsupportedModelError: a linear runs more than once in a forward.
@@ -112,15 +127,17 @@ def shared_inputs(
     groups: dict[tuple, list[str]] = {}
     alive = []  # so that no memory is used twice while addresses are compared
 
-    def seen(name: str, tensor: Tensor) -> None:
-        alive.append(tensor)
+    def seen(name: str, inputs: Tensor | tuple[Tensor, ...]) -> None:
+        tensor = inputs[0] if isinstance(inputs, tuple) else inputs
+        alive.append(inputs)
         if any(name in group for group in groups.values()):
             raise UnsupportedModelError(
                 f"{name} runs more than once in a forward of its block; leave it alone: --set STEP.ignore=[{name}]."
             )
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        kind = kinds.get(name) if kinds else None
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, kind)
         groups.setdefault(key, []).append(name)
 
-    with watch_inputs(linears, seen):
+    with watch_inputs({**linears, **(others or {})}, seen):
         model.call(block, index, probe)
     return list(groups.values())

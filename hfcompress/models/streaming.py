@@ -42,6 +42,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
+from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.checkpoint import Checkpoint
 
 
@@ -92,7 +93,8 @@ class Stream:
 class StreamedModel:
     """
     Args:
-        checkpoint (`Checkpoint`): the model.
+        checkpoint (`Checkpoint`): the model; where its `quantization_config` says that activations are rounded, they
+            are, as in plain transformers.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): where the arithmetic happens.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): what it happens in.
         tensors (`Mapping`, *optional*): read the weights from here instead of from `checkpoint.tensors`: a view in
@@ -118,6 +120,9 @@ class StreamedModel:
         self.device, self.dtype = torch.device(device), dtype
         self.tensors = checkpoint.tensors if tensors is None else tensors
         self.skeleton = _skeleton(checkpoint, dtype)
+        self._awaited: set[str] = set()  # scales of activations that are not known yet
+        if checkpoint.quantization_config is not None:
+            round_activations(self.skeleton, checkpoint.quantization_config)
         list_name, self._blocks = _decoder_blocks(self.skeleton)
         self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
         _refuse_fused_experts(self.skeleton, self.block_names)
@@ -130,6 +135,16 @@ class StreamedModel:
             for name, buffer in module._buffers.items():
                 if buffer is not None and buffer.device.type != "meta":
                     module._buffers[name] = buffer.to(self.device)
+
+    def will_round_activations(self, config: Mapping[str, Any]) -> None:
+        """
+        Let the linears and caches of a dense model round as they will once it is written with this
+        `quantization_config`; those that store scales begin when [`set_scales`] gives them.
+        """
+        before = {name for name, _ in self.skeleton.named_parameters()}
+        round_activations(self.skeleton, config)
+        self._awaited = {name for name, _ in self.skeleton.named_parameters()} - before
+        await_scales(self.skeleton, self._awaited)
 
     def _require_complete(self) -> None:
         """Every parameter is in the checkpoint, is tied to one that is, or is converted from others."""
@@ -190,7 +205,7 @@ class StreamedModel:
         """Block `index` with its weights, which are given up on leaving."""
         module = self._blocks[index]
         self._load(self._keys_of_block[index])
-        _require_loaded(module, self.block_names[index], self.checkpoint.name)
+        _require_loaded(module, self.block_names[index], self.checkpoint.name, self._awaited)
         try:
             yield module.eval()
         finally:
@@ -451,8 +466,8 @@ def _refuse_fused_experts(model: PreTrainedModel, block_names: list[str]) -> Non
                 )
 
 
-def _require_loaded(module: nn.Module, name: str, checkpoint: str) -> None:
-    missing = [n for n, p in module.named_parameters() if p.device.type == "meta"]
+def _require_loaded(module: nn.Module, name: str, checkpoint: str, awaited: AbstractSet[str]) -> None:
+    missing = [n for n, p in module.named_parameters() if p.device.type == "meta" and f"{name}.{n}" not in awaited]
     if missing:
         raise CheckpointError(
             f"{checkpoint} has no weight for {name}.{missing[0]}; the checkpoint is incomplete or of another model."

@@ -13,7 +13,6 @@
 # limitations under the License.
 """The walk that compresses: embed, then block by block observe, solve, write, replay. Each block is in memory alone."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.journal import Journal
@@ -31,6 +31,7 @@ from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
@@ -115,10 +116,17 @@ class BlockPass:
         linears = find_linears(block, self.model.block_names[index])
         results, tensors = [], {}
 
+        def solve_cache(ranges: CacheRanges, attention: nn.Module) -> None:
+            scales = ranges.scales(self.processes, attention)
+            set_scales(attention, scales)
+            tensors.update({f"{ranges.task.stem}.{local}": scale.cpu() for local, scale in scales.items()})
+
         def solve(names: list[str], statistics: Statistics | None) -> None:
             group = {name: tasks[name] for name in names if name in tasks}
             for name, quantized, result in solve_group(group, linears, statistics, self.layout):
-                stem, packed = tasks[name].stem, self._packed(tasks[name], quantized)
+                scales = input_scale(tasks[name], statistics)
+                set_scales(linears[name], scales)
+                stem, packed = tasks[name].stem, self._packed(tasks[name], quantized, scales)
                 tensors.update({f"{stem}.{local}": tensor for local, tensor in packed.items()})
                 results.append({**result, "bytes": sum(t.nbytes for t in packed.values())})
 
@@ -126,9 +134,13 @@ class BlockPass:
             for name in linears:
                 solve([name], None)
         else:
-            groups = shared_inputs(self.model, block, index, probe, tasks)
+            caches = self._caches(block, index)
+            others = {name: cache_of(attention) for name, attention in caches.items()}
+            kinds = {name: task.rounding for name, task in tasks.items()}
+            groups = shared_inputs(self.model, block, index, probe, tasks, kinds, others)
             self._require_all_ran(tasks, groups)
-            streams, dense = self._observe(block, index, groups, linears, streams, dense, solve, last)
+            self._require_all_cache(caches, groups)
+            streams, dense = self._observe(block, index, groups, caches, streams, dense, solve, solve_cache, last)
         stems = {tasks[result["name"]].stem for result in results}
         for key in self.model.keys_of_block(index):
             if key.removesuffix(".weight") not in stems:
@@ -141,36 +153,50 @@ class BlockPass:
         block: nn.Module,
         index: int,
         groups: list[list[str]],
-        linears: dict[str, Linear],
+        caches: dict[str, nn.Module],
         streams: list[Stream],
         dense: list[Stream],
         solve: Callable[[list[str], Statistics | None], None],
+        solve_cache: Callable[[CacheRanges, nn.Module], None],
         last: bool,
     ) -> tuple[list[Stream], list[Stream]]:
         """Gather each group's statistics with the groups before it compressed, and solve it."""
         blocks = [block]
         if dense:
-            blocks.append(copy.deepcopy(block))
+            blocks.append(dense_twin(block))
         both = [streams, dense][: len(blocks)]
         calls = [partial(self._call, b, index, s) for b, s in zip(blocks, both, strict=True)]
         leaders = []
         for b in blocks:
-            own = find_linears(b, self.model.block_names[index])
+            own: dict[str, nn.Module] = {**find_linears(b, self.model.block_names[index])}
+            own |= {name: cache_of(attention) for name, attention in self._caches(b, index).items()}
             leaders.append({names[0]: own[names[0]] for names in groups})
+        tasks, ranges = self.plan.blocks[index], {}
+        linears = find_linears(block, self.model.block_names[index])
         gathered: dict[int, Statistics] = {}
 
-        def seen(group: int, batch: int, inputs: Tensor, dense_inputs: Tensor | None) -> None:
-            if group not in gathered:
-                gathered[group] = Statistics(inputs.shape[-1], inputs.device, cross=dense_inputs is not None)
-            gathered[group].add(inputs, streams[batch].batch.mask, dense_inputs)
+        def seen(group: int, batch: int, inputs: Any, dense_inputs: Any) -> None:
+            name, mask = groups[group][0], streams[batch].batch.mask
+            if name in caches:
+                ranges.setdefault(name, CacheRanges(self.plan.caches[index][name])).add(inputs, mask)
+            else:
+                if group not in gathered:
+                    gathered[group] = empty(tasks[name])
+                # as the weight will meet them; where a scale is only found from all of them, as they come
+                gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs)
             give_back_freed_memory()
+
+        def empty(task: LinearTask) -> Statistics:
+            cross = self.plan.needs_dense_stream
+            return Statistics(task.shape.in_features, self.model.device, cross, task.needs_range)
 
         def solve_seen(group: int) -> None:
             names = groups[group]
-            shape = self.plan.blocks[index][names[0]].shape
-            statistics = gathered.pop(group, None) or Statistics(
-                shape.in_features, self.model.device, cross=self.plan.needs_dense_stream
-            )
+            if names[0] in caches:
+                seen_here = ranges.pop(names[0], None) or CacheRanges(self.plan.caches[index][names[0]])
+                solve_cache(seen_here, caches[names[0]])
+                return
+            statistics = gathered.pop(group, None) or empty(tasks[names[0]])
             statistics.complete(self.processes, names[0])
             solve(names, statistics)
 
@@ -187,12 +213,29 @@ class BlockPass:
         self, block: nn.Module, index: int, streams: list[Stream], dense: list[Stream], last: bool
     ) -> tuple[list[Stream], list[Stream]]:
         """Go through a block that an earlier run has finished, with the weights that it wrote."""
-        dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
+        with unrounded(block):
+            dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
         linears = find_linears(block, self.model.block_names[index])
         stored = self.writer.read_part(f"block-{index:05d}")
         for name, task in self.plan.blocks[index].items():
             set_weight(linears[name], self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
+            set_scales(linears[name], stored_scales(stored, task))
+        for name, attention in self._caches(block, index).items():
+            set_scales(attention, stored_scales(stored, self.plan.caches[index][name]))
         return [] if last else [s.advanced(self.model.call(block, index, s)) for s in streams], dense
+
+    def _caches(self, block: nn.Module, index: int) -> dict[str, nn.Module]:
+        """The attentions of a block whose cache is rounded."""
+        if not self.plan.caches[index]:
+            return {}
+        return find_attentions(block, self.model.block_names[index])
+
+    def _require_all_cache(self, caches: dict[str, nn.Module], groups: list[list[str]]) -> None:
+        missing = [name for name in caches if [name] not in groups]
+        if missing:
+            raise UnsupportedModelError(
+                f"{missing[0]} keeps no keys and values of its own in the model's forward; leave out the step kv_cache."
+            )
 
     def _require_all_ran(self, tasks: dict[str, LinearTask], groups: list[list[str]]) -> None:
         ran = {name for names in groups for name in names}
@@ -212,15 +255,19 @@ class BlockPass:
         if self.journal.done(HEAD):
             stored = self.writer.read_part(HEAD)
             set_weight(head, self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
+            set_scales(head, stored_scales(stored, task))
             return
         statistics = None
-        if task.settings.needs_inputs:
-            statistics = Statistics(task.shape.in_features, self.model.device)
+        if task.needs_inputs:
+            statistics = Statistics(task.shape.in_features, self.model.device, ranges=task.needs_range)
             for stream in streams:
-                statistics.add(self.model.head_input(model, head, stream), stream.batch.mask)
+                inputs = self.model.head_input(model, head, stream)
+                statistics.add(rounded_input(head, inputs), stream.batch.mask)
             statistics.complete(self.processes, task.name)
         [(_, quantized, result)] = solve_group({task.name: task}, {task.name: head}, statistics, self.layout)
-        packed = self._packed(task, quantized)
+        scales = input_scale(task, statistics)
+        set_scales(head, scales)
+        packed = self._packed(task, quantized, scales)
         tensors = {f"{task.stem}.{local}": tensor for local, tensor in packed.items()}
         self._commit(HEAD, HEAD, tensors, [{**result, "bytes": sum(t.nbytes for t in packed.values())}])
 
@@ -233,8 +280,8 @@ class BlockPass:
                     self.writer.write_part(f"outside-{number:05d}", {key: self.model.tensors[key].read()})
         self.processes.wait()
 
-    def _packed(self, task: LinearTask, quantized: QuantizedWeight) -> dict[str, Tensor]:
-        packed = {k: v.cpu() for k, v in self.layout.pack(quantized).items()}
+    def _packed(self, task: LinearTask, quantized: QuantizedWeight, scales: dict[str, Tensor]) -> dict[str, Tensor]:
+        packed = {k: v.cpu() for k, v in {**self.layout.pack(quantized), **scales}.items()}
         if task.shape.transposed:
             packed["weight"] = packed["weight"].T.contiguous()
         return packed
@@ -308,6 +355,8 @@ def _report(
         "bits": task.grid.bits,
         "group_size": task.grid.group_size,
         "symmetric": task.grid.symmetric,
+        "type": task.grid.type,
+        "activations": task.grid.activations,
         "shape": [task.shape.out_features, task.shape.in_features],
         "sparsity": (values == 0).float().mean().item(),
         "relative_output_error": output_error,

@@ -30,7 +30,7 @@ from hfcompress.models.roles import watch_inputs
 
 
 Call = Callable[[int], Tensor]
-Seen = Callable[[int, int, Tensor, Tensor | None], None]
+Seen = Callable[[int, int, Any, Any], None]
 Solve = Callable[[int], None]
 
 
@@ -48,7 +48,8 @@ def walk_suspended(
             linear of every group in the order in which they run.
         calls (`list[Call]`): for each of them, `call(i)` runs the forward of batch `i` and returns its output.
         count (`int`): number of batches.
-        seen (`Seen`): called with (group, batch, input, dense twin's input or `None`).
+        seen (`Seen`): called with (group, batch, input, dense twin's input or `None`); of a module with several
+            inputs it is told the tuple.
         solve (`Solve`): called with a group when all batches have been seen; changes its weights.
         outputs (`bool`): whether the block's outputs are wanted; otherwise the forwards end at the last group.
 
@@ -59,8 +60,8 @@ def walk_suspended(
     running = [[greenlet.greenlet(call) for _ in range(count)] for call in calls]
     names = list(leaders[0])
 
-    def halt(name: str, tensor: Tensor) -> None:
-        main.switch((name, tensor))
+    def halt(name: str, inputs: Any) -> None:
+        main.switch((name, inputs))
 
     def advance(which: int, batch: int, first: bool) -> Any:
         return running[which][batch].switch(*((batch,) if first else ()))
@@ -105,11 +106,11 @@ class _Reached(Exception):
     """A forward has come to where its input was wanted."""
 
 
-def _run_until(linear: nn.Module, call: Call, batch: int) -> Tensor:
-    found: list[Tensor] = []
+def _run_until(linear: nn.Module, call: Call, batch: int) -> Any:
+    found = []
 
-    def stop(name: str, tensor: Tensor) -> None:
-        found.append(tensor)
+    def stop(name: str, inputs: Any) -> None:
+        found.append(inputs)
         raise _Reached
 
     with watch_inputs({"": linear}, stop):
@@ -120,7 +121,7 @@ def _run_until(linear: nn.Module, call: Call, batch: int) -> Tensor:
     raise RuntimeError("a linear that ran in the probe did not run in the forward")
 
 
-def _watching(leaders: Sequence[Mapping[str, nn.Module]], seen: Callable[[str, Tensor], None]):
+def _watching(leaders: Sequence[Mapping[str, nn.Module]], seen: Callable[[str, Any], None]):
     stack = contextlib.ExitStack()
     for own in leaders:
         stack.enter_context(watch_inputs(own, seen))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
+from hfcompress.models.activations import find_attentions, rounds_caches
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
@@ -54,6 +55,9 @@ class Step(Protocol):
     def for_linear(self, linear: str) -> Any:
         """The settings for a linear, a [`Quantizer`], or `None` if the step leaves it alone."""
 
+    def for_cache(self) -> Any:
+        """The `type` and `observer` for the key-value cache, or `None` if the step leaves it alone."""
+
 
 class Quantizer(Protocol):
     """What the pass asks of a step, once the step has been narrowed down to a linear."""
@@ -64,6 +68,9 @@ class Quantizer(Protocol):
     bits: int
     group_size: int
     symmetric: bool
+    type: str
+    activations: str
+    observer: str
     on_indivisible: str
 
     def quantize(
@@ -101,6 +108,39 @@ class LinearTask:
         """Full module name."""
         return self.shape.name
 
+    @property
+    def rounding(self) -> tuple[str, str] | None:
+        """How and to which codes its inputs are rounded."""
+        return None if self.grid.activations == "none" else (self.grid.activations, self.grid.type)
+
+    @property
+    def needs_range(self) -> bool:
+        """Whether the range of its inputs is wanted, for a scale that is stored."""
+        return self.grid.activations == "static"
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether calibration data is needed."""
+        return self.settings.needs_inputs or self.needs_range
+
+
+@dataclass(frozen=True)
+class CacheTask:
+    """
+    Args:
+        name (`str`): the attention whose keys and values are rounded.
+        stem (`str`): its name on disk.
+        grid (`Grid`): the codes they are rounded to.
+        observer (`str`): how their ranges are chosen.
+        scale_dtype (`torch.dtype`): the dtype of its weights on disk.
+    """
+
+    name: str
+    stem: str
+    grid: Grid
+    observer: str
+    scale_dtype: torch.dtype
+
 
 @dataclass
 class Plan:
@@ -112,6 +152,7 @@ class Plan:
         skipped (`dict[str, str]`): targeted linears that are left alone, and why.
         needs_inputs (`bool`): whether calibration data is needed.
         needs_dense_stream (`bool`): whether the dense model's stream is carried beside.
+        caches (`list[dict[str, CacheTask]]`): for each block, the attentions whose cache is rounded.
     """
 
     blocks: list[dict[str, LinearTask]]
@@ -120,6 +161,12 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
     needs_inputs: bool = False
     needs_dense_stream: bool = False
+    caches: list[dict[str, CacheTask]] = field(default_factory=list)
+
+    @property
+    def kv_cache(self) -> str | None:
+        """The type of the codes of the key-value cache, if it is rounded."""
+        return next((task.grid.type for block in self.caches for task in block.values()), None)
 
     @property
     def tasks(self) -> dict[str, LinearTask]:
@@ -170,7 +217,8 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
                     skipped[shape.name] = f"its width {shape.in_features} is no multiple of {settings.group_size}"
                     continue
                 fallback = f"one scale per row: {shape.in_features} is no multiple of {settings.group_size}"
-            grid = Grid(settings.bits, -1 if fallback else settings.group_size, settings.symmetric)
+            group_size = -1 if fallback else settings.group_size
+            grid = Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
             layout.check(shape.name, grid, shape.transposed)
             stem, dtype = _stored_as(model, shape.name)
             tasks[shape.name] = LinearTask(shape, settings, grid, stem, layout.scale_dtype(dtype), fallback)
@@ -178,15 +226,41 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         _refuse_indivisible(indivisible)
     if not tasks:
         raise InvalidValueError("The recipe leaves every linear of this model alone; check its targets and ignore.")
+    caches = _cache_tasks(model, steps)
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
     return Plan(
         blocks=[{name: tasks[name] for name in group if name in tasks} for group in shapes],
         head=tasks.get(head_name) if head_name else None,
         untouched=[name for name in linears if name not in tasks],
         skipped=skipped,
-        needs_inputs=any(task.settings.needs_inputs for task in tasks.values()),
+        needs_inputs=any(task.needs_inputs for task in tasks.values()) or any(caches),
         needs_dense_stream=any(task.settings.needs_dense_stream for task in tasks.values()),
+        caches=caches,
     )
+
+
+def _cache_tasks(model: StreamedModel, steps: Sequence[Step]) -> list[dict[str, CacheTask]]:
+    """For each block the attentions whose cache the recipe rounds."""
+    found = [settings for step in steps if (settings := step.for_cache()) is not None]
+    if len(found) > 1:
+        raise InvalidValueError("The recipe has the step kv_cache twice; leave one.")
+    tasks: list[dict[str, CacheTask]] = [{} for _ in model.block_names]
+    if not found:
+        return tasks
+    [settings] = found
+    grid = Grid(8, type=settings.type)
+    for index, block_name in enumerate(model.block_names if rounds_caches(model.skeleton) else ()):
+        for name, attention in find_attentions(model.skeleton.get_submodule(block_name), block_name).items():
+            inside = next(iter(find_linears(attention, name)))
+            stem, dtype = _stored_as(model, inside)
+            stem = stem.removesuffix(inside.removeprefix(name))
+            tasks[index][name] = CacheTask(name, stem, grid, settings.observer, dtype)
+    if not any(tasks):
+        raise UnsupportedModelError(
+            f"{model.checkpoint.name} has no attention whose key-value cache compressed-tensors can round; leave out "
+            "the step kv_cache."
+        )
+    return tasks
 
 
 def _block_shapes(model: StreamedModel, index: int) -> dict[str, LinearShape]:

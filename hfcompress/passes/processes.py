@@ -61,6 +61,10 @@ class Processes:
         """The sum over all processes, the same on each."""
         return tensor if self._accelerator is None else self._accelerator.reduce(tensor, "sum")
 
+    def max(self, tensor: Tensor) -> Tensor:
+        """The largest over all processes, element by element, the same on each."""
+        return tensor if self._accelerator is None else self._accelerator.gather(tensor[None]).amax(0)
+
     def wait(self) -> None:
         """Until all are here."""
         if self._accelerator is not None:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a group of linears that read the same tensor knows of its inputs: one Gram matrix, one factor."""
+"""What a group of linears that read the same tensor knows of its inputs: one Gram matrix, one factor, their range."""
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from hfcompress.errors import CalibrationError
 from hfcompress.passes.processes import Processes
 from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
+from hfcompress.solvers.observers import Histogram
 
 
 PANEL = 256
@@ -32,16 +33,19 @@ class Statistics:
         in_features (`int`): width of the input.
         device (`torch.device`): where the sums live.
         cross (`bool`): also keep `(X_dense - X)^T X`.
+        ranges (`bool`): also count the magnitudes of the inputs.
 
     Attributes:
         gram (`Tensor`): `X^T X / tokens`, float32 `(in_features, in_features)`, after [`Statistics.complete`].
         cross (`Tensor` or `None`): `(X_dense - X)^T X / tokens`, likewise.
+        magnitudes (`Histogram` or `None`): of the inputs.
         tokens (`int`): tokens seen, padding left out.
     """
 
-    def __init__(self, in_features: int, device: torch.device, cross: bool = False):
+    def __init__(self, in_features: int, device: torch.device, cross: bool = False, ranges: bool = False):
         self.gram = torch.zeros(in_features, in_features, device=device)
         self.cross = torch.zeros_like(self.gram) if cross else None
+        self.magnitudes = Histogram.empty(device) if ranges else None
         self.tokens = 0
         self._factors: dict[tuple[float, bool], Factor] = {}
 
@@ -58,6 +62,8 @@ class Statistics:
         _add_gram(self.gram, x)
         if self.cross is not None and dense_inputs is not None:
             self.cross.addmm_((_tokens(dense_inputs, mask) - x).T, x)
+        if self.magnitudes is not None:
+            self.magnitudes = self.magnitudes.add(x)
         self.tokens += len(x)
 
     def complete(self, processes: Processes, name: str) -> None:
@@ -72,6 +78,8 @@ class Statistics:
         self.gram += torch.tril(self.gram, -1).T
         if self.cross is not None:
             self.cross = processes.sum(self.cross).div_(max(self.tokens, 1))
+        if self.magnitudes is not None:
+            self.magnitudes = over_all(self.magnitudes, processes)
         if not torch.isfinite(self.gram).all():
             raise CalibrationError(
                 f"The input of {name} holds NaN or infinity, or its squares overflow; try --dtype float32, and check "
@@ -89,6 +97,11 @@ class Statistics:
                     f"The inputs of {name} could not be factored at any damping; calibrate on more, or other, data."
                 ) from error
         return self._factors[key]
+
+
+def over_all(histogram: Histogram, processes: Processes) -> Histogram:
+    """What all processes have seen."""
+    return Histogram(processes.sum(histogram.counts), processes.max(histogram.largest))
 
 
 def _add_gram(gram: Tensor, x: Tensor) -> None:

@@ -79,6 +79,10 @@ class Recipe:
                 return self._changed(changes)
         return self
 
+    def for_cache(self) -> Self | None:
+        """The settings for the key-value cache, or `None` if the step leaves it alone."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """The keys that differ from their defaults, as plain YAML and JSON values."""
         values = {}

@@ -30,11 +30,12 @@ from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
+from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ, KVCache)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (

@@ -120,7 +120,8 @@ def gptq(weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, s
     Scales and zero points come from the original weight and stay (static groups), rounded to the dtype they are
     stored in before any error is fed back, so that no group index is needed at inference. The objective is exactly
     `sum_k D_k (v_k - q_k)^2` over the values `v` that are rounded, so the search weights columns by `D`; and since `v`
-    is the weight plus the feedback of earlier errors, which widens its range, a searched scale gets some headroom.
+    is the weight plus the feedback of earlier errors, which widens its range, a searched scale gets some headroom. A
+    float grid needs none: its step is relative to the value, and a searched scale seldom fills the range.
 
     Args:
         weight (`Tensor`): `(out_features, in_features)` float32; linears that share their input may be stacked.
@@ -148,7 +149,7 @@ def gptq_scales(
     weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, search: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """The scales and zero points that [`gptq`] starts from; see [`hfcompress.solvers.scales.choose_scales`]."""
-    headroom = 1 + HEADROOM / grid.bits if search else 1.0
+    headroom = 1 + HEADROOM / grid.bits if search and grid.type == "int" else 1.0
     return choose_scales(weight, factor.importance, grid, scale_dtype, search, headroom)
 
 
@@ -160,10 +161,10 @@ def sweep(weight: Tensor, feedback: Tensor, scales: Tensor, zero_points: Tensor 
     `weight`, `scales` and `zero_points` are `(in_features, out_features)`.
 
     Returns:
-        `Tensor`: int8 codes `(in_features, out_features)`.
+        `Tensor`: codes `(in_features, out_features)` in the grid's dtype.
     """
     errors = torch.zeros_like(weight)
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    codes = torch.empty(weight.shape, dtype=grid.dtype, device=weight.device)
     for start in range(0, len(weight), BLOCK):
         stop = min(start + BLOCK, len(weight))
         block = torch.addmm(weight[start:stop], feedback[:start, start:stop].T, errors[:start])

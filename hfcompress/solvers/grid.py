@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The integer grid that a weight is rounded to, and the rounded weight itself."""
+"""The grid of codes that a weight is rounded to, and the rounded weight itself."""
 
 from dataclasses import dataclass
 
@@ -19,32 +19,47 @@ import torch
 from torch import Tensor
 
 
+E4M3 = torch.float8_e4m3fn
+
+
 @dataclass(frozen=True)
 class Grid:
     """
-    A uniform grid: codes `q` in `[-2**(bits-1), 2**(bits-1) - 1]`, values `(q - zero_point) * scale`, one scale per
-    row and group of columns.
+    Codes `q` of a few bits that stand for the values `(q - zero_point) * scale`, one scale per row and group of
+    columns.
 
-    A symmetric grid has no zero point. Its scale may be negative, so that all `2**bits` levels are used whichever
-    side the larger values are on.
+    Integer codes are those in `[-2**(bits-1), 2**(bits-1) - 1]`. Such a grid without a zero point is symmetric; its
+    scale may be negative, so that all `2**bits` levels are used whichever side the larger values are on. Codes of type
+    `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric.
 
     Args:
-        bits (`int`): bits per code, 2 to 8.
+        bits (`int`): bits per code, 2 to 8; 8 for `"float"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
+        type (`str`): `"int"` or `"float"`.
+        activations (`str`): how the linear's inputs are rounded when it runs, to 8 bits of the same type: `"none"`,
+            `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
+            reader does with them does.
     """
 
     bits: int
     group_size: int = -1
     symmetric: bool = True
+    type: str = "int"
+    activations: str = "none"
 
     @property
     def q_min(self) -> int:
-        return -(2 ** (self.bits - 1))
+        return -(2 ** (self.bits - 1)) if self.type == "int" else int(torch.finfo(E4M3).min)
 
     @property
     def q_max(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        return 2 ** (self.bits - 1) - 1 if self.type == "int" else int(torch.finfo(E4M3).max)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the codes are held in."""
+        return torch.int8 if self.type == "int" else E4M3
 
     def columns(self, in_features: int) -> int:
         """Columns per group for a weight that is `in_features` wide."""
@@ -52,7 +67,10 @@ class Grid:
 
     def round(self, values: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
         """The codes nearest to `values`, as floats; all arguments broadcast against each other."""
-        codes = torch.round(values / scales)
+        codes = values / scales
+        if self.type == "float":
+            return codes.clamp_(self.q_min, self.q_max).to(E4M3).to(values.dtype)  # the cast rounds to nearest, even
+        codes = torch.round(codes)
         if zero_points is not None:
             codes += zero_points
         return codes.clamp_(self.q_min, self.q_max)
@@ -64,7 +82,7 @@ class QuantizedWeight:
     A weight on a grid.
 
     Args:
-        codes (`Tensor`): int8 `(out_features, in_features)`.
+        codes (`Tensor`): int8, or float8_e4m3fn on a float grid, `(out_features, in_features)`.
         scales (`Tensor`): `(out_features, groups)` in the dtype that is stored.
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.

@@ -34,4 +34,4 @@ def rtn(weight: Tensor, grid: Grid, scale_dtype: torch.dtype, search: bool = Tru
     groups = weight.view(len(weight), scales.shape[1], -1)
     zeros = None if zero_points is None else zero_points.float().unsqueeze(-1)
     codes = grid.round(groups, scales.float().unsqueeze(-1), zeros)
-    return QuantizedWeight(codes.view_as(weight).to(torch.int8), scales, zero_points, grid)
+    return QuantizedWeight(codes.view_as(weight).to(grid.dtype), scales, zero_points, grid)

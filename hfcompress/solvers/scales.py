@@ -110,8 +110,13 @@ class _Best:
 def _full_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, ...]:
     """
     The scales at which nothing is clipped. Symmetric: the value of the larger side sits on the code that only one
-    side has, `q_min`, or (the second candidate) on `q_max`.
+    side has, `q_min`, or (the second candidate) on `q_max`. On a float grid the largest value sits on the largest
+    code, or (the second candidate) an octave below it: there a scale does not set the step, which is relative to the
+    value, but where in its octave each value falls.
     """
+    if grid.type == "float":
+        full = torch.maximum(high, -low) / grid.q_max
+        return full, 2 * full
     if not grid.symmetric:
         return ((high - low) / (grid.q_max - grid.q_min),)
     extreme = torch.where(high > -low, high, low)

@@ -11,16 +11,28 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""pack-quantized and int-quantized, as compressed-tensors itself reads and writes them."""
+"""The layouts, as compressed-tensors itself reads and writes them."""
 
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    preset_name_to_scheme,
+)
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats import get_format
-from hfcompress.formats.compressed_tensors import DecodedTensor, IntQuantized, PackQuantized, decoded
+from hfcompress.formats.compressed_tensors import (
+    CompressedTensors,
+    DecodedTensor,
+    FloatQuantized,
+    IntQuantized,
+    PackQuantized,
+    decoded,
+)
 from hfcompress.formats.dense import Dense
 from hfcompress.models.checkpoint import StoredTensor
 from hfcompress.solvers.grid import Grid, QuantizedWeight
@@ -167,9 +179,10 @@ def test_a_transposed_weight_is_refused_in_a_sentence(layout):
 
 
 def test_formats_by_name():
-    assert get_format("compressed-tensors").name == "pack-quantized"
+    assert get_format("compressed-tensors").name == "compressed-tensors"
     assert get_format("pack-quantized").name == "pack-quantized"
     assert get_format("int-quantized").name == "int-quantized"
+    assert get_format("float-quantized").name == "float-quantized"
     assert get_format("dense").name == "dense"
     with pytest.raises(InvalidValueError, match=r"no format 'int-quantised'.*Did you mean 'int-quantized'"):
         get_format("int-quantised")
@@ -333,8 +346,11 @@ def test_a_name_in_a_later_group_counts_before_linear_in_an_earlier_one():
 
 def test_another_layout_is_refused_by_name():
     tensors, config = stored_checkpoint(IntQuantized(), {STEM: make_weight(Grid(8))})
-    with pytest.raises(UnsupportedModelError, match=r"'float-quantized'.*pack-quantized, int-quantized"):
-        decoded(tensors, {**config, "format": "float-quantized"})
+    with pytest.raises(UnsupportedModelError, match=r"'naive-quantized'.*pack-quantized, int-quantized"):
+        decoded(tensors, {**config, "format": "naive-quantized"})
+    config["config_groups"]["group_0"]["format"] = "naive-quantized"
+    with pytest.raises(UnsupportedModelError, match="'naive-quantized'"):
+        decoded(tensors, config)
 
 
 # codes
@@ -357,3 +373,150 @@ def test_codes_on_another_grid_are_refused():
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=8, strategy="tensor"))
     with pytest.raises(UnsupportedModelError, match="its codes cannot be read"):
         DecodedTensor({}, scheme, "int-quantized", (2, 2)).quantized()
+
+
+# eight bits of inputs and of floats
+
+W8A8 = Grid(8, activations="dynamic")
+FP8 = Grid(8, type="float", activations="dynamic")
+
+
+def make_float_weight(dtype=torch.float32, seed=0, activations="dynamic"):
+    generator = torch.Generator().manual_seed(seed)
+    codes = (100 * torch.randn(13, 96, generator=generator)).clamp(-448, 448).to(torch.float8_e4m3fn)
+    scales = (torch.rand(13, 1, generator=generator) + 0.05).to(dtype)
+    return QuantizedWeight(codes, scales, None, Grid(8, type="float", activations=activations))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_consumer_reads_and_writes_the_same_float_codes(dtype):
+    weight, layout = make_float_weight(dtype), FloatQuantized()
+    [scheme] = read_config(layout.quantization_config({STEM: weight.grid}, [])).config_groups.values()
+    consumer = BaseCompressor.get_value_from_registry("float-quantized")
+    ours = layout.pack(weight)
+    exact = {**ours, "weight_scale": ours["weight_scale"].float()}
+    assert torch.equal(consumer.decompress(exact, scheme)["weight"], weight.dequantize())
+    theirs = consumer.compress({"weight": weight.dequantize(), "weight_scale": exact["weight_scale"]}, scheme)
+    assert theirs.keys() == ours.keys()
+    assert theirs["weight"].dtype == ours["weight"].dtype == torch.float8_e4m3fn
+    assert torch.equal(theirs["weight"].float(), ours["weight"].float())
+    assert torch.equal(layout.unpack(ours, weight.grid).dequantize(), weight.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("preset", "grid"),
+    [
+        ("W8A8", W8A8),
+        ("FP8_DYNAMIC", FP8),
+        ("FP8", Grid(8, type="float", activations="static")),
+        ("W8A16", Grid(8, 128)),
+        ("W4A16", Grid(4, 128)),
+        ("W4A16_ASYM", Grid(4, 128, symmetric=False)),
+    ],
+)
+def test_a_scheme_is_the_preset_that_engines_know(preset, grid):
+    [ours] = read_config(CompressedTensors().quantization_config({STEM: grid}, [])).config_groups.values()
+    theirs = preset_name_to_scheme(preset, ["Linear"])
+    for part in ("weights", "input_activations", "output_activations"):
+        expected = getattr(theirs, part)
+        if expected is None:
+            assert getattr(ours, part) is None
+            continue
+        # how a range was found is a note that no reader heeds; and a scale per row is finer than the preset's one
+        found, expected = (
+            {k: v for k, v in each.model_dump().items() if k != "observer"} for each in (getattr(ours, part), expected)
+        )
+        if (preset, part) == ("FP8", "weights"):
+            assert expected.pop("strategy") == "tensor"
+            assert found.pop("strategy") == "channel"
+        assert found == expected
+
+
+@pytest.mark.parametrize("grid", [W8A8, FP8, Grid(8, type="float"), Grid(8)])
+def test_the_written_config_is_read_back_as_it_was_written(grid):
+    config = CompressedTensors().quantization_config({STEM: grid}, ["lm_head"], "float")
+    read = read_config(config).model_dump()
+    for key, value in config.items():
+        if key not in ("version", "config_groups", "kv_cache_scheme"):
+            assert read[key] == value
+    group = config["config_groups"]["group_0"]
+    for part in ("weights", "input_activations"):
+        assert group[part] is None or group[part].items() <= read["config_groups"]["group_0"][part].items()
+    assert config["kv_cache_scheme"].items() <= read["kv_cache_scheme"].items()
+
+
+@pytest.mark.parametrize(
+    ("grid", "layout"),
+    [
+        (Grid(4, 32), "pack-quantized"),
+        (Grid(8), "pack-quantized"),
+        (W8A8, "int-quantized"),
+        (Grid(8, activations="static"), "int-quantized"),
+        (Grid(8, type="float"), "float-quantized"),
+        (FP8, "float-quantized"),
+    ],
+)
+def test_the_layout_follows_from_what_is_held(grid, layout):
+    config = CompressedTensors().quantization_config({STEM: grid}, [])
+    assert config["format"] == config["config_groups"]["group_0"]["format"] == layout
+    weight = make_float_weight() if grid.type == "float" else make_weight(grid)
+    ours = CompressedTensors().pack(weight)
+    assert ("weight_packed" in ours) == (layout == "pack-quantized")
+    stored = {f"{STEM}.{name}": tensor for name, tensor in ours.items()}
+    assert torch.equal(CompressedTensors().restore(stored, STEM, grid, False), weight.dequantize())
+
+
+def test_a_mixture_of_layouts_is_mixed_precision_and_reads_group_by_group():
+    weights = {
+        "model.layers.0.a": make_weight(Grid(4, 32)),
+        "model.layers.0.b": make_weight(W8A8),
+        "model.layers.0.c": make_float_weight(),
+    }
+    tensors, config = stored_checkpoint(CompressedTensors(), weights)
+    assert config["format"] == "mixed-precision"
+    view = decoded(tensors, config)
+    for stem, weight in weights.items():
+        assert torch.equal(view[f"{stem}.weight"].read(), weight.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("layout", "grid", "said"),
+    [
+        (PackQuantized(), W8A8, "pack-quantized is not for int codes and rounded inputs.*writes int-quantized there"),
+        (PackQuantized(), FP8, "pack-quantized is not for float codes and rounded inputs.*writes float-quantized"),
+        (IntQuantized(), Grid(8, type="float"), "int-quantized is not for float codes, which.*float-quantized"),
+        (FloatQuantized(), Grid(8), "float-quantized is not for int codes, which.*writes pack-quantized there"),
+        (Dense(), W8A8, "dense has no place for how the inputs.*compressed-tensors.*activations to none"),
+        (CompressedTensors(), W8A8, None),
+        (Dense(), Grid(8, type="float"), None),
+    ],
+)
+def test_a_layout_refuses_what_it_cannot_hold(layout, grid, said):
+    if said is None:
+        layout.check(STEM, grid, transposed=False)
+        return
+    with pytest.raises(InvalidValueError, match=said) as refused:
+        layout.check(STEM, grid, transposed=False)
+    assert STEM in str(refused.value)
+
+
+def test_a_conv1d_is_refused_by_the_layout_that_would_hold_it():
+    with pytest.raises(InvalidValueError, match="int-quantized cannot hold c_attn: it is a Conv1D"):
+        CompressedTensors().check("c_attn", W8A8, transposed=True)
+
+
+def test_a_cache_is_refused_where_its_scheme_would_be_lost():
+    with pytest.raises(InvalidValueError, match="gguf has no place for the scales of the step kv_cache"):
+        get_format("gguf").quantization_config({STEM: Grid(4, 32)}, [], "float")
+    with pytest.raises(InvalidValueError, match="dense has no place for the scales of the step kv_cache"):
+        Dense().quantization_config({STEM: Grid(8)}, [], "float")
+    asymmetric = {STEM: Grid(4, 32, symmetric=False)}
+    with pytest.raises(InvalidValueError, match=r"asymmetric grid beside the step kv_cache.*format=int-quantized"):
+        CompressedTensors().quantization_config(asymmetric, [], "float")
+    assert IntQuantized().quantization_config(asymmetric, [], "float")["kv_cache_scheme"]["type"] == "float"
+
+
+def test_an_asymmetric_packed_grid_is_refused_beside_another_layout():
+    grids = {"model.layers.0.a": Grid(4, 32, symmetric=False), "model.layers.0.b": W8A8}
+    with pytest.raises(InvalidValueError, match=r"asymmetric.*only when all linears share it"):
+        CompressedTensors().quantization_config(grids, [])

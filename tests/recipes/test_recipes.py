@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from hfcompress.cli import parse_size
 from hfcompress.errors import HfcompressError, InvalidValueError
-from hfcompress.recipes import GPTQ, RTN, Job, Steps, job_from_dict, load_job, shipped_recipes, with_changes
+from hfcompress.recipes import GPTQ, RTN, Job, KVCache, Steps, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.job import GATED, LOWER_BOUNDS, CalibrationSettings, EvaluationSettings
 
 
@@ -92,6 +92,66 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(step, key, value, said)
     ):
         assert said in sentence
         assert sentence.startswith(step.name)
+
+
+EIGHT = {"bits": 8, "group_size": -1}
+
+
+@every_step
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"type": "fp8"}, "type is 'fp8'; it must be one of int, float."),
+        ({"activations": True}, "activations is True; it must be one of none, dynamic, static."),
+        ({"activations": "statik"}, "Did you mean 'static'?"),
+        (
+            {**EIGHT, "activations": "static", "observer": "max"},
+            "observer is 'max'; it must be one of minmax, percentile",
+        ),
+        ({"type": "float"}, "type float is E4M3 with a scale per row: set"),
+        ({"type": "float", "bits": 8}, "bits to 8, group_size to -1, and symmetric to true."),
+        ({**EIGHT, "type": "float", "symmetric": False}, "and symmetric to true."),
+        ({"activations": "dynamic"}, "activations dynamic needs weights of 8 bits with a scale per row: set"),
+        ({"activations": "static", "bits": 8}, "bits to 8, group_size to -1, and symmetric to true."),
+        ({**EIGHT, "activations": "dynamic", "symmetric": False}, "activations dynamic needs weights of 8 bits"),
+        ({**EIGHT, "activations": "dynamic", "observer": "minmax"}, "observer is for static activations: set"),
+        ({"observer": "percentile"}, "activations to static, or leave observer out."),
+        ({"overrides": {"q_proj": {"activations": "dynamic"}}}, "activations dynamic needs weights of 8 bits"),
+        ({**EIGHT, "overrides": {"q_proj": {"bits": 4, "type": "float"}}}, "type float is E4M3"),
+    ],
+)
+def test_eight_bit_settings_that_do_not_go_together(step, keys, said):
+    for sentence in (refused(step, **keys), refused(job_from_dict, {"recipe": [{step.name: keys}]})):
+        assert said in sentence
+        assert sentence.startswith(step.name)
+        assert sentence.count(". ") <= 1
+
+
+@every_step
+def test_overrides_hold_for_activations_too(step):
+    recipe = step(
+        group_size=128,
+        overrides={"q_proj": {**EIGHT, "type": "float", "activations": "static"}, "k_proj": {**EIGHT, "bits": 8}},
+    )
+    own = recipe.for_linear("model.layers.0.self_attn.q_proj")
+    assert (own.type, own.activations, own.group_size, own.observer) == ("float", "static", -1, "mse")
+    assert recipe.for_linear("model.layers.0.self_attn.k_proj").activations == "none"
+    assert recipe.for_linear("model.layers.0.self_attn.v_proj").bits == 4
+
+
+def test_the_cache_is_a_step_beside():
+    [gptq, cache] = job_from_dict({"recipe": [{"gptq": {}}, {"kv_cache": {"type": "int"}}]}).steps
+    assert cache == KVCache(type="int")
+    assert cache.for_cache() is cache
+    assert cache.for_linear("model.layers.0.self_attn.k_proj") is None
+    assert gptq.for_cache() is None
+    assert KVCache().to_dict() == {}
+    assert "kv_cache.type is 'fp8'; it must be one of int, float." in refused(KVCache, type="fp8")
+    assert "kv_cache.observer is 'max'; it must be one of" in refused(KVCache, observer="max")
+    for key, value in (("targets", ("k_proj",)), ("ignore", ("k_proj",)), ("overrides", {"k_proj": {"type": "int"}})):
+        said = refused(KVCache, **{key: value})
+        assert said.startswith("kv_cache is for the cache of every attention")
+        assert "leave out targets, ignore and overrides" in said
 
 
 @pytest.mark.parametrize(
@@ -193,9 +253,12 @@ def test_steps_chain():
         ({"recipe": []}, "'recipe' must be a list of steps"),
         ({"recipe": 4}, "'recipe' must be a list of steps"),
         ({"recipe": [4]}, "a step must be a mapping such as `gptq: {bits: 4}`, not 4."),
-        ({"recipe": ["gpqt"]}, "There is no step 'gpqt'; there are rtn, gptq. Did you mean 'gptq'?"),
-        ({"recipe": [{"rnt": {"bits": 4}}]}, "There is no step 'rnt'; there are rtn, gptq. Did you mean 'rtn'?"),
-        ({"recipe": ["distillation"]}, "There is no step 'distillation'; there are rtn, gptq."),
+        ({"recipe": ["gpqt"]}, "There is no step 'gpqt'; there are rtn, gptq, kv_cache. Did you mean 'gptq'?"),
+        (
+            {"recipe": [{"rnt": {"bits": 4}}]},
+            "There is no step 'rnt'; there are rtn, gptq, kv_cache. Did you mean 'rtn'?",
+        ),
+        ({"recipe": ["distillation"]}, "There is no step 'distillation'; there are rtn, gptq, kv_cache."),
         ({"recipe": [{1: {}}]}, "There is no step '1'"),
         ({"recipe": [{"rtn": 4}]}, "rtn must be a mapping of keys to values, not 4."),
         ({"recipe": [{"rtn": ["bits"]}]}, "rtn must be a mapping of keys to values, not ['bits']."),
@@ -309,11 +372,22 @@ def steps_of(kind, keys):
     return st.fixed_dictionaries({}, optional={**keys, **targeting, "overrides": overrides}).map(lambda k: kind(**k))
 
 
+observers = st.sampled_from(["minmax", "percentile", "mse"])
+eight_bits = st.builds(
+    lambda kind, **keys: kind(bits=8, group_size=-1, **keys),
+    kind=st.sampled_from([RTN, GPTQ]),
+    type=st.sampled_from(["int", "float"]),
+    activations=st.just("static"),
+    observer=observers,
+)
+caches = st.builds(KVCache, type=st.sampled_from(["int", "float"]), observer=observers)
 jobs = st.builds(
     Job,
-    steps=st.lists(st.one_of(steps_of(RTN, choices), steps_of(GPTQ, choices | only_gptq)), min_size=1, max_size=3).map(
-        tuple
-    ),
+    steps=st.lists(
+        st.one_of(steps_of(RTN, choices), steps_of(GPTQ, choices | only_gptq), eight_bits, caches),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
     format=st.sampled_from(["compressed-tensors", "pack-quantized", "int-quantized", "dense"]),
     calibration=st.builds(
         CalibrationSettings,
@@ -523,7 +597,8 @@ def test_a_bound_that_is_not_a_number_is_refused():
 
 def test_every_shipped_recipe_loads_and_says_what_it_is():
     found = shipped_recipes()
-    assert {"gguf-q4_0", "gptq-w3a16", "gptq-w4a16", "rtn-w4a16", "rtn-w8a16"} <= found.keys()
+    assert {"gptq-w3a16", "gptq-w4a16", "rtn-w4a16", "rtn-w8a16", "w8a8-int8", "w8a8-fp8"} <= found.keys()
+    assert "gguf-q4_0" in found
     for name, description in found.items():
         job = load_job(name)
         assert job.name == name
@@ -531,9 +606,13 @@ def test_every_shipped_recipe_loads_and_says_what_it_is():
         assert len(description) > 20
         assert dataclasses.replace(job_from_dict(job.to_dict(), name), description=description) == job
         bits = {step.bits for step in job.steps}
-        assert bits == {int(re.search(r"-[wq](\d)", name)[1])}
-        said = f"{name} {description}".lower()
-        assert all(step.name in said for step in job.steps)
+        weights = re.search(r"-?[wq](\d)", name)[1]
+        inputs = re.search(r"a(\d+)", name)
+        assert bits == {int(weights)}
+        assert {step.activations for step in job.steps} == {"dynamic" if inputs and inputs[1] == "8" else "none"}
+        assert {step.type for step in job.steps} == {"float" if name.endswith("fp8") else "int"}
+        if name.partition("-")[0] in ("gptq", "rtn"):
+            assert [step.name for step in job.steps] == [name.partition("-")[0]]
 
 
 def test_a_recipe_from_a_file(tmp_path):

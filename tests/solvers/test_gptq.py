@@ -362,3 +362,55 @@ def test_codes_are_those_of_the_damping_that_is_reported():
 def test_matrices_that_no_damping_helps_are_refused(gram):
     with pytest.raises(NotPositiveDefiniteError):
         factorize(gram)
+
+
+# E4M3
+
+
+def textbook_gptq_on_e4m3(weight, damped, order, scales):
+    """
+    The textbook's column sweep in float64, with the nearest of all E4M3 values found by trying them.
+
+    Returns:
+        values in the order of the columns, and for every row how close to a tie its closest call was, in steps.
+    """
+    table = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    table = table[table.isfinite()].unique()
+    left = weight.double()[:, order].clone()
+    upper = torch.linalg.cholesky(torch.linalg.inv(damped[order][:, order]), upper=True)
+    values = torch.empty_like(left)
+    closest = torch.full((len(weight),), float("inf"), dtype=torch.float64)
+    for step, column in enumerate(order.tolist()):
+        scale = scales.double()[:, 0]
+        two = ((left[:, step] / scale).unsqueeze(-1) - table).abs().topk(2, largest=False)
+        gap = (table[two.indices[:, 0]] - table[two.indices[:, 1]]).abs()
+        closest = torch.minimum(closest, (two.values[:, 1] - two.values[:, 0]) / gap)
+        values[:, column] = table[two.indices[:, 0]] * scale
+        error = (left[:, step] - values[:, column]) / upper[step, step]
+        left[:, step + 1 :] -= error[:, None] * upper[step, step + 1 :]
+    return values, closest
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float_codes_are_those_of_the_textbook(dtype, search, act_order):
+    weight, gram = make_problem(seed=3, rows=16)
+    factor = factorize(gram, 0.01, act_order)
+    quantized = gptq(weight, factor, Grid(8, type="float"), dtype, search)
+    assert quantized.codes.dtype == torch.float8_e4m3fn
+    scales, _ = choose_scales(weight, factor.importance, quantized.grid, dtype, search)
+    assert torch.equal(quantized.scales, scales)
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True) if act_order else torch.arange(len(gram))
+    expected, closest = textbook_gptq_on_e4m3(weight, damp(gram, 0.01), order, scales)
+    decided = closest > 2 * UNDECIDED
+    assert decided.float().mean() >= 0.5
+    torch.testing.assert_close(quantized.dequantize().double()[decided], expected[decided], rtol=1e-6, atol=0)
+
+
+def test_feedback_pays_on_float_codes():
+    weight, gram = make_problem(seed=5, rows=32, columns=128)
+    grid = Grid(8, type="float")
+    solved = gptq(weight, factorize(gram), grid, torch.float32).dequantize()
+    nearest = rtn(weight, grid, torch.float32).dequantize()
+    assert objective(weight, solved, gram).sum() < 0.8 * objective(weight, nearest, gram).sum()

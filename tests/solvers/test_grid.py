@@ -15,6 +15,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -97,3 +99,40 @@ def test_rows_is_the_part_that_belongs_to_those_rows(symmetric):
     assert torch.equal(part.scales, weight.scales[1:4])
     assert (part.zero_points is None) == symmetric
     assert torch.equal(part.dequantize(), weight.dequantize()[1:4])
+
+
+# E4M3
+
+E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+E4M3_VALUES = E4M3_VALUES[E4M3_VALUES.isfinite()].unique()
+
+
+def nearest_e4m3(values):
+    """The nearest value of the table, at a tie the one with an even mantissa; float64, by trying all."""
+    distance = (values.double().clamp(-448, 448).unsqueeze(-1) - E4M3_VALUES).abs()
+    near = distance == distance.amin(-1, keepdim=True)
+    odd = (E4M3_VALUES.to(torch.float8_e4m3fn).view(torch.uint8) & 1).bool()
+    return E4M3_VALUES[(near & ~(odd & (near.sum(-1, keepdim=True) > 1))).int().argmax(-1)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-600, 600, width=32), min_size=1, max_size=20), st.sampled_from([1.0, 0.25, 2.0**-12]))
+def test_float_codes_are_the_nearest_values_of_e4m3(values, scale):
+    values = torch.tensor(values, dtype=torch.float32)
+    codes = Grid(8, type="float").round(values * scale, torch.tensor(scale), None)
+    assert codes.dtype == torch.float32
+    assert torch.equal(codes.double(), nearest_e4m3(values * scale / scale))
+
+
+def test_a_float_grid_ends_at_448_and_holds_its_codes_in_eight_bits():
+    grid = Grid(8, type="float")
+    assert (grid.q_min, grid.q_max, grid.dtype) == (-448, 448, torch.float8_e4m3fn)
+    assert Grid(8).dtype == torch.int8
+    assert grid.round(torch.tensor([1e6, -1e6, 464.0]), torch.tensor(1.0), None).tolist() == [448, -448, 448]
+
+
+def test_float_codes_dequantize_to_code_times_scale():
+    codes = torch.tensor([[1.125, -448.0, 0.0, 2.0**-9]]).to(torch.float8_e4m3fn)
+    weight = QuantizedWeight(codes, torch.tensor([[0.5]]).bfloat16(), None, Grid(8, type="float"))
+    assert weight.dequantize().tolist() == [[0.5625, -224.0, 0.0, 2.0**-10]]
+    assert weight.rows(0, 1).dequantize().tolist() == weight.dequantize().tolist()

@@ -93,3 +93,25 @@ def test_the_weight_is_left_alone():
     before = weight.clone()
     rtn(weight, Grid(4, 32, symmetric=False), torch.bfloat16)
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("search", [True, False])
+def test_float_weights_go_to_the_nearest_value_of_e4m3(search, dtype):
+    weight = make_weight() * torch.logspace(-3, 1, 6).unsqueeze(1)
+    quantized = rtn(weight, Grid(8, type="float"), dtype, search)
+    assert quantized.codes.dtype == torch.float8_e4m3fn
+    assert quantized.zero_points is None
+    assert (quantized.scales > 0).all()
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    values = values[values.isfinite()] * quantized.scales.double()
+    nearest = (weight.double().unsqueeze(-1) - values.unsqueeze(1)).abs().amin(-1)
+    off = (weight.double() - quantized.dequantize().double()).abs()
+    assert (off <= nearest + 1e-6 * weight.double().abs()).all()
+
+
+def test_searched_float_scales_lose_less_than_the_full_range():
+    weight = make_weight(rows=32, columns=128)
+    grid = Grid(8, type="float")
+    searched, plain = (rtn(weight, grid, torch.float32, search).dequantize() for search in (True, False))
+    assert (weight - searched).square().sum() < 0.97 * (weight - plain).square().sum()

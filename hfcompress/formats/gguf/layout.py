@@ -73,7 +73,11 @@ class GGUF(PackQuantized):
     def values(self, weight: QuantizedWeight) -> Tensor:
         return _held_by_both(weight).dequantize()
 
-    def quantization_config(self, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any]:
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any]:
+        if kv_cache is not None:
+            raise InvalidValueError("gguf has no place for the scales of the step kv_cache; leave one of the two out.")
         return PackQuantized().quantization_config(grids, untouched)
 
     def write_beside(self, folder: Path, name: str) -> dict[str, Any]:
