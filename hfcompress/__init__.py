@@ -22,23 +22,38 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import GPTQ, RTN, Job, Recipe
+    from hfcompress.recipes import AWQ, GPTQ, RTN, Job, Recipe, Smooth
 
 
 __version__ = "0.1.0"
 _WHERE = {
+    "AWQ": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
+    "Smooth": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
     "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
+__all__ = [
+    "AWQ",
+    "GPTQ",
+    "RTN",
+    "HfcompressError",
+    "Job",
+    "Recipe",
+    "Result",
+    "Smooth",
+    "compare",
+    "compress",
+    "evaluate",
+    "push",
+]
 
 
 def __getattr__(name: str):

@@ -241,6 +241,7 @@ def compress(
             "seed": job.calibration.seed,
             "linears": results,
             "skipped": plan.skipped,
+            "folds": [pair for pairs in journal.folds.values() for pair in pairs],
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,
