@@ -86,7 +86,7 @@ class Fold:
         """
         fed = self.channels >= 0
         found = values.new_zeros(self.width)
-        return found.index_reduce(0, self.channels[fed], values[fed], reduce, include_self=False)
+        return found.scatter_reduce(0, self.channels[fed], values[fed], reduce, include_self=False)
 
 
 @torch.no_grad()
