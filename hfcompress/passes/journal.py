@@ -58,7 +58,7 @@ class Journal:
                 f"The unfinished run in {self.path.parent} differs in {', '.join(different)}; "
                 "give the same options, or start again with --overwrite."
             )
-        self.blocks, self.folds, self.witness = found["blocks"], found["folds"], found["witness"]
+        self.blocks, self.folds, self.witness = found["blocks"], found.get("folds", {}), found["witness"]
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
