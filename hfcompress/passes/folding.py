@@ -13,6 +13,7 @@
 # limitations under the License.
 """Before a block's weights are rounded: factors moved from the inputs of linears into whoever produces them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -131,9 +132,7 @@ class Folding:
         """The inputs of each fold's consumers, from one forward of the block as it is."""
         linears = find_linears(block, self.model.block_names[index])
         leaders = {fold.consumers[0]: linears[fold.consumers[0]] for fold in folds}
-        found = {
-            fold.consumers[0]: _Channels(len(fold.channels), self.model.device, fold.offset is None) for fold in folds
-        }
+        found = {fold.consumers[0]: _Channels(len(fold.channels), self.model.device) for fold in folds}
         for stream in streams if folds else []:
             with watch_inputs(leaders, lambda name, x, mask=stream.batch.mask: found[name].add(x, mask)):
                 self.model.call(block, index, stream)
@@ -150,7 +149,12 @@ class Folding:
         index: int,
         modules: dict[str, nn.Module],
     ) -> tuple[dict[str, Any], Tensor | None]:
-        """The report of a pair, and the best factors for the producer's channels unless none are better."""
+        """
+        The report of a pair, and the best factors for the producer's channels unless none are better.
+
+        All candidates are compared by rounding to nearest. A step with error feedback rounds in another way, so the
+        best of them must then beat leaving everything as it is once more, by the step that will round.
+        """
         linears = {n: m for n, m in modules.items() if n in fold.consumers and isinstance(m, Linear)}
         weights = {name: get_weight(linear) for name, linear in linears.items()}
         stacked = torch.cat(list(weights.values()))
@@ -168,32 +172,64 @@ class Folding:
         spread = [fold.spread(scales) for scales in factors]
         if step.rounds_inputs:
             losses = migration_losses(stacked, spread, channels.peak, channels.squares)
-        elif channels.gram is not None:
-            losses = self._output_losses(weights, spread, channels.gram.gram, index)
+        elif fold.offset is None:
+            losses = self._output_losses(weights, spread, channels, index)
         else:
-            losses = self._block_losses(weights, linears, spread, channels.squares, block, index)
+            losses = self._block_losses(weights, linears, spread, channels, block, index, self._nearest)
         losses = losses.nan_to_num(nan=float("inf"))
         best = int(losses.argmin())
-        if losses[best] == losses[0]:
+        if losses[best] < losses[0] and not step.rounds_inputs:
+            duel = [spread[0], spread[best]]
+            if fold.offset is None:
+                losses = self._solved_losses(weights, duel, channels, index)
+            else:
+                losses = self._block_losses(weights, linears, duel, channels, block, index, self._solved)
+            best, factors, ratios = int(losses[1] < losses[0]), [factors[0], factors[best]], [None, ratios[best]]
+        if not losses[best] < losses[0]:
             return _report(step, fold.consumers, fold, reason="no factors are better than none"), None
         gain = 1 - (losses[best] / losses[0]).item()
         return _report(step, fold.consumers, fold, ratio=ratios[best], gain=gain), factors[best]
 
-    def _output_losses(self, weights: dict[str, Tensor], spread: list[Tensor], gram: Tensor, index: int) -> Tensor:
+    def _nearest(self, task: LinearTask, weight: Tensor, scales: Tensor, channels: "_Channels") -> Tensor:
+        """A weight rounded to nearest under factors, seen with unscaled inputs."""
+        return round_scaled(weight, scales, channels.squares, task.grid, task.scale_dtype, task.searches)
+
+    def _solved(self, task: LinearTask, weight: Tensor, scales: Tensor, channels: "_Channels") -> Tensor:
+        """The same, rounded by the step itself."""
+        scaled = Statistics(len(scales), weight.device)
+        scaled.gram, scaled.tokens = channels.gram / scales / scales[:, None], channels.tokens
+        quantized, _ = task.settings.quantize(weight * scales, scaled, task.grid, task.scale_dtype, task.name)
+        return quantized.dequantize() / scales
+
+    def _output_losses(
+        self, weights: dict[str, Tensor], spread: list[Tensor], channels: "_Channels", index: int
+    ) -> Tensor:
         """The error of the linears' own output, which goes into the residual as it is."""
         tasks = self.plan.blocks[index]
         settings = [(w, tasks[n].grid, tasks[n].scale_dtype, tasks[n].searches) for n, w in weights.items()]
-        losses = [gram_losses(w, spread, gram, grid, dtype, search) for w, grid, dtype, search in settings]
+        losses = [gram_losses(w, spread, channels.gram, grid, dtype, search) for w, grid, dtype, search in settings]
         return torch.stack(losses).sum(0)
+
+    def _solved_losses(
+        self, weights: dict[str, Tensor], spread: list[Tensor], channels: "_Channels", index: int
+    ) -> Tensor:
+        """The same error, with the weights rounded by the step itself."""
+        losses = torch.zeros(len(spread), dtype=torch.float64)
+        for number, scales in enumerate(spread):
+            for name, weight in weights.items():
+                off = self._solved(self.plan.blocks[index][name], weight, scales, channels) - weight
+                losses[number] += (off @ channels.gram).mul_(off).sum(dtype=torch.float64).cpu()
+        return losses
 
     def _block_losses(
         self,
         weights: dict[str, Tensor],
         linears: dict[str, Linear],
         spread: list[Tensor],
-        squares: Tensor,
+        channels: "_Channels",
         block: nn.Module,
         index: int,
+        rounded: "Callable[[LinearTask, Tensor, Tensor, _Channels], Tensor]",
     ) -> Tensor:
         """The error of the block's output on the chosen rows: what makes the input stays as it is, and the weights are
         what their rounding makes of them, seen with unscaled inputs."""
@@ -201,9 +237,7 @@ class Folding:
         expected = [self.model.call(block, index, stream) for stream in self.streams]
         for number, scales in enumerate(spread if expected else []):
             for name, linear in linears.items():
-                task = self.plan.blocks[index][name]
-                rounded = round_scaled(weights[name], scales, squares, task.grid, task.scale_dtype, task.searches)
-                set_weight(linear, rounded)
+                set_weight(linear, rounded(self.plan.blocks[index][name], weights[name], scales, channels))
             for stream, output in zip(self.streams, expected, strict=True):
                 off = flat_tokens(self.model.call(block, index, stream) - output, stream.batch.mask)
                 losses[number] += off.square().sum(dtype=torch.float64).cpu()
@@ -213,31 +247,35 @@ class Folding:
 
 
 class _Channels:
-    """Magnitudes of an input's channels over the calibration tokens; with `gram` also their Gram matrix."""
+    """What [`Statistics`] tells of an input, and the mean and the largest magnitude of each of its channels."""
 
-    def __init__(self, in_features: int, device: torch.device, gram: bool):
+    def __init__(self, in_features: int, device: torch.device):
+        self.statistics = Statistics(in_features, device)
         self.mean = torch.zeros(in_features, device=device)
-        self.squares, self.peak = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
-        self.gram = Statistics(in_features, device) if gram else None
-        self.tokens = 0
+        self.peak = torch.zeros_like(self.mean)
+
+    @property
+    def gram(self) -> Tensor:
+        return self.statistics.gram
+
+    @property
+    def squares(self) -> Tensor:
+        return self.statistics.gram.diagonal()
+
+    @property
+    def tokens(self) -> int:
+        return self.statistics.tokens
 
     def add(self, inputs: Tensor, mask: Tensor | None) -> None:
-        if self.gram is not None:
-            self.gram.add(inputs, mask)
-        x = flat_tokens(inputs, mask)
-        magnitude = x.abs()
+        self.statistics.add(inputs, mask)
+        magnitude = flat_tokens(inputs, mask).abs()
         self.mean += magnitude.sum(0)
-        self.squares += x.square().sum(0)
-        if len(x):
+        if len(magnitude):
             self.peak = torch.maximum(self.peak, magnitude.amax(0))
-        self.tokens += len(x)
 
     def complete(self, processes: Processes, name: str) -> None:
-        if self.gram is not None:
-            self.gram.complete(processes, name)
-        tokens = max(int(processes.sum(torch.tensor(self.tokens, device=self.mean.device)).item()), 1)
-        self.mean = processes.sum(self.mean).div_(tokens)
-        self.squares = processes.sum(self.squares).div_(tokens)
+        self.statistics.complete(processes, name)
+        self.mean = processes.sum(self.mean).div_(max(self.tokens, 1))
         peaks = self.peak.new_zeros(processes.count, len(self.peak))
         peaks[processes.rank] = self.peak  # a maximum by a sum: each process fills its own row
         self.peak = processes.sum(peaks).amax(0)

@@ -73,9 +73,12 @@ def smoothquant_scales(magnitudes: Magnitudes, strength: float) -> Tensor:
 
 
 def _balance(inputs: Tensor, weights: Tensor, power: float) -> Tensor:
-    """Normalised so that the largest and the least factor are each other's inverse: no common factor is moved."""
+    """
+    Normalised so that the largest and the least factor are each other's inverse: no common factor is moved. To eight
+    significant bits: finer ones change no result for the better, but would with the order of a sum over processes.
+    """
     scales = _positive(inputs) ** power / _positive(weights) ** (1 - power)
-    return scales / (scales.max() * scales.min()).sqrt()
+    return (scales / (scales.max() * scales.min()).sqrt()).bfloat16().float()
 
 
 def _positive(values: Tensor) -> Tensor:
