@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import GPTQ, RTN, Job, KVCache, Recipe
+    from hfcompress.recipes import AWQ, GPTQ, RTN, Job, KVCache, Recipe, Smooth
 
 
 __version__ = "0.1.0"
 _WHERE = {
+    "AWQ": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
@@ -34,12 +35,14 @@ _WHERE = {
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
+    "Smooth": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
     "push": "hfcompress.publishing",
 }
 __all__ = [
+    "AWQ",
     "GPTQ",
     "RTN",
     "HfcompressError",
@@ -47,6 +50,7 @@ __all__ = [
     "KVCache",
     "Recipe",
     "Result",
+    "Smooth",
     "compare",
     "compress",
     "evaluate",

@@ -245,6 +245,7 @@ def compress(
             "linears": results,
             "kv_cache": plan.kv_cache,
             "skipped": plan.skipped,
+            "folds": [pair for pairs in journal.folds.values() for pair in pairs],
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,

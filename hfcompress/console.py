@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hfcompress.evaluation.numbers import size
+from hfcompress.models.manifest import MANIFEST
 from hfcompress.tables import plus_or_minus, report_tables, table
 
 
@@ -96,6 +97,12 @@ def show_run(result) -> None:
         f"in {seconds:.1f} s; largest relative {kind} error {value:.3f} ({worst['name']})",
         soft_wrap=True,
     )
+    if pairs := manifest.get("folds"):
+        scaled = sum(pair["left_alone"] is None for pair in pairs)
+        out.print(
+            f"{scaled} of {len(pairs)} pairs of a producer and its readers scaled before rounding; {MANIFEST} names each",
+            soft_wrap=True,
+        )
     for name, reason in manifest["skipped"].items():
         out.print(f"left alone: {name}, {reason}", soft_wrap=True)
     if "gguf" in manifest:

@@ -11,7 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The walk that compresses: embed, then block by block observe, solve, write, replay. Each block is in memory alone."""
+"""
+The walk that compresses: embed, then block by block fold, observe, solve, write, replay. Each block is in memory alone.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +28,7 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.passes.folding import Folding
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
@@ -68,6 +71,7 @@ class BlockPass:
         self.model, self.plan, self.layout, self.writer = model, plan, layout, writer
         self.journal, self.processes, self.progress = journal, processes, progress
         self.walk = walk_suspended if suspended else walk_recomputed
+        self.folding: Folding | None = None
 
     @torch.no_grad()
     def run(self, batches: list[Batch]) -> list[dict[str, Any]]:
@@ -81,6 +85,7 @@ class BlockPass:
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
+        self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
         witness = self.model.embed([Batch(witness_ids(self.model))])[0]
         for index, name in enumerate(self.model.block_names):
             self.progress.step(f"block {index + 1} of {len(self.model)}", amount=0)
@@ -91,6 +96,8 @@ class BlockPass:
                 else:
                     streams, dense = self._compress(block, index, streams, dense, probe, last)
                 witness = witness.advanced(self.model.call(block, index, witness))
+                if self.folding is not None:
+                    self.folding.advance(block, index)
             self.progress.step(f"block {index + 1} of {len(self.model)}")
         with self.model.outside(head=True) as model:
             if self.plan.head is not None:
@@ -114,7 +121,10 @@ class BlockPass:
     ) -> tuple[list[Stream], list[Stream]]:
         tasks = self.plan.blocks[index]
         linears = find_linears(block, self.model.block_names[index])
-        results, tensors = [], {}
+        results, tensors, folds, folded = [], {}, [], {}
+        if self.folding is not None:  # the dense stream goes by the block as it was: so it will when a run is resumed
+            ahead = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
+            folds, folded = self.folding.fold(block, index, streams)
 
         def solve_cache(ranges: CacheRanges, attention: nn.Module) -> None:
             scales = ranges.scales(self.processes, attention)
@@ -141,11 +151,13 @@ class BlockPass:
             self._require_all_ran(tasks, groups)
             self._require_all_cache(caches, groups)
             streams, dense = self._observe(block, index, groups, caches, streams, dense, solve, solve_cache, last)
+        if self.folding is not None:
+            dense = ahead
         stems = {tasks[result["name"]].stem for result in results}
         for key in self.model.keys_of_block(index):
             if key.removesuffix(".weight") not in stems:
-                tensors[key] = self.model.tensors[key].read()
-        self._commit(self.model.block_names[index], f"block-{index:05d}", tensors, results)
+                tensors[key] = folded[key] if key in folded else self.model.tensors[key].read()
+        self._commit(self.model.block_names[index], f"block-{index:05d}", tensors, results, folds)
         return streams, dense
 
     def _observe(
@@ -217,6 +229,9 @@ class BlockPass:
             dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
         linears = find_linears(block, self.model.block_names[index])
         stored = self.writer.read_part(f"block-{index:05d}")
+        for name, parameter in block.named_parameters(prefix=self.model.block_names[index]):
+            if self.model.sources.get(name) in stored:  # a fold may have changed it
+                parameter.data.copy_(stored[self.model.sources[name]])
         for name, task in self.plan.blocks[index].items():
             set_weight(linears[name], self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
             set_scales(linears[name], stored_scales(stored, task))
@@ -269,7 +284,7 @@ class BlockPass:
         set_scales(head, scales)
         packed = self._packed(task, quantized, scales)
         tensors = {f"{task.stem}.{local}": tensor for local, tensor in packed.items()}
-        self._commit(HEAD, HEAD, tensors, [{**result, "bytes": sum(t.nbytes for t in packed.values())}])
+        self._commit(HEAD, HEAD, tensors, [{**result, "bytes": sum(t.nbytes for t in packed.values())}], [])
 
     def _write_outside(self) -> None:
         """What lies outside the blocks, as it is, one tensor at a time."""
@@ -286,10 +301,17 @@ class BlockPass:
             packed["weight"] = packed["weight"].T.contiguous()
         return packed
 
-    def _commit(self, name: str, part: str, tensors: dict[str, Tensor], results: list[dict[str, Any]]) -> None:
+    def _commit(
+        self,
+        name: str,
+        part: str,
+        tensors: dict[str, Tensor],
+        results: list[dict[str, Any]],
+        folds: list[dict[str, Any]],
+    ) -> None:
         if self.processes.writes:
             self.writer.write_part(part, tensors)
-            self.journal.commit(name, results)
+            self.journal.commit(name, results, folds)
         else:
             self.journal.blocks[name] = results
         self.processes.wait()

@@ -29,12 +29,14 @@ class Journal:
 
     Attributes:
         blocks (`dict[str, list[dict]]`): finished block -> what is reported of each of its linears.
+        folds (`dict[str, list[dict]]`): finished block -> what is reported of each pair between which factors moved.
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path, self.fingerprint = path, fingerprint
         self.blocks: dict[str, list[dict[str, Any]]] = {}
+        self.folds: dict[str, list[dict[str, Any]]] = {}
         self.witness: dict[str, Any] | None = None
 
     def resume(self) -> None:
@@ -56,15 +58,15 @@ class Journal:
                 f"The unfinished run in {self.path.parent} differs in {', '.join(different)}; "
                 "give the same options, or start again with --overwrite."
             )
-        self.blocks, self.witness = found["blocks"], found["witness"]
+        self.blocks, self.folds, self.witness = found["blocks"], found.get("folds", {}), found["witness"]
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
         return name in self.blocks
 
-    def commit(self, name: str, results: list[dict[str, Any]]) -> None:
+    def commit(self, name: str, results: list[dict[str, Any]], folds: list[dict[str, Any]]) -> None:
         """Block `name` is finished and its part is on disk."""
-        self.blocks[name] = results
+        self.blocks[name], self.folds[name] = results, folds
         self._write()
 
     def testify(self, witness: dict[str, Any]) -> None:
@@ -73,4 +75,5 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks, "witness": self.witness})
+        parts = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
+        write_json(self.path, {"fingerprint": self.fingerprint, **parts})

@@ -27,6 +27,7 @@ from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.statistics import Statistics
 from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.smoothing import Magnitudes
 
 
 SHOWN = 6  # names in a message
@@ -59,8 +60,24 @@ class Step(Protocol):
         """The `type` and `observer` for the key-value cache, or `None` if the step leaves it alone."""
 
 
+class Smoother(Step, Protocol):
+    """What the pass asks of a step that moves factors from the inputs of linears into who produces them."""
+
+    rounds_inputs: ClassVar[bool]
+    """Whether what follows rounds inputs too, so that it is their ranges that candidates are judged by."""
+
+    @property
+    def rows(self) -> int:
+        """Calibration rows on which the block's output is compared."""
+        ...
+
+    def candidates(self, magnitudes: Magnitudes) -> list[tuple[float, Tensor]]:
+        """Strengths to try and their factors, one per channel."""
+        ...
+
+
 class Quantizer(Protocol):
-    """What the pass asks of a step, once the step has been narrowed down to a linear."""
+    """What the pass asks of a step that rounds, once the step has been narrowed down to a linear."""
 
     name: ClassVar[str]
     needs_inputs: ClassVar[bool]
@@ -71,6 +88,7 @@ class Quantizer(Protocol):
     type: str
     activations: str
     observer: str
+    scales: str
     on_indivisible: str
 
     def quantize(
@@ -107,6 +125,11 @@ class LinearTask:
     def name(self) -> str:
         """Full module name."""
         return self.shape.name
+
+    @property
+    def searches(self) -> bool:
+        """Whether the grid's scales are searched."""
+        return self.settings.scales == "search"
 
     @property
     def rounding(self) -> tuple[str, str] | None:
@@ -153,6 +176,7 @@ class Plan:
         needs_inputs (`bool`): whether calibration data is needed.
         needs_dense_stream (`bool`): whether the dense model's stream is carried beside.
         caches (`list[dict[str, CacheTask]]`): for each block, the attentions whose cache is rounded.
+        folds (`list[Smoother]`): steps that come before any rounding, block by block.
     """
 
     blocks: list[dict[str, LinearTask]]
@@ -161,6 +185,7 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
     needs_inputs: bool = False
     needs_dense_stream: bool = False
+    folds: list[Smoother] = field(default_factory=list)
     caches: list[dict[str, CacheTask]] = field(default_factory=list)
 
     @property
@@ -189,7 +214,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
 
     Raises:
         InvalidValueError: a pattern that means nothing, a group size that does not divide, a layout that cannot hold
-            a linear, several steps for one linear.
+            a linear, several steps for one linear, a step that needs one behind it.
         UnsupportedModelError: a weight that is stored in a form that cannot be replaced.
     """
     layout.check_model(model.checkpoint)
@@ -198,11 +223,13 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
     _check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    folds = _steps_before_rounding(steps)
+    rounding = [step for step in steps if hasattr(step, "quantize")]
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
     indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}
     for shape in (shape for group in [*shapes, head] for shape in group.values()):
-        for settings in _settings_for(shape.name, steps, in_blocks=shape.name != head_name):
+        for settings in _settings_for(shape.name, rounding, in_blocks=shape.name != head_name):
             if shape.name == head_name and head_name in _tied_names(model):
                 raise InvalidValueError(
                     f"{head_name} shares its weight with the embeddings, which stay dense, so compressing it would add "
@@ -233,10 +260,24 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         head=tasks.get(head_name) if head_name else None,
         untouched=[name for name in linears if name not in tasks],
         skipped=skipped,
-        needs_inputs=any(task.needs_inputs for task in tasks.values()) or any(caches),
+        needs_inputs=bool(folds) or any(task.needs_inputs for task in tasks.values()) or any(caches),
         needs_dense_stream=any(task.settings.needs_dense_stream for task in tasks.values()),
         caches=caches,
+        folds=folds,
     )
+
+
+def _steps_before_rounding(steps: Sequence[Step]) -> list[Any]:
+    """The steps that move factors; each needs a step behind it that rounds."""
+    folds = [number for number, step in enumerate(steps) if hasattr(step, "candidates")]
+    for number in folds:
+        if not any(hasattr(step, "quantize") for step in steps[number + 1 :]):
+            name = steps[number].name
+            raise InvalidValueError(
+                f"{name} only prepares weights for rounding and compresses nothing; put a step behind it that rounds, "
+                f"such as gptq: {name} >> gptq."
+            )
+    return [steps[number] for number in folds]
 
 
 def _cache_tasks(model: StreamedModel, steps: Sequence[Step]) -> list[dict[str, CacheTask]]:

@@ -58,10 +58,10 @@ class Statistics:
             mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
             dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
         """
-        x = _tokens(inputs, mask)
+        x = flat_tokens(inputs, mask)
         _add_gram(self.gram, x)
         if self.cross is not None and dense_inputs is not None:
-            self.cross.addmm_((_tokens(dense_inputs, mask) - x).T, x)
+            self.cross.addmm_((flat_tokens(dense_inputs, mask) - x).T, x)
         if self.magnitudes is not None:
             self.magnitudes = self.magnitudes.add(x)
         self.tokens += len(x)
@@ -111,7 +111,7 @@ def _add_gram(gram: Tensor, x: Tensor) -> None:
         gram[start:, start:stop].addmm_(x[:, start:].T, x[:, start:stop])
 
 
-def _tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
+def flat_tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
     """The tokens of a batch as float32 rows, padding left out."""
     flat = inputs.reshape(-1, inputs.shape[-1]).float()
     return flat if mask is None else flat[mask.reshape(-1).to(flat.device)]

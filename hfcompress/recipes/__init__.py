@@ -13,19 +13,23 @@
 # limitations under the License.
 """What a user writes: one file per step, each a frozen dataclass that validates itself and round-trips through YAML."""
 
+from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.smooth import Smooth
 
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "RTN",
     "Job",
     "KVCache",
     "Recipe",
+    "Smooth",
     "Steps",
     "job_from_dict",
     "load_job",

@@ -28,14 +28,16 @@ from hfcompress.errors import CheckpointError, InvalidValueError, nearest
 from hfcompress.evaluation.measure import QUALITY, TASKS, chosen
 from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
+from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ, KVCache)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, KVCache)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (

@@ -29,4 +29,5 @@ class RTN(Quantization):
         """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.rtn import rtn
 
-        return rtn(weight, grid, scale_dtype, self.scales == "search"), {}
+        importance = None if statistics is None else statistics.gram.diagonal()
+        return rtn(weight, grid, scale_dtype, self.scales == "search", importance), {}

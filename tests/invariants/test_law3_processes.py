@@ -62,6 +62,39 @@ def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
     assert done.stdout.count("written to") == 1  # only one of them writes and speaks
 
 
+def test_two_processes_choose_the_factors_of_one(saved_llama, tmp_path):
+    np.save(tmp_path / "calibration.npy", token_ids(9, 32))
+    (tmp_path / "awq.yaml").write_text("recipe:\n  - awq: {grid: 4, rows: 3}\n  - gptq: {group_size: 32}\n")
+    recipe = hfc.AWQ(grid=4, rows=3) >> hfc.GPTQ(group_size=32)
+    hfc.compress(str(saved_llama), recipe, tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "hfcompress.cli", "run", str(tmp_path / "awq.yaml"), "--model", str(saved_llama)]
+    options = ["--calibration", str(tmp_path / "calibration.npy"), "--no-eval", "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*command, *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifests = [json.loads((tmp_path / n / "hfcompress.json").read_text()) for n in ("one", "two")]
+    one, two = (manifest["folds"] for manifest in manifests)
+    assert [m["processes"] for m in manifests] == [1, 2]
+    assert len(one) == 12
+    assert any(pair["ratio"] is not None for pair in one)
+    for pair, other in zip(one, two, strict=True):
+        assert (pair["producer"], pair["ratio"]) == (other["producer"], other["ratio"])
+        assert abs(pair["gain"] - other["gain"]) < 1e-3
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
+    for name in one:
+        if "norm" in name:
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=0)
+    one, two = codes(tmp_path / "one"), codes(tmp_path / "two")
+    assert (one == two).float().mean() >= 0.99
+
+
 def test_two_processes_measure_what_one_does(tmp_path):
     """Models that are loaded whole while the other process is gone: no library may wait for it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -20,13 +20,15 @@ import sys
 import time
 
 import pytest
-from conftest import token_ids
+import torch
+from conftest import CONFIGS, make_model, token_ids
 
 import hfcompress as hfc
 from hfcompress.errors import OutputError
 from hfcompress.formats.writer import partial_path
 from hfcompress.passes import block_pass
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.statistics import Statistics
 from hfcompress.progress import Silent
 
 
@@ -64,6 +66,43 @@ def test_stopped_after_a_block_and_resumed(saved_llama, tmp_path, blocks, layout
     assert len(result.manifest["linears"]) == 21
     assert result.manifest["witness"] == whole.manifest["witness"]
     assert not partial_path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
+def test_factors_that_were_moved_are_there_when_a_run_goes_on(tmp_path, name):
+    """Norms and biases that changed, in a dtype that rounds them."""
+    make_model(CONFIGS[name](), torch.bfloat16).save_pretrained(tmp_path / "model")
+    recipe = hfc.AWQ(grid=3, rows=3) >> hfc.GPTQ(group_size=32)
+    whole = run(str(tmp_path / "model"), tmp_path / "whole", recipe)
+    assert sum(pair["left_alone"] is None for pair in whole.manifest["folds"]) >= 6
+    with pytest.raises(KeyboardInterrupt):
+        run(str(tmp_path / "model"), tmp_path / "out", recipe, progress=StopAfter(2))
+    result = run(str(tmp_path / "model"), tmp_path / "out", recipe, resume=True)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    for key in ("folds", "witness", "linears"):
+        assert result.manifest[key] == whole.manifest[key]
+
+
+def test_the_dense_stream_beside_moved_factors_is_the_same_when_a_run_goes_on(saved_llama, tmp_path, monkeypatch):
+    crosses = []
+    complete = Statistics.complete
+
+    def noted(self, processes, name):
+        complete(self, processes, name)
+        if self.cross is not None:
+            crosses.append(self.cross)
+
+    monkeypatch.setattr(Statistics, "complete", noted)
+    monkeypatch.setattr(hfc.GPTQ, "needs_dense_stream", True)
+    recipe = hfc.AWQ(grid=2, rows=2) >> hfc.GPTQ(group_size=32, bits=2)
+    run(saved_llama, tmp_path / "whole", recipe)
+    whole = crosses[-4:]
+    assert len(crosses) == 12
+    with pytest.raises(KeyboardInterrupt):
+        run(saved_llama, tmp_path / "out", recipe, progress=StopAfter(2))
+    run(saved_llama, tmp_path / "out", recipe, resume=True)
+    assert all(cross.abs().max() > 0 for cross in whole)
+    assert all(torch.equal(one, other) for one, other in zip(whole, crosses[-4:], strict=True))
 
 
 def test_finished_blocks_are_not_solved_again(saved_llama, tmp_path, monkeypatch):

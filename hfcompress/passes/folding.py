@@ -1,0 +1,300 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Before a block's weights are rounded: factors moved from the inputs of linears into whoever produces them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcompress.models.folds import Fold, apply_fold, find_folds
+from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs, watch_inputs
+from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.passes.plan import LinearTask, Plan, Smoother
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.statistics import Statistics, flat_tokens
+from hfcompress.solvers.smoothing import Magnitudes, gram_losses, migration_losses, round_scaled
+
+
+PROBE = (4, 8)  # rows and tokens on which a block is looked at
+
+
+class Folding:
+    """
+    Args:
+        model (`StreamedModel`): the model.
+        plan (`Plan`): its `folds` are the steps.
+        processes (`Processes`): who takes part; all choose the same.
+        batches (`list[Batch]`): this process's share of the calibration data.
+    """
+
+    def __init__(self, model: StreamedModel, plan: Plan, processes: Processes, batches: list[Batch]):
+        self.model, self.plan, self.processes = model, plan, processes
+        vocabulary = model.skeleton.config.get_text_config().vocab_size
+        ids = torch.randint(vocabulary, PROBE, generator=torch.Generator().manual_seed(0))
+        self.probe = model.embed([Batch(ids)])[0]
+        self.streams = model.embed(self._chosen(batches))
+
+    def _chosen(self, batches: list[Batch]) -> list[Batch]:
+        """The rows that candidates are compared on, evenly over all; of these the ones that this process holds."""
+        own = sum(len(batch.input_ids) for batch in batches)
+        total = int(self.processes.sum(torch.tensor(own, device=self.model.device)).item())
+        count = min(total, max(step.rows for step in self.plan.folds))
+        share = self.processes.share(total)
+        rows = [
+            row - share.start for row in (i * total // count for i in range(count)) if share.start <= row < share.stop
+        ]
+        if not rows:
+            return []
+        ids = torch.cat([batch.input_ids for batch in batches])[rows]
+        masks = [batch.mask for batch in batches if batch.mask is not None]
+        return Batch(ids, torch.cat(masks)[rows] if masks else None).split(len(batches[0].input_ids))
+
+    def advance(self, block: nn.Module, index: int) -> None:
+        """Take the chosen rows through a finished block."""
+        self.streams = [s.advanced(self.model.call(block, index, s)) for s in self.streams]
+
+    def fold(
+        self, block: nn.Module, index: int, streams: list[Stream]
+    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """
+        Choose factors for every pair of the block and move them, in place.
+
+        Args:
+            block (`nn.Module`): block `index`, dense.
+            index (`int`): which block.
+            streams (`list[Stream]`): the calibration data in front of it.
+
+        Returns:
+            `tuple[list[dict], dict[str, Tensor]]`: what there is to report of every pair; and the tensors that changed
+            and are not rounded later, by their names on disk, as they are to be stored.
+        """
+        tasks, name = self.plan.blocks[index], self.model.block_names[index]
+        if not tasks:
+            return [], {}
+        modules = {f"{name}.{n}": module for n, module in block.named_modules()}
+        groups = shared_inputs(self.model, block, index, self.probe)
+        found, alone = find_folds(self.model, block, index, self.probe, groups)
+        folds = {fold.consumers: fold for fold in found}
+        reports, changed = [], set()
+        for step in self.plan.folds:
+            wanted = []
+            for group in map(tuple, groups):
+                if not any(n in tasks and step.for_linear(n) for n in group):
+                    continue
+                reason = alone.get(group) or self._reason_against(step, folds[group], tasks, modules)
+                if reason is None:
+                    wanted.append(folds[group])
+                else:
+                    reports.append(_report(step, group, folds.get(group), reason=reason))
+            observed = self._observe(block, index, streams, wanted)
+            for fold, channels in zip(wanted, observed, strict=True):
+                report, scales = self._choose(step, fold, channels, block, index, modules)
+                reports.append(report)
+                if scales is not None:
+                    changed |= apply_fold(fold, modules, scales, self._as_stored)
+        kept = [n for n in changed if n.removesuffix(".weight") not in tasks]
+        parameters = dict(block.named_parameters(prefix=name))
+        return reports, {self.model.sources[n]: self._as_stored(n, parameters[n].data).cpu() for n in sorted(kept)}
+
+    def _as_stored(self, name: str, values: Tensor) -> Tensor:
+        return values.to(self.model.tensors[self.model.sources[name]].dtype)
+
+    def _reason_against(
+        self, step: Smoother, fold: Fold, tasks: dict[str, LinearTask], modules: dict[str, nn.Module]
+    ) -> str | None:
+        """Why a pair that could be scaled is not."""
+        for name in fold.consumers:
+            if name not in tasks:
+                return f"{name} reads the same tensor and stays dense"
+            if step.for_linear(name) is None:
+                return f"{name} reads the same tensor and is no target of {step.name}"
+        if fold.offset is None and fold.producer not in tasks:
+            return f"{fold.producer}, which makes its input, stays dense"
+        for name, _ in modules[fold.producer].named_parameters(recurse=False):
+            if f"{fold.producer}.{name}" not in self.model.sources:
+                return f"{fold.producer}.{name} is stored in another form than it is used in"
+        return None
+
+    def _observe(self, block: nn.Module, index: int, streams: list[Stream], folds: list[Fold]) -> "list[_Channels]":
+        """The inputs of each fold's consumers, from one forward of the block as it is."""
+        linears = find_linears(block, self.model.block_names[index])
+        leaders = {fold.consumers[0]: linears[fold.consumers[0]] for fold in folds}
+        found = {fold.consumers[0]: _Channels(len(fold.channels), self.model.device) for fold in folds}
+        for stream in streams if folds else []:
+            with watch_inputs(leaders, lambda name, x, mask=stream.batch.mask: found[name].add(x, mask)):
+                self.model.call(block, index, stream)
+        for name, channels in found.items():
+            channels.complete(self.processes, name)
+        return list(found.values())
+
+    def _choose(
+        self,
+        step: Smoother,
+        fold: Fold,
+        channels: "_Channels",
+        block: nn.Module,
+        index: int,
+        modules: dict[str, nn.Module],
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """
+        The report of a pair, and the best factors for the producer's channels unless none are better.
+
+        All candidates are compared by rounding to nearest. A step with error feedback rounds in another way, so the
+        best of them must then beat leaving everything as it is once more, by the step that will round.
+        """
+        linears = {n: m for n, m in modules.items() if n in fold.consumers and isinstance(m, Linear)}
+        weights = {name: get_weight(linear) for name, linear in linears.items()}
+        stacked = torch.cat(list(weights.values()))
+        used = fold.used
+        magnitudes = Magnitudes(
+            fold.gathered(channels.mean, "mean")[used],
+            fold.gathered(channels.peak, "amax")[used],
+            fold.gathered(stacked.abs().mean(0), "mean")[used],
+            fold.gathered(stacked.abs().amax(0), "amax")[used],
+        )
+        ratios, factors = [None], [torch.ones(fold.width, device=used.device)]
+        for ratio, scales in step.for_linear(fold.consumers[0]).candidates(magnitudes):
+            ratios.append(ratio)
+            factors.append(torch.ones_like(factors[0]).masked_scatter(used, scales))
+        spread = [fold.spread(scales) for scales in factors]
+        if step.rounds_inputs:
+            losses = migration_losses(stacked, spread, channels.peak, channels.squares)
+        elif fold.offset is None:
+            losses = self._output_losses(weights, spread, channels, index)
+        else:
+            losses = self._block_losses(weights, linears, spread, channels, block, index, self._nearest)
+        losses = losses.nan_to_num(nan=float("inf"))
+        best = int(losses.argmin())
+        if losses[best] < losses[0] and not step.rounds_inputs:
+            duel = [spread[0], spread[best]]
+            if fold.offset is None:
+                losses = self._solved_losses(weights, duel, channels, index)
+            else:
+                losses = self._block_losses(weights, linears, duel, channels, block, index, self._solved)
+            best, factors, ratios = int(losses[1] < losses[0]), [factors[0], factors[best]], [None, ratios[best]]
+        if not losses[best] < losses[0]:
+            return _report(step, fold.consumers, fold, reason="no factors are better than none"), None
+        gain = 1 - (losses[best] / losses[0]).item()
+        return _report(step, fold.consumers, fold, ratio=ratios[best], gain=gain), factors[best]
+
+    def _nearest(self, task: LinearTask, weight: Tensor, scales: Tensor, channels: "_Channels") -> Tensor:
+        """A weight rounded to nearest under factors, seen with unscaled inputs."""
+        return round_scaled(weight, scales, channels.squares, task.grid, task.scale_dtype, task.searches)
+
+    def _solved(self, task: LinearTask, weight: Tensor, scales: Tensor, channels: "_Channels") -> Tensor:
+        """The same, rounded by the step itself."""
+        scaled = Statistics(len(scales), weight.device)
+        scaled.gram, scaled.tokens = channels.gram / scales / scales[:, None], channels.tokens
+        quantized, _ = task.settings.quantize(weight * scales, scaled, task.grid, task.scale_dtype, task.name)
+        return quantized.dequantize() / scales
+
+    def _output_losses(
+        self, weights: dict[str, Tensor], spread: list[Tensor], channels: "_Channels", index: int
+    ) -> Tensor:
+        """The error of the linears' own output, which goes into the residual as it is."""
+        tasks = self.plan.blocks[index]
+        settings = [(w, tasks[n].grid, tasks[n].scale_dtype, tasks[n].searches) for n, w in weights.items()]
+        losses = [gram_losses(w, spread, channels.gram, grid, dtype, search) for w, grid, dtype, search in settings]
+        return torch.stack(losses).sum(0)
+
+    def _solved_losses(
+        self, weights: dict[str, Tensor], spread: list[Tensor], channels: "_Channels", index: int
+    ) -> Tensor:
+        """The same error, with the weights rounded by the step itself."""
+        losses = torch.zeros(len(spread), dtype=torch.float64)
+        for number, scales in enumerate(spread):
+            for name, weight in weights.items():
+                off = self._solved(self.plan.blocks[index][name], weight, scales, channels) - weight
+                losses[number] += (off @ channels.gram).mul_(off).sum(dtype=torch.float64).cpu()
+        return losses
+
+    def _block_losses(
+        self,
+        weights: dict[str, Tensor],
+        linears: dict[str, Linear],
+        spread: list[Tensor],
+        channels: "_Channels",
+        block: nn.Module,
+        index: int,
+        rounded: "Callable[[LinearTask, Tensor, Tensor, _Channels], Tensor]",
+    ) -> Tensor:
+        """The error of the block's output on the chosen rows: what makes the input stays as it is, and the weights are
+        what their rounding makes of them, seen with unscaled inputs."""
+        losses = torch.zeros(len(spread), dtype=torch.float64)
+        expected = [self.model.call(block, index, stream) for stream in self.streams]
+        for number, scales in enumerate(spread if expected else []):
+            for name, linear in linears.items():
+                set_weight(linear, rounded(self.plan.blocks[index][name], weights[name], scales, channels))
+            for stream, output in zip(self.streams, expected, strict=True):
+                off = flat_tokens(self.model.call(block, index, stream) - output, stream.batch.mask)
+                losses[number] += off.square().sum(dtype=torch.float64).cpu()
+        for name, linear in linears.items():
+            set_weight(linear, weights[name])
+        return self.processes.sum(losses.to(self.model.device)).cpu()
+
+
+class _Channels:
+    """What [`Statistics`] tells of an input, and the mean and the largest magnitude of each of its channels."""
+
+    def __init__(self, in_features: int, device: torch.device):
+        self.statistics = Statistics(in_features, device)
+        self.mean = torch.zeros(in_features, device=device)
+        self.peak = torch.zeros_like(self.mean)
+
+    @property
+    def gram(self) -> Tensor:
+        return self.statistics.gram
+
+    @property
+    def squares(self) -> Tensor:
+        return self.statistics.gram.diagonal()
+
+    @property
+    def tokens(self) -> int:
+        return self.statistics.tokens
+
+    def add(self, inputs: Tensor, mask: Tensor | None) -> None:
+        self.statistics.add(inputs, mask)
+        magnitude = flat_tokens(inputs, mask).abs()
+        self.mean += magnitude.sum(0)
+        if len(magnitude):
+            self.peak = torch.maximum(self.peak, magnitude.amax(0))
+
+    def complete(self, processes: Processes, name: str) -> None:
+        self.statistics.complete(processes, name)
+        self.mean = processes.sum(self.mean).div_(max(self.tokens, 1))
+        peaks = self.peak.new_zeros(processes.count, len(self.peak))
+        peaks[processes.rank] = self.peak  # a maximum by a sum: each process fills its own row
+        self.peak = processes.sum(peaks).amax(0)
+
+
+def _report(
+    step: Smoother,
+    consumers: tuple[str, ...],
+    fold: Fold | None,
+    ratio: float | None = None,
+    gain: float = 0.0,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """`gain` is the share of the error that is forecast to vanish; `reason` says why a pair was left alone."""
+    return {
+        "step": step.name,
+        "producer": None if fold is None else fold.producer,
+        "consumers": list(consumers),
+        "ratio": ratio,
+        "gain": gain,
+        "left_alone": reason,
+    }
