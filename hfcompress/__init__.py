@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import GPTQ, RTN, Job, Recipe
+    from hfcompress.recipes import GPTQ, RTN, Job, Recipe, Rotate
 
 
 __version__ = "0.1.0"
@@ -33,12 +33,25 @@ _WHERE = {
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
+    "Rotate": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
     "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
+__all__ = [
+    "GPTQ",
+    "RTN",
+    "HfcompressError",
+    "Job",
+    "Recipe",
+    "Result",
+    "Rotate",
+    "compare",
+    "compress",
+    "evaluate",
+    "push",
+]
 
 
 def __getattr__(name: str):

@@ -24,7 +24,7 @@ from hfcompress.formats.writer import write_json
 class Journal:
     """
     Args:
-        path (`Path`): the file.
+        path (`Path` or `None`): the file; `None` to keep it in memory.
         fingerprint (`dict[str, Any]`): what must be the same for the work to go on: base, recipe, data, versions.
 
     Attributes:
@@ -32,7 +32,7 @@ class Journal:
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any]):
+    def __init__(self, path: Path | None, fingerprint: dict[str, Any]):
         self.path, self.fingerprint = path, fingerprint
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.witness: dict[str, Any] | None = None
@@ -44,7 +44,7 @@ class Journal:
         Raises:
             OutputError: that run was of something else; what differs is named.
         """
-        if not self.path.is_file():
+        if self.path is None or not self.path.is_file():
             return
         try:
             found = json.loads(self.path.read_text())
@@ -73,4 +73,5 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks, "witness": self.witness})
+        if self.path is not None:
+            write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks, "witness": self.witness})

@@ -137,7 +137,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     """
     Args:
         model (`StreamedModel`): the model; its weights are not needed.
-        steps (`Sequence[Step]`): the recipe's steps.
+        steps (`Sequence[Step]`): the recipe's steps; those that do not quantize are passed over.
         layout: the format that will hold the result.
 
     Raises:
@@ -145,6 +145,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
             a linear, several steps for one linear.
         UnsupportedModelError: a weight that is stored in a form that cannot be replaced.
     """
+    steps = [step for step in steps if hasattr(step, "quantize")]  # the others carry no grid
     found = _output_head(model)
     head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
