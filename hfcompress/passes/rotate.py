@@ -65,6 +65,8 @@ class RotationChoice:
         self.found = rotated(model.checkpoint, settings.hidden, settings.heads, settings.seed, model.device)
         for part, reason in self.found.reasons.items():
             progress.note(f"{PARTS[part]} cannot be rotated and stays as it is: {reason}")
+        if 0 < self.found.heads < len(model):
+            progress.note(f"{PARTS['heads']} can be rotated in {self.found.heads} of {len(model)} blocks")
         self.model = model
         if self.found.checkpoint is not None:
             self.model = StreamedModel(self.found.checkpoint, model.device, model.dtype)
