@@ -198,7 +198,7 @@ def compress(
     if needs_tokens:
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if rotation is not None:
-        streamed, plan = rotation.settle(job.steps, layout, tokens, processes)
+        streamed, plan = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
     grids = {name: task.grid for name, task in plan.tasks.items()}
     quantization_config = layout.quantization_config(grids, plan.untouched)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:

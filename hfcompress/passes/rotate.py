@@ -84,7 +84,7 @@ class RotationChoice:
         return self.found.checkpoint is not None and self.settings.when == BETTER
 
     def settle(
-        self, steps: Sequence[Step], layout, tokens: Tokens | None, processes: Processes
+        self, steps: Sequence[Step], layout, tokens: Tokens | None, processes: Processes, suspended: bool
     ) -> tuple[StreamedModel, Plan]:
         """
         Choose.
@@ -94,6 +94,7 @@ class RotationChoice:
             layout: the format of the result.
             tokens (`Tokens` or `None`): the calibration data.
             processes (`Processes`): who takes part; all choose the same.
+            suspended (`bool`): see [`BlockPass`].
 
         Returns:
             the chosen model, whose linears are read without rounding where they will be solved, and its plan.
@@ -107,7 +108,7 @@ class RotationChoice:
             self.model = StreamedModel(found.checkpoint, self.model.device, self.model.dtype, tensors)
             if self.needs_trial:
                 assert tokens is not None
-                described = self._compare(plan, steps, layout, tokens, processes)
+                described = self._compare(plan, steps, layout, tokens, processes, suspended)
                 apply = described["kl_rotated"] < described["kl_as_it_is"]
         if apply:
             self.config_changes = found.config_changes
@@ -129,15 +130,15 @@ class RotationChoice:
         return self.model, plan
 
     def _compare(
-        self, plan: Plan, steps: Sequence[Step], layout, tokens: Tokens, processes: Processes
+        self, plan: Plan, steps: Sequence[Step], layout, tokens: Tokens, processes: Processes, suspended: bool
     ) -> dict[str, Any]:
         """The divergence from the original, quantized both ways."""
         self.progress.step("trying with a rotation", amount=0)
         reference = self.original.checkpoint
-        rotated_kl = trial(self.model, plan, layout, tokens, reference, processes)
+        rotated_kl = trial(self.model, plan, layout, tokens, reference, processes, suspended)
         self.progress.step("trying without a rotation", amount=0)
         plain = make_plan(self.original, steps, layout)
-        plain_kl = trial(self.original, plain, layout, tokens, reference, processes)
+        plain_kl = trial(self.original, plain, layout, tokens, reference, processes, suspended)
         verdict = "rotated" if rotated_kl < plain_kl else "not rotated"
         self.progress.note(
             f"{verdict}: on held-out calibration rows the divergence is {rotated_kl:.5f} nats with the rotation and "

@@ -34,7 +34,13 @@ POSITIONS = 128  # whose distributions are compared at once
 
 @torch.no_grad()
 def trial(
-    model: StreamedModel, plan: Plan, layout, tokens: Tokens, reference: Checkpoint, processes: Processes
+    model: StreamedModel,
+    plan: Plan,
+    layout,
+    tokens: Tokens,
+    reference: Checkpoint,
+    processes: Processes,
+    suspended: bool = True,
 ) -> float:
     """
     Solve a model on half of a few rows, in memory and block by block, and compare it with another on the other half.
@@ -46,6 +52,7 @@ def trial(
         tokens (`Tokens`): calibration rows, the first 16 of which are taken.
         reference (`Checkpoint`): the dense model that it should be like.
         processes (`Processes`): who takes part; all get the same number.
+        suspended (`bool`, *optional*, defaults to `True`): see [`BlockPass`].
 
     Returns:
         `float`: KL(reference || solved) in nats, from float32 logits, mean over the predicted positions.
@@ -61,7 +68,7 @@ def trial(
                 wanted, given = dense.logits(whole, theirs), model.logits(solved, ours)
                 sums.add_(_divergence(wanted, given, ours.batch.mask))
 
-    run = BlockPass(model, plan, layout, None, Journal(None, {}), processes, Silent(), suspended=False)
+    run = BlockPass(model, plan, layout, None, Journal(None, {}), processes, Silent(), suspended)
     run.run(calibration, held_out, judge)
     total, count = processes.sum(sums).tolist()
     return total / max(count, 1)

@@ -32,11 +32,11 @@ from hfcompress.passes.trial import halves, trial
 LAYOUT = get_format("dense")
 
 
-def tried(model, step, tokens: Tokens) -> float:
+def tried(model, step, tokens: Tokens, suspended: bool = True) -> float:
     checkpoint = Checkpoint.open(model)
     streamed = StreamedModel(checkpoint)
     plan = make_plan(streamed, (step,), LAYOUT)
-    return trial(streamed, plan, LAYOUT, tokens, checkpoint, Processes(torch.device("cpu")))
+    return trial(streamed, plan, LAYOUT, tokens, checkpoint, Processes(torch.device("cpu")), suspended)
 
 
 @torch.no_grad()
@@ -76,6 +76,7 @@ def test_padding_is_neither_calibrated_nor_measured_on(tmp_path):
     mask[2:4, 20:] = False
     step = hfc.GPTQ(bits=2, group_size=32)
     found = tried(model, step, Tokens(ids, "test", mask))
+    assert tried(model, step, Tokens(ids, "test", mask), suspended=False) == pytest.approx(found, rel=1e-4)
     job = hfc.Job(steps=(step,), format="dense")
     given = {"input_ids": ids[:3], "attention_mask": mask[:3]}
     hfc.compress(model, job, tmp_path / "out", calibration=given, evaluate=False)
