@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import AWQ, GPTQ, RTN, Job, KVCache, Recipe, Smooth
+    from hfcompress.recipes import AWQ, GPTQ, RTN, Job, KVCache, Recipe, Rotate, Smooth
 
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ _WHERE = {
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
+    "Rotate": "hfcompress.recipes",
     "Smooth": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
@@ -50,6 +51,7 @@ __all__ = [
     "KVCache",
     "Recipe",
     "Result",
+    "Rotate",
     "Smooth",
     "compare",
     "compress",

@@ -51,6 +51,7 @@ from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.rotate import RotationChoice
 from hfcompress.progress import Progress, Silent
 from hfcompress.recipes import Job, Recipe, Steps, load_job
 from hfcompress.recipes.job import RECOVERY
@@ -190,12 +191,18 @@ def compress(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
-    plan = make_plan(streamed, job.steps, layout)
+    rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
+    plan = make_plan(streamed if rotation is None else rotation.model, job.steps, layout)
+    needs_tokens = plan.needs_inputs or (rotation is not None and rotation.needs_trial)
+    tokens = None
+    if needs_tokens:
+        tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
+    if rotation is not None:
+        streamed, plan = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
     grids = {name: task.grid for name, task in plan.tasks.items()}
     quantization_config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
     if quantization_config is not None:
         streamed.will_round_activations(quantization_config)
-    tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
     evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress) if evaluate else None
@@ -216,7 +223,7 @@ def compress(
 
     writer = CheckpointWriter(output)
     base = _described_base(checkpoint)
-    journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes))
+    journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes, rotation))
     if overwrite and processes.writes:
         writer.discard()
     if resume:
@@ -231,7 +238,8 @@ def compress(
         processes.part()  # what loads models below must not wait for the others
         if not processes.writes:
             return Result(output, {})
-        _write_companions(writer, checkpoint, quantization_config)
+        changes = {} if rotation is None else rotation.config_changes
+        _write_companions(writer, checkpoint, changes, quantization_config)
         beside = layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
@@ -242,6 +250,7 @@ def compress(
             "base": base,
             "calibration": _described(tokens, job),
             "seed": job.calibration.seed,
+            **({} if rotation is None else {"rotation": rotation.manifest}),
             "linears": results,
             "kv_cache": plan.kv_cache,
             "skipped": plan.skipped,
@@ -390,9 +399,7 @@ def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
     progress.note(f"{said}, so it is not run unless you give it with --tasks")
 
 
-def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens | None:
-    if not plan.needs_inputs:
-        return None
+def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens:
     settings = job.calibration
     tokens = load_tokens(
         settings.data if calibration is None or isinstance(calibration, (str, Path)) else calibration,
@@ -407,7 +414,7 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
     if tokens.note:
         progress.note(tokens.note)
     widest = plan.widest
-    if tokens.count < widest.shape.in_features:
+    if plan.needs_inputs and tokens.count < widest.shape.in_features:
         progress.note(
             f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "
             "matrix is singular, and the result may be no better than rounding to nearest; give more --samples"
@@ -469,8 +476,10 @@ def _fits_suspended(
     return needed <= psutil.virtual_memory().available // 2 // processes
 
 
-def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantization_config: dict | None) -> None:
-    """config.json, and what belongs beside the weights."""
+def _write_companions(
+    writer: CheckpointWriter, checkpoint: Checkpoint, changes: Mapping[str, Any], quantization_config: dict | None
+) -> None:
+    """config.json, with what changes in it, and what belongs beside the weights."""
     if checkpoint.folder is not None:
         config = json.loads((checkpoint.folder / "config.json").read_text())
         for name in checkpoint.companions():
@@ -481,6 +490,8 @@ def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, quantiza
             checkpoint.generation_config.save_pretrained(writer.result)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(writer.result)
+    for key, value in changes.items():
+        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     if quantization_config is not None:
         config["quantization_config"] = quantization_config
     writer.write_json("config.json", config)
@@ -510,7 +521,7 @@ def _described(tokens: Tokens | None, job: Job) -> dict[str, Any] | None:
     return {**described, "sketch": sketch(tokens)}
 
 
-def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, processes) -> dict[str, Any]:
+def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, processes, rotation) -> dict[str, Any]:
     described = job.to_dict()
     return {
         "the base model": base["sha256"],
@@ -520,6 +531,7 @@ def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, proce
         "the dtype": str(streamed.dtype),
         "the device": streamed.device.type,
         "the number of processes": processes.count,
+        "the rotation": None if rotation is None else rotation.applied,
     }
 
 

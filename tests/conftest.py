@@ -101,6 +101,25 @@ def token_ids(rows: int, seq_len: int, seed: int = 0, vocabulary: int = VOCABULA
     return np.random.default_rng(seed).integers(0, vocabulary, (rows, seq_len))
 
 
+def with_outliers(folder: Path, factor: float = 24.0):
+    """
+    The same function as the model in `folder`, with weights as large models have them: in a few channels the norms'
+    gains are small and the columns that read them large.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    channels = [5, 40, 77, 100]
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for norm, readers in (
+                (layer.input_layernorm, [getattr(layer.self_attn, f"{x}_proj") for x in "qkv"]),
+                (layer.post_attention_layernorm, [layer.mlp.gate_proj, layer.mlp.up_proj]),
+            ):
+                norm.weight[channels] /= factor
+                for linear in readers:
+                    linear.weight[:, channels] *= factor
+    return model
+
+
 @pytest.fixture(params=CONFIGS)
 def any_model(request):
     """Each supported architecture in turn."""

@@ -33,6 +33,9 @@ from hfcompress.evaluation.block_pair import BlockPair, not_padding
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.quality import LOGIT_BYTES, clustered, open_streamed
 from hfcompress.formats.compressed_tensors import QUANT_METHOD
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.rotated_tensor import unrounded
+from hfcompress.models.rotation import rotated
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 
 
@@ -79,7 +82,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     batches = _batches(comparison, tokens)
     baseline, candidate = (
         open_streamed(eager(c), comparison.device, comparison.dtype)
-        for c in (comparison.baseline, comparison.candidate)
+        for c in (_alike(comparison), comparison.candidate)
     )
     streams, own = baseline.embed(batches), candidate.embed(batches)
     swapped: list[list[Stream]] = []
@@ -129,6 +132,24 @@ def _require_comparable(comparison: Comparison) -> None:
                 "their blocks cannot be compared; give the baseline that it was made from, or leave explain out of "
                 "--measure."
             )
+
+
+def _alike(comparison: Comparison) -> Checkpoint:
+    """The baseline, with its residual stream rotated if the candidate's is: only so are hidden states comparable."""
+    done = comparison.manifest.get("rotation") or {}
+    if not done.get("hidden"):
+        return comparison.baseline
+    found = None
+    if comparison.baseline.quantization_config is None:
+        found = rotated(comparison.baseline, heads=False, seed=int(done["seed"]), device=comparison.device).checkpoint
+    if found is None:
+        raise UnsupportedModelError(
+            f"The residual stream of {comparison.candidate.name} is rotated and that of {comparison.baseline.name} "
+            "cannot be, so their blocks cannot be compared; give the baseline that it was made from, or leave explain "
+            "out of --measure."
+        )
+    found.tensors = unrounded(found.tensors, found.tensors)
+    return found
 
 
 def _rows(comparison: Comparison) -> Tokens:

@@ -15,7 +15,7 @@
 The walk that compresses: embed, then block by block fold, observe, solve, write, replay. Each block is in memory alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ class BlockPass:
         model (`StreamedModel`): the model.
         plan (`Plan`): what is done to which linear.
         layout: the format of the result.
-        writer (`CheckpointWriter`): takes the tensors.
+        writer (`CheckpointWriter` or `None`): takes the tensors; `None` to keep none of them.
         journal (`Journal`): knows what is done.
         processes (`Processes`): who takes part.
         progress (`Progress`): is told of every block.
@@ -62,7 +62,7 @@ class BlockPass:
         model: StreamedModel,
         plan: Plan,
         layout,
-        writer: CheckpointWriter,
+        writer: CheckpointWriter | None,
         journal: Journal,
         processes: Processes,
         progress: Progress,
@@ -74,10 +74,17 @@ class BlockPass:
         self.folding: Folding | None = None
 
     @torch.no_grad()
-    def run(self, batches: list[Batch]) -> list[dict[str, Any]]:
+    def run(
+        self,
+        batches: list[Batch],
+        held_out: Sequence[Batch] = (),
+        judge: Callable[[PreTrainedModel, list[Stream]], None] | None = None,
+    ) -> list[dict[str, Any]]:
         """
         Args:
             batches (`list[Batch]`): this process's share of the calibration data; empty where none is needed.
+            held_out (`Sequence[Batch]`, *optional*): rows that nothing is solved on and that pass every solved block.
+            judge (`Callable`, *optional*): is given the solved model outside its blocks, and these rows' streams.
 
         Returns:
             `list[dict]`: what there is to report of every linear.
@@ -86,7 +93,7 @@ class BlockPass:
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
         self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
-        witness = self.model.embed([Batch(witness_ids(self.model))])[0]
+        witness, *others = self.model.embed([Batch(witness_ids(self.model)), *held_out])
         for index, name in enumerate(self.model.block_names):
             self.progress.step(f"block {index + 1} of {len(self.model)}", amount=0)
             last = index == len(self.model) - 1 and self.plan.head is None
@@ -95,7 +102,7 @@ class BlockPass:
                     streams, dense = self._replay(block, index, streams, dense, last)
                 else:
                     streams, dense = self._compress(block, index, streams, dense, probe, last)
-                witness = witness.advanced(self.model.call(block, index, witness))
+                witness, *others = [s.advanced(self.model.call(block, index, s)) for s in (witness, *others)]
                 if self.folding is not None:
                     self.folding.advance(block, index)
             self.progress.step(f"block {index + 1} of {len(self.model)}")
@@ -103,6 +110,8 @@ class BlockPass:
             if self.plan.head is not None:
                 self._finish_head(model, self.plan.head, streams)
             said = testimony(witness, self.model.logits(model, witness))
+            if judge is not None:
+                judge(model, others)
         self._write_outside()
         if self.processes.writes:
             self.journal.testify(said)
@@ -228,6 +237,7 @@ class BlockPass:
         with unrounded(block):
             dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
         linears = find_linears(block, self.model.block_names[index])
+        assert self.writer is not None
         stored = self.writer.read_part(f"block-{index:05d}")
         for name, parameter in block.named_parameters(prefix=self.model.block_names[index]):
             if self.model.sources.get(name) in stored:  # a fold may have changed it
@@ -268,6 +278,7 @@ class BlockPass:
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         if self.journal.done(HEAD):
+            assert self.writer is not None
             stored = self.writer.read_part(HEAD)
             set_weight(head, self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
             set_scales(head, stored_scales(stored, task))
@@ -289,7 +300,7 @@ class BlockPass:
     def _write_outside(self) -> None:
         """What lies outside the blocks, as it is, one tensor at a time."""
         replaced = f"{self.plan.head.stem}.weight" if self.plan.head is not None else None
-        if self.processes.writes:
+        if self.writer is not None and self.processes.writes:
             for number, key in enumerate(self.model.outside_keys):
                 if key != replaced:
                     self.writer.write_part(f"outside-{number:05d}", {key: self.model.tensors[key].read()})
@@ -309,7 +320,7 @@ class BlockPass:
         results: list[dict[str, Any]],
         folds: list[dict[str, Any]],
     ) -> None:
-        if self.processes.writes:
+        if self.writer is not None and self.processes.writes:
             self.writer.write_part(part, tensors)
             self.journal.commit(name, results, folds)
         else:

@@ -24,7 +24,7 @@ from hfcompress.formats.writer import write_json
 class Journal:
     """
     Args:
-        path (`Path`): the file.
+        path (`Path` or `None`): the file; `None` to keep it in memory.
         fingerprint (`dict[str, Any]`): what must be the same for the work to go on: base, recipe, data, versions.
 
     Attributes:
@@ -33,7 +33,7 @@ class Journal:
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any]):
+    def __init__(self, path: Path | None, fingerprint: dict[str, Any]):
         self.path, self.fingerprint = path, fingerprint
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.folds: dict[str, list[dict[str, Any]]] = {}
@@ -46,7 +46,7 @@ class Journal:
         Raises:
             OutputError: that run was of something else; what differs is named.
         """
-        if not self.path.is_file():
+        if self.path is None or not self.path.is_file():
             return
         try:
             found = json.loads(self.path.read_text())
@@ -75,5 +75,6 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        parts = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
-        write_json(self.path, {"fingerprint": self.fingerprint, **parts})
+        if self.path is not None:
+            parts = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
+            write_json(self.path, {"fingerprint": self.fingerprint, **parts})

@@ -209,7 +209,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     """
     Args:
         model (`StreamedModel`): the model; its weights are not needed.
-        steps (`Sequence[Step]`): the recipe's steps.
+        steps (`Sequence[Step]`): the recipe's steps; those that do not quantize are passed over.
         layout: the format that will hold the result.
 
     Raises:

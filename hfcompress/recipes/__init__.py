@@ -18,6 +18,7 @@ from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
+from hfcompress.recipes.rotate import Rotate
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
 
@@ -29,6 +30,7 @@ __all__ = [
     "Job",
     "KVCache",
     "Recipe",
+    "Rotate",
     "Smooth",
     "Steps",
     "job_from_dict",

@@ -32,12 +32,13 @@ from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
+from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, KVCache)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, Rotate, KVCache)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -163,6 +164,14 @@ class Job:
     description: str = ""
     origin: Path | None = field(default=None, compare=False)
     dropped_tasks: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        rotation_of(self.steps)  # its place among the steps is checked
+
+    @property
+    def rotation(self) -> Rotate | None:
+        """The step that rotates the model before the others, if there is one."""
+        return rotation_of(self.steps)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":

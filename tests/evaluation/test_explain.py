@@ -24,6 +24,7 @@ from conftest import CONFIGS, make_model, token_ids
 from torch import nn
 from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, MambaConfig
 
+import hfcompress as hfc
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.errors import CalibrationError, UnsupportedModelError
 from hfcompress.evaluation import explain
@@ -413,3 +414,28 @@ def test_rows_that_predict_nothing_are_one_sentence(llama):
     mask[:, ::2] = True
     with pytest.raises(CalibrationError, match=r"^No row of test has two tokens that follow each other"):
         measured(llama, llama, Tokens(token_ids(2, 8), "test", mask))
+
+
+# a rotated model
+
+
+@pytest.fixture(scope="module")
+def rotated_8_bit(tmp_path_factory):
+    """A model whose residual stream is another one's, turned: block by block they have nothing in common."""
+    folder = tmp_path_factory.mktemp("explain") / "rotated"
+    recipe = hfc.Rotate(when="always", seed=3) >> hfc.GPTQ(bits=8, group_size=-1)
+    hfc.compress(make_model(CONFIGS["llama"]()), recipe, folder, calibration=token_ids(8, 32), evaluate=False)
+    return folder
+
+
+def test_a_rotated_model_is_compared_with_its_original_rotated_alike(llama, rotated_8_bit):
+    found = measured(llama, rotated_8_bit)
+    for block in found["blocks"]:
+        assert 0 < block["relative_error_alone"] < 0.02
+        assert 0 < block["relative_error"] < 0.02
+        assert 0 < block["kl_swapped_in"] < 1e-2
+
+
+def test_an_original_that_cannot_be_rotated_alike_is_one_sentence(rotated_8_bit):
+    with pytest.raises(UnsupportedModelError, match=r"is rotated and that of .* cannot be.*leave explain out"):
+        measured(make_model(CONFIGS["gemma3"]()), rotated_8_bit)

@@ -27,9 +27,11 @@ from hfcompress.cli import parse_size
 from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.recipes import GPTQ, RTN, Job, KVCache, Steps, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.job import GATED, LOWER_BOUNDS, CalibrationSettings, EvaluationSettings
+from hfcompress.recipes.job import STEPS as ALL_STEPS
 
 
 STEPS = [RTN, GPTQ]
+KNOWN = ", ".join(ALL_STEPS)
 
 every_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 
@@ -253,12 +255,9 @@ def test_steps_chain():
         ({"recipe": []}, "'recipe' must be a list of steps"),
         ({"recipe": 4}, "'recipe' must be a list of steps"),
         ({"recipe": [4]}, "a step must be a mapping such as `gptq: {bits: 4}`, not 4."),
-        ({"recipe": ["gpqt"]}, "There is no step 'gpqt'; there are rtn, gptq, kv_cache. Did you mean 'gptq'?"),
-        (
-            {"recipe": [{"rnt": {"bits": 4}}]},
-            "There is no step 'rnt'; there are rtn, gptq, kv_cache. Did you mean 'rtn'?",
-        ),
-        ({"recipe": ["distillation"]}, "There is no step 'distillation'; there are rtn, gptq, kv_cache."),
+        ({"recipe": ["gpqt"]}, f"There is no step 'gpqt'; there are {KNOWN}. Did you mean 'gptq'?"),
+        ({"recipe": [{"rnt": {"bits": 4}}]}, f"There is no step 'rnt'; there are {KNOWN}. Did you mean 'rtn'?"),
+        ({"recipe": ["distillation"]}, f"There is no step 'distillation'; there are {KNOWN}."),
         ({"recipe": [{1: {}}]}, "There is no step '1'"),
         ({"recipe": [{"rtn": 4}]}, "rtn must be a mapping of keys to values, not 4."),
         ({"recipe": [{"rtn": ["bits"]}]}, "rtn must be a mapping of keys to values, not ['bits']."),

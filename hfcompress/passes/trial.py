@@ -1,0 +1,109 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What steps would cost a model, tried on a few rows: one walk that keeps nothing."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfcompress.calibration.tokens import Tokens
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.passes.block_pass import BlockPass
+from hfcompress.passes.journal import Journal
+from hfcompress.passes.plan import Plan
+from hfcompress.passes.processes import Processes
+from hfcompress.progress import Silent
+
+
+ROWS = 16  # half of them to calibrate on, half to measure on
+BATCH_TOKENS = 4096
+POSITIONS = 128  # whose distributions are compared at once
+
+
+@torch.no_grad()
+def trial(
+    model: StreamedModel,
+    plan: Plan,
+    layout,
+    tokens: Tokens,
+    reference: Checkpoint,
+    processes: Processes,
+    suspended: bool = True,
+) -> float:
+    """
+    Solve a model on half of a few rows, in memory and block by block, and compare it with another on the other half.
+
+    Args:
+        model (`StreamedModel`): the model.
+        plan (`Plan`): what is done to which of its linears.
+        layout: the format of the result.
+        tokens (`Tokens`): calibration rows, the first 16 of which are taken.
+        reference (`Checkpoint`): the dense model that it should be like.
+        processes (`Processes`): who takes part; all get the same number.
+        suspended (`bool`, *optional*, defaults to `True`): see [`BlockPass`].
+
+    Returns:
+        `float`: KL(reference || solved) in nats, from float32 logits, mean over the predicted positions.
+    """
+    calibration, held_out = (_share(rows, processes) for rows in halves(tokens))
+    dense = StreamedModel(reference, model.device, model.dtype)
+    expected = dense.forward_blocks(dense.embed(held_out))
+    sums = torch.zeros(2, dtype=torch.float64, device=model.device)
+
+    def judge(solved: PreTrainedModel, streams: list[Stream]) -> None:
+        with dense.outside(head=True) as whole:
+            for ours, theirs in zip(streams, expected, strict=True):
+                wanted, given = dense.logits(whole, theirs), model.logits(solved, ours)
+                sums.add_(_divergence(wanted, given, ours.batch.mask))
+
+    run = BlockPass(model, plan, layout, None, Journal(None, {}), processes, Silent(), suspended)
+    run.run(calibration, held_out, judge)
+    total, count = processes.sum(sums).tolist()
+    return total / max(count, 1)
+
+
+def halves(tokens: Tokens) -> tuple[Batch, Batch]:
+    """Rows to calibrate on and rows to measure on; of a single row, its two halves."""
+    few = tokens.batch(slice(0, ROWS))
+    rows, length = few.input_ids.shape
+    along, size = (0, rows) if rows > 1 else (1, length)
+    first = size - size // 2
+    ids = few.input_ids.split([first, size - first], along)
+    masks = few.mask.split([first, size - first], along) if few.mask is not None else (None, None)
+    return Batch(ids[0], masks[0]), Batch(ids[1], masks[1])
+
+
+def _share(batch: Batch, processes: Processes) -> list[Batch]:
+    """This process's part, in pieces that go through the model together."""
+    rows, length = batch.input_ids.shape
+    part = processes.share(rows)
+    if part.stop == part.start:
+        return []
+    mine = Batch(batch.input_ids[part], None if batch.mask is None else batch.mask[part])
+    return mine.split(max(1, BATCH_TOKENS // length))
+
+
+def _divergence(expected: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """KL(expected || logits) summed over positions that are no padding, and their number: float64 `(2,)`."""
+    p, q = expected.flatten(0, 1), logits.flatten(0, 1)
+    if mask is not None:
+        kept = mask.flatten().to(p.device)
+        p, q = p[kept], q[kept]
+    total = torch.zeros(2, dtype=torch.float64, device=p.device)
+    for wanted, given in zip(p.split(POSITIONS), q.split(POSITIONS), strict=True):
+        log_p, log_q = wanted.float().log_softmax(-1), given.float().log_softmax(-1)
+        total[0] += (log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64)
+    total[1] = len(p)
+    return total
