@@ -15,7 +15,7 @@
 The walk that compresses: embed, then block by block fold, observe, solve, write, replay. Each block is in memory alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.passes.curvature import output_curvatures
 from hfcompress.passes.folding import Folding
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.memory import give_back_freed_memory
@@ -35,6 +36,7 @@ from hfcompress.passes.observe import walk_recomputed, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
+from hfcompress.passes.rows import first_rows, held_out
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
@@ -72,6 +74,8 @@ class BlockPass:
         self.journal, self.processes, self.progress = journal, processes, progress
         self.walk = walk_suspended if suspended else walk_recomputed
         self.folding: Folding | None = None
+        self.first_rows: list[int] = []
+        self.curvatures: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
     def run(
@@ -89,6 +93,9 @@ class BlockPass:
         Returns:
             `list[dict]`: what there is to report of every linear.
         """
+        self.first_rows = first_rows(batches, self.processes)
+        if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
+            self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
@@ -142,7 +149,8 @@ class BlockPass:
 
         def solve(names: list[str], statistics: Statistics | None) -> None:
             group = {name: tasks[name] for name in names if name in tasks}
-            for name, quantized, result in solve_group(group, linears, statistics, self.layout):
+            for name, quantized, result in solve_group(group, linears, statistics, self.layout, self.curvatures):
+                self.curvatures.pop(name, None)
                 scales = input_scale(tasks[name], statistics)
                 set_scales(linears[name], scales)
                 stem, packed = tasks[name].stem, self._packed(tasks[name], quantized, scales)
@@ -204,7 +212,8 @@ class BlockPass:
                 if group not in gathered:
                     gathered[group] = empty(tasks[name])
                 # as the weight will meet them; where a scale is only found from all of them, as they come
-                gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs)
+                rows = held_out(self.first_rows[batch], len(inputs))
+                gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs, rows)
             give_back_freed_memory()
 
         def empty(task: LinearTask) -> Statistics:
@@ -328,7 +337,13 @@ class BlockPass:
         self.processes.wait()
 
 
-def solve_group(tasks: dict[str, LinearTask], linears: dict[str, Linear], statistics: Statistics | None, layout):
+def solve_group(
+    tasks: dict[str, LinearTask],
+    linears: dict[str, Linear],
+    statistics: Statistics | None,
+    layout,
+    curvatures: Mapping[str, list[Tensor]] | None = None,
+):
     """
     Solve linears that read the same tensor, those with the same settings stacked, and put their new weights in.
 
@@ -337,6 +352,7 @@ def solve_group(tasks: dict[str, LinearTask], linears: dict[str, Linear], statis
         linears (`dict[str, nn.Module]`): name -> module.
         statistics (`Statistics` or `None`): of their common input.
         layout: the format, which knows what a reader will make of the codes.
+        curvatures (`Mapping[str, list[Tensor]]`, *optional*): what the outputs are worth, for steps that ask for it.
 
     Returns:
         `list`: (name, quantized weight, what to report) for each linear.
@@ -346,8 +362,11 @@ def solve_group(tasks: dict[str, LinearTask], linears: dict[str, Linear], statis
         weights = [get_weight(linears[task.name]) for task in same]
         first = same[0]
         label = " and ".join(task.name for task in same)
+        worth = None
+        if curvatures and first.settings.needs_curvature and all(task.name in curvatures for task in same):
+            worth = [block for task in same for block in curvatures[task.name]]
         stacked, details = first.settings.quantize(
-            torch.cat(weights), statistics, first.grid, first.scale_dtype, label
+            torch.cat(weights), statistics, first.grid, first.scale_dtype, label, worth
         )
         start = 0
         for task, weight in zip(same, weights, strict=True):

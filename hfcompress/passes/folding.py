@@ -24,6 +24,7 @@ from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan, Smoother
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.rows import spread_rows
 from hfcompress.passes.statistics import Statistics, flat_tokens
 from hfcompress.solvers.smoothing import Magnitudes, gram_losses, migration_losses, round_scaled
 
@@ -45,22 +46,8 @@ class Folding:
         vocabulary = model.skeleton.config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, PROBE, generator=torch.Generator().manual_seed(0))
         self.probe = model.embed([Batch(ids)])[0]
-        self.streams = model.embed(self._chosen(batches))
-
-    def _chosen(self, batches: list[Batch]) -> list[Batch]:
-        """The rows that candidates are compared on, evenly over all; of these the ones that this process holds."""
-        own = sum(len(batch.input_ids) for batch in batches)
-        total = int(self.processes.sum(torch.tensor(own, device=self.model.device)).item())
-        count = min(total, max(step.rows for step in self.plan.folds))
-        share = self.processes.share(total)
-        rows = [
-            row - share.start for row in (i * total // count for i in range(count)) if share.start <= row < share.stop
-        ]
-        if not rows:
-            return []
-        ids = torch.cat([batch.input_ids for batch in batches])[rows]
-        masks = [batch.mask for batch in batches if batch.mask is not None]
-        return Batch(ids, torch.cat(masks)[rows] if masks else None).split(len(batches[0].input_ids))
+        rows = max(step.rows for step in plan.folds)
+        self.streams = model.embed(spread_rows(batches, rows, processes)[0])
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Take the chosen rows through a finished block."""

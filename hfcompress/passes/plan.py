@@ -81,7 +81,8 @@ class Quantizer(Protocol):
 
     name: ClassVar[str]
     needs_inputs: ClassVar[bool]
-    needs_dense_stream: ClassVar[bool]
+    needs_dense_stream: bool
+    needs_curvature: bool
     bits: int
     group_size: int
     symmetric: bool
@@ -92,10 +93,18 @@ class Quantizer(Protocol):
     on_indivisible: str
 
     def quantize(
-        self, weight: Tensor, statistics: Statistics | None, grid: Grid, scale_dtype: torch.dtype, linears: str
+        self,
+        weight: Tensor,
+        statistics: Statistics | None,
+        grid: Grid,
+        scale_dtype: torch.dtype,
+        linears: str,
+        curvature: Sequence[Tensor] | None = None,
     ) -> tuple[QuantizedWeight, dict[str, Any]]:
         """
         Round the stacked weights `(out_features, in_features)` of linears that share their input.
+
+        `curvature` is what their outputs are worth, block by block along the diagonal, for a step that asked for it.
 
         Returns:
             the rounded weight, and what there is to report of it.
@@ -175,6 +184,7 @@ class Plan:
         skipped (`dict[str, str]`): targeted linears that are left alone, and why.
         needs_inputs (`bool`): whether calibration data is needed.
         needs_dense_stream (`bool`): whether the dense model's stream is carried beside.
+        needs_curvature (`bool`): whether the gradients of the predictions are wanted.
         caches (`list[dict[str, CacheTask]]`): for each block, the attentions whose cache is rounded.
         folds (`list[Smoother]`): steps that come before any rounding, block by block.
     """
@@ -185,6 +195,7 @@ class Plan:
     skipped: dict[str, str] = field(default_factory=dict)
     needs_inputs: bool = False
     needs_dense_stream: bool = False
+    needs_curvature: bool = False
     folds: list[Smoother] = field(default_factory=list)
     caches: list[dict[str, CacheTask]] = field(default_factory=list)
 
@@ -262,6 +273,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         skipped=skipped,
         needs_inputs=bool(folds) or any(task.needs_inputs for task in tasks.values()) or any(caches),
         needs_dense_stream=any(task.settings.needs_dense_stream for task in tasks.values()),
+        needs_curvature=any(task.settings.needs_curvature for task in tasks.values()),
         caches=caches,
         folds=folds,
     )

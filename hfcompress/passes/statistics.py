@@ -20,6 +20,7 @@ from hfcompress.errors import CalibrationError
 from hfcompress.passes.processes import Processes
 from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
 from hfcompress.solvers.observers import Histogram
+from hfcompress.solvers.shift import capped, shift_strength, target_shift
 
 
 PANEL = 256
@@ -39,17 +40,26 @@ class Statistics:
         gram (`Tensor`): `X^T X / tokens`, float32 `(in_features, in_features)`, after [`Statistics.complete`].
         cross (`Tensor` or `None`): `(X_dense - X)^T X / tokens`, likewise.
         magnitudes (`Histogram` or `None`): of the inputs.
+        held_out (`Statistics` or `None`): of those of the tokens on which what follows from the others is judged; kept
+            together with `cross`.
         tokens (`int`): tokens seen, padding left out.
     """
 
     def __init__(self, in_features: int, device: torch.device, cross: bool = False, ranges: bool = False):
         self.gram = torch.zeros(in_features, in_features, device=device)
         self.cross = torch.zeros_like(self.gram) if cross else None
+        self.held_out: Statistics | None = None
         self.magnitudes = Histogram.empty(device) if ranges else None
         self.tokens = 0
         self._factors: dict[tuple[float, bool], Factor] = {}
 
-    def add(self, inputs: Tensor, mask: Tensor | None, dense_inputs: Tensor | None = None) -> None:
+    def add(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None,
+        dense_inputs: Tensor | None = None,
+        held_out: Tensor | None = None,
+    ) -> None:
         """
         Add the inputs of one batch.
 
@@ -57,7 +67,12 @@ class Statistics:
             inputs (`Tensor`): `(rows, seq_len, in_features)`.
             mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
             dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
+            held_out (`Tensor` or `None`): bool `(rows,)`: rows that are also kept by themselves, to judge by.
         """
+        if held_out is not None and dense_inputs is not None and held_out.any():
+            self.held_out = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
+            kept = held_out.to(inputs.device)
+            self.held_out.add(inputs[kept], None if mask is None else mask[held_out], dense_inputs[kept])
         x = flat_tokens(inputs, mask)
         _add_gram(self.gram, x)
         if self.cross is not None and dense_inputs is not None:
@@ -85,6 +100,54 @@ class Statistics:
                 f"The input of {name} holds NaN or infinity, or its squares overflow; try --dtype float32, and check "
                 "that the model works on this calibration data."
             )
+
+        if self.cross is not None:
+            self._complete_held_out(processes, name)
+
+    def _complete_held_out(self, processes: Processes, name: str) -> None:
+        """Sum over the processes, of which any may hold no such row."""
+        judge = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
+        self.held_out = None
+        any_rows = processes.sum(torch.tensor(judge.tokens, device=self.gram.device)).item()
+        if any_rows:
+            judge.cross, cross = None, judge.cross
+            judge.complete(processes, name)
+            assert cross is not None
+            judge.cross = processes.sum(cross).div_(judge.tokens)
+            self.held_out = judge
+
+    def target(self, weight: Tensor, damping: float, act_order: bool, name: str, most: float) -> tuple[Tensor, float]:
+        """
+        What a weight is rounded towards, so that it makes up for what was lost before it.
+
+        The correction is computed from the tokens that are not held out, and weighed on those that are; then it is
+        taken from all of them. Without held-out rows half of it is taken.
+
+        Args:
+            weight (`Tensor`): `(out_features, in_features)` float32.
+            damping (`float`): of the factors.
+            act_order (`bool`): of the factors.
+            name (`str`): the linears, for messages.
+            most (`float`): the largest share of the correction that may be taken.
+
+        Returns:
+            `tuple[Tensor, float]`: the target, and the share that was taken.
+        """
+        if self.cross is None or not most or not torch.count_nonzero(self.cross):
+            return weight, 0.0
+        share = most / 2
+        judge = self.held_out
+        if judge is not None and judge.cross is not None and judge.tokens < self.tokens:
+            others = Statistics(len(self.gram), self.gram.device)
+            others.tokens = self.tokens - judge.tokens
+            others.gram = (self.gram * self.tokens - judge.gram * judge.tokens) / others.tokens
+            cross = (self.cross * self.tokens - judge.cross * judge.tokens) / others.tokens
+            trial = target_shift(weight, cross, others.factor(damping, act_order, name))
+            share = shift_strength(weight, trial, judge.gram, judge.cross, most)
+        if not share:
+            return weight, 0.0
+        shift = target_shift(weight, self.cross, self.factor(damping, act_order, name))
+        return weight + capped(share * shift, weight), share
 
     def factor(self, damping: float, act_order: bool, name: str) -> Factor:
         """The factor of the Gram matrix, computed once for each setting."""

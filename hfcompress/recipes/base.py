@@ -41,7 +41,6 @@ class Recipe:
 
     name: ClassVar[str]
     needs_inputs: ClassVar[bool] = False
-    needs_dense_stream: ClassVar[bool] = False
 
     targets: tuple[str, ...] = (ALL_LINEARS,)
     ignore: tuple[str, ...] = ()

@@ -31,6 +31,12 @@ class GPTQ(Quantization):
             stay where they are, so nothing changes for whoever loads the result.
         damping (`float`, *optional*, defaults to 0.01): added to the diagonal of the Gram matrix, as a share of its
             mean.
+        shift (`float`, *optional*, defaults to 0.0): how much each linear may make up for what was lost before it: the
+            largest share of that correction, from 0 to 1; what is taken is settled on held-out rows. It takes the dense
+            model's stream beside the calibration's.
+        curvature (`bool`, *optional*, defaults to `False`): feed errors back along the rows too, by what each output is
+            worth to the predictions. It takes one backward pass through the model.
+        refine (`int`, *optional*, defaults to 0): rounds in which scales and codes are improved in turn.
     """
 
     name: ClassVar[str] = "gptq"
@@ -38,21 +44,53 @@ class GPTQ(Quantization):
 
     act_order: bool = True
     damping: float = 0.01
+    shift: float = 0.0
+    curvature: bool = False
+    refine: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.damping <= 1:
             raise InvalidValueError(f"gptq.damping is {self.damping}; it must lie between 0 and 1.")
+        if not 0 <= self.shift <= 1:
+            raise InvalidValueError(f"gptq.shift is {self.shift}; it must lie between 0 and 1.")
+        if self.refine < 0:
+            raise InvalidValueError(f"gptq.refine is {self.refine}; it must not be negative.")
+        if self.type == "float" and (self.curvature or self.refine):
+            raise InvalidValueError(
+                "gptq.curvature and gptq.refine are for integer codes: leave them out beside type float."
+            )
 
-    def quantize(self, weight, statistics, grid, scale_dtype, linears):
+    @property
+    def needs_dense_stream(self) -> bool:
+        """Whether the dense model's stream is carried beside the calibration's."""
+        return self.shift > 0
+
+    @property
+    def needs_curvature(self) -> bool:
+        """Whether the outputs' worth to the predictions is asked for."""
+        return self.curvature
+
+    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None):
         """See `passes.plan.Quantizer`."""
+        from hfcompress.solvers.curvature import factorize_rows, indifferent
         from hfcompress.solvers.gptq import gptq
+        from hfcompress.solvers.two_sided import gptq_two_sided
 
         factor = statistics.factor(self.damping, self.act_order, linears)
-        quantized = gptq(weight, factor, grid, scale_dtype, self.scales == "search")
+        target, share = statistics.target(weight, self.damping, self.act_order, linears, self.shift)
+        search = self.scales == "search"
+        if curvature is None and not self.refine:
+            quantized = gptq(weight, factor, grid, scale_dtype, search, target)
+        else:
+            rows = indifferent(len(weight)) if curvature is None else factorize_rows(curvature)
+            quantized = gptq_two_sided(
+                weight, target, statistics.gram, factor, rows, grid, scale_dtype, search, self.refine
+            )
         raised = factor.damping > self.damping
-        return quantized, {
+        details = {
             "damping": factor.damping,
             "dead_columns": factor.dead,
             "fallback": f"damping raised to {factor.damping:g}" if raised else None,
         }
+        return quantized, {**details, "shift": share} if self.shift else details

@@ -73,3 +73,13 @@ class Quantization(Recipe):
                 f"{self.name}.observer is for static activations: set {self.name}.activations to static, or leave "
                 "observer out."
             )
+
+    @property
+    def needs_dense_stream(self) -> bool:
+        """Whether the dense model's stream is carried beside the calibration's."""
+        return False
+
+    @property
+    def needs_curvature(self) -> bool:
+        """Whether it is asked what the outputs are worth to the predictions."""
+        return False

@@ -25,6 +25,9 @@ from torch import Tensor
 from hfcompress.solvers.gptq import factorize
 
 
+DAMPING = 0.4  # 0.1 is 2 % worse in KL at 2 bits, 0.01 5 %
+
+
 @dataclass(frozen=True)
 class RowFactor:
     """
@@ -62,11 +65,12 @@ def indifferent(rows: int) -> RowFactor:
     return RowFactor(each, each, each + 1, torch.zeros(rows, 1), torch.ones(rows, 1))
 
 
-def factorize_rows(curvatures: Sequence[Tensor], damping: float) -> RowFactor:
+def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> RowFactor:
     """
     Args:
         curvatures (`Sequence[Tensor]`): `C` block by block along its diagonal, float32 `(rows, rows)` each.
-        damping (`float`): added to the diagonal, as a share of the block's mean.
+        damping (`float`, *optional*, defaults to 0.4): added to the diagonal, as a share of the block's mean. It is
+            large: the factors rest on the independence of inputs and gradients, which holds by half.
 
     Raises:
         NotPositiveDefiniteError: a block holds no finite numbers.

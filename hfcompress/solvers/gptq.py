@@ -113,7 +113,14 @@ def factorize(gram: Tensor, damping: float = 0.01, act_order: bool = True) -> Fa
     return Factor(upper.contiguous(), order, importance, damping, int(dead.sum()))
 
 
-def gptq(weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, search: bool = True) -> QuantizedWeight:
+def gptq(
+    weight: Tensor,
+    factor: Factor,
+    grid: Grid,
+    scale_dtype: torch.dtype,
+    search: bool = True,
+    target: Tensor | None = None,
+) -> QuantizedWeight:
     """
     Round `weight` to `grid` so that `tr((W - Q) H (W - Q)^T)` is small.
 
@@ -130,11 +137,13 @@ def gptq(weight: Tensor, factor: Factor, grid: Grid, scale_dtype: torch.dtype, s
         scale_dtype (`torch.dtype`): the dtype that scales are stored in.
         search (`bool`, *optional*, defaults to `True`): search the scales;
             otherwise the range is the least and greatest value.
+        target (`Tensor`, *optional*): what should be met instead of the weight; the scales are still the weight's.
     """
+    target = weight if target is None else target
     scales, zero_points = gptq_scales(weight, factor, grid, scale_dtype, search)
     group = factor.order // grid.columns(weight.shape[1])
     codes = sweep(
-        weight.T[factor.order],
+        target.T[factor.order],
         factor.feedback,
         scales.float().T[group],
         None if zero_points is None else zero_points.float().T[group],
