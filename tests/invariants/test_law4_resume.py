@@ -72,9 +72,9 @@ def test_stopped_after_a_block_and_resumed(saved_llama, tmp_path, blocks, layout
 def test_factors_that_were_moved_are_there_when_a_run_goes_on(tmp_path, name):
     """Norms and biases that changed, in a dtype that rounds them."""
     make_model(CONFIGS[name](), torch.bfloat16).save_pretrained(tmp_path / "model")
-    recipe = hfc.AWQ(grid=3, rows=3) >> hfc.GPTQ(group_size=32)
+    recipe = hfc.AWQ(grid=3, rows=3) >> hfc.RTN(bits=3, group_size=32)
     whole = run(str(tmp_path / "model"), tmp_path / "whole", recipe)
-    assert sum(pair["left_alone"] is None for pair in whole.manifest["folds"]) >= 6
+    assert sum(pair["left_alone"] is None for pair in whole.manifest["folds"]) >= 3
     with pytest.raises(KeyboardInterrupt):
         run(str(tmp_path / "model"), tmp_path / "out", recipe, progress=StopAfter(2))
     result = run(str(tmp_path / "model"), tmp_path / "out", recipe, resume=True)
