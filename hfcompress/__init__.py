@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import GPTQ, RTN, Job, Recipe
+    from hfcompress.recipes import GPTQ, RTN, Budget, Job, Recipe
 
 
 __version__ = "0.1.0"
 _WHERE = {
+    "Budget": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
@@ -38,7 +39,7 @@ _WHERE = {
     "evaluate": "hfcompress.measuring",
     "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
+__all__ = ["GPTQ", "RTN", "Budget", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
 
 
 def __getattr__(name: str):

@@ -29,12 +29,14 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from hfcompress.budgeting import Budgeting, plan_of
 from hfcompress.calibration.overlap import sketch
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.measure import check, tasks_of, units
 from hfcompress.evaluation.measure import measure as measure_all
+from hfcompress.evaluation.quality import diverge
 from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats import get_format
@@ -53,6 +55,7 @@ from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.progress import Progress, Silent
 from hfcompress.recipes import Job, Recipe, Steps, load_job
+from hfcompress.recipes.budget import find_budget
 from hfcompress.recipes.job import RECOVERY
 
 
@@ -190,9 +193,9 @@ def compress(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
-    plan = make_plan(streamed, job.steps, layout)
-    grids = {name: task.grid for name, task in plan.tasks.items()}
-    quantization_config = layout.quantization_config(grids, plan.untouched)
+    budgeting = Budgeting(streamed, job.steps, layout) if find_budget(job.steps) else None
+    plan = make_plan(streamed, job.steps, layout) if budgeting is None else budgeting.draft
+    quantization_config = _quantization_config(plan, layout)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
@@ -222,8 +225,22 @@ def compress(
     if processes.writes:
         writer.open()
     processes.wait()
-    progress.start(len(streamed) + (units(comparison, names) if comparison else 0))
+    settling = 2 * len(streamed) if budgeting is not None and journal.budget is None else 0
+    progress.start(len(streamed) + settling + (units(comparison, names) if comparison else 0))
     try:
+        if budgeting is not None:
+            if journal.budget is None:
+                run = _Trial(streamed, layout, writer, processes, memory_limit)
+                settled = budgeting.settle(
+                    tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run
+                )
+                if processes.writes:
+                    journal.settle(settled)
+                else:
+                    journal.budget = settled
+                phases.end("budget")
+            plan = plan_of(budgeting, journal.budget)
+            quantization_config = _quantization_config(plan, layout)
         results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
@@ -244,6 +261,7 @@ def compress(
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,
+            **({} if journal.budget is None else {"budget": journal.budget}),
             "sha256": made.sha256,
             "device": str(processes.device),
             "dtype": str(streamed.dtype).removeprefix("torch."),
@@ -424,13 +442,51 @@ def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
     return tokens
 
 
+def _quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
+    return layout.quantization_config({name: task.grid for name, task in plan.tasks.items()}, plan.untouched)
+
+
+def _rows_at_once(tokens: Tokens) -> int:
+    """Rows that go through a block together."""
+    return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A plan run for real and measured, beside the unfinished work; see [`hfcompress.budgeting.Trial`]."""
+
+    streamed: StreamedModel
+    layout: Any
+    writer: CheckpointWriter
+    processes: Processes
+    memory_limit: int | None
+
+    def __call__(self, plan: Plan, seen: Tokens, held_out: Tokens) -> float:
+        writer = CheckpointWriter(self.writer.partial / "trial")
+        journal, kl = Journal(writer.partial / "journal.json", {}), 0.0
+        if self.processes.writes:
+            writer.discard()
+            writer.open()
+        self.processes.wait()
+        _run_pass(
+            self.streamed, plan, self.layout, writer, journal, self.processes, Silent(), seen, self.memory_limit
+        )
+        if self.processes.writes:
+            dense = self.streamed.checkpoint
+            _write_companions(writer, dense, _quantization_config(plan, self.layout))
+            made = Checkpoint.open(writer.result, trust_remote_code=dense.trust_remote_code)
+            device = self.streamed.device
+            kl = diverge(Comparison(candidate=made, baseline=dense, tokens=held_out, device=device)).results()["kl_mean"]
+            writer.discard()
+        return self.processes.sum(torch.tensor(kl, dtype=torch.float64, device=self.streamed.device)).item()
+
+
 def _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit) -> list[dict]:
     batches = []
     if tokens is not None:
         share = processes.share(len(tokens.input_ids))
         if share.stop > share.start:
-            rows = max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
-            batches = tokens.batch(share).split(rows)
+            batches = tokens.batch(share).split(_rows_at_once(tokens))
     suspended = _fits_suspended(
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )

@@ -260,16 +260,18 @@ class StreamedModel:
                 on_block(index)
         return streams
 
-    @torch.no_grad()
-    def logits(self, model: nn.Module, stream: Stream) -> Tensor:
+    def logits(self, model: nn.Module, stream: Stream, gradients: bool = False) -> Tensor:
         """
         The logits `(rows, seq_len, vocabulary)` of a stream that has passed every block.
 
         Args:
             model (`nn.Module`): from [`StreamedModel.outside`] with its head.
+            stream (`Stream`): the stream.
+            gradients (`bool`, *optional*, defaults to `False`): keep what is needed to go back from them.
         """
         recorder = _Recorder(len(self), self._returns_tuple, final=stream.hidden)
-        return self._run(model, stream.batch, recorder).logits
+        with torch.set_grad_enabled(gradients):
+            return self._run(model, stream.batch, recorder).logits
 
     @torch.no_grad()
     def head_input(self, model: nn.Module, head: nn.Module, stream: Stream) -> Tensor:

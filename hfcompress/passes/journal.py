@@ -30,12 +30,14 @@ class Journal:
     Attributes:
         blocks (`dict[str, list[dict]]`): finished block -> what is reported of each of its linears.
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
+        budget (`dict` or `None`): what a budget was settled to, once it is.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path, self.fingerprint = path, fingerprint
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.witness: dict[str, Any] | None = None
+        self.budget: dict[str, Any] | None = None
 
     def resume(self) -> None:
         """
@@ -56,7 +58,7 @@ class Journal:
                 f"The unfinished run in {self.path.parent} differs in {', '.join(different)}; "
                 "give the same options, or start again with --overwrite."
             )
-        self.blocks, self.witness = found["blocks"], found["witness"]
+        self.blocks, self.witness, self.budget = found["blocks"], found["witness"], found.get("budget")
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -72,5 +74,11 @@ class Journal:
         self.witness = witness
         self._write()
 
+    def settle(self, budget: dict[str, Any]) -> None:
+        """Keep what a budget was settled to."""
+        self.budget = budget
+        self._write()
+
     def _write(self) -> None:
-        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks, "witness": self.witness})
+        state = {"blocks": self.blocks, "witness": self.witness, "budget": self.budget}
+        write_json(self.path, {"fingerprint": self.fingerprint, **state})

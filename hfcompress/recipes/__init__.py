@@ -14,9 +14,10 @@
 """What a user writes: one file per step, each a frozen dataclass that validates itself and round-trips through YAML."""
 
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.budget import Budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.rtn import RTN
 
 
-__all__ = ["GPTQ", "RTN", "Job", "Recipe", "Steps", "job_from_dict", "load_job", "shipped_recipes", "with_changes"]
+__all__ = ["GPTQ", "RTN", "Budget", "Job", "Recipe", "Steps", "job_from_dict", "load_job", "shipped_recipes", "with_changes"]

@@ -29,12 +29,13 @@ from hfcompress.evaluation.measure import QUALITY, TASKS, chosen
 from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.budget import Budget, find_budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ, Budget)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -160,6 +161,9 @@ class Job:
     description: str = ""
     origin: Path | None = field(default=None, compare=False)
     dropped_tasks: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        find_budget(self.steps)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":
