@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 METHODS = {"gptq": "GPTQ", "rtn": "round to nearest"}
-PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
+PICTURES = (
+    *("size_kl", "budget", "layer_errors", "kl_histogram"),
+    *("bits_by_layer", "robustness", "explain_blocks", "stability"),
+)
 METRICS = {
     "perplexity": "perplexity",
     "kl_mean": "KL divergence to the base model, mean (nats per token)",
