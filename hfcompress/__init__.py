@@ -39,7 +39,19 @@ _WHERE = {
     "evaluate": "hfcompress.measuring",
     "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "Budget", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
+__all__ = [
+    "GPTQ",
+    "RTN",
+    "Budget",
+    "HfcompressError",
+    "Job",
+    "Recipe",
+    "Result",
+    "compare",
+    "compress",
+    "evaluate",
+    "push",
+]
 
 
 def __getattr__(name: str):

@@ -37,6 +37,7 @@ from hfcompress.passes.forecast import Forecast
 from hfcompress.passes.plan import LinearTask, Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.sensitivity import Unit, mean_squared_gradients, unit_errors
+from hfcompress.passes.swaps import corrected
 from hfcompress.progress import Progress
 from hfcompress.recipes.base import Recipe
 from hfcompress.recipes.budget import find_budget, parse_choice
@@ -45,6 +46,7 @@ from hfcompress.solvers.grid import Grid
 
 
 GRADIENT_TOKENS = 2**14
+SWAP_TOKENS = 2**12
 TRIALS = 3
 KEPT = 0.9  # a trial that comes this close to the bound is good enough
 HELD_OUT = 4  # one row of so many is held out for the trials
@@ -86,6 +88,7 @@ class Budgeting:
                 f"None of budget.choices ({', '.join(self.budget.choices)}) fits a linear that is open to choice; give "
                 "others, or check budget.targets and the overrides of the step behind it."
             )
+        self._base = self.resolved({name: next(iter(options)) for name, options in self.options.items()})
         least, most = self._extremes()
         self._check_format(least, most)
         self._check_reachable(least, most)
@@ -125,17 +128,27 @@ class Budgeting:
 
     # choices and their sizes
 
-    def plan(self, chosen: Mapping[str, str]) -> Plan:
-        """The plan in which linears have the choices that are given by their names."""
-        return make_plan(self.model, self._steps(self._resolved(chosen)), self.layout)
-
-    def _resolved(self, chosen: Mapping[str, str]) -> Recipe:
-        """The quantizing step with the choices as its overrides."""
+    def resolved(self, chosen: Mapping[str, str]) -> Plan:
+        """The plan of the recipe in which the choices of linears, given by name, are overrides of the quantizing step."""
         overrides = {}
         for name, choice in chosen.items():
             bits, group_size = parse_choice(choice)
             overrides[name] = {**self._changes(name), "bits": bits, "group_size": group_size}
-        return dataclasses.replace(self.step, overrides={**overrides, **self.step.overrides})
+        step = dataclasses.replace(self.step, overrides={**overrides, **self.step.overrides})
+        return make_plan(self.model, self._steps(step), self.layout)
+
+    def plan(self, chosen: Mapping[str, str]) -> Plan:
+        """The same as [`Budgeting.resolved`], without reading the recipe anew."""
+
+        def put(tasks: Mapping[str, LinearTask]) -> dict[str, LinearTask]:
+            return {n: self.options[n][chosen[n]] if n in chosen else task for n, task in tasks.items()}
+
+        head = self._base.head
+        return dataclasses.replace(
+            self._base,
+            blocks=[put(tasks) for tasks in self._base.blocks],
+            head=None if head is None else put({head.name: head})[head.name],
+        )
 
     def _extremes(self) -> tuple[Plan, Plan]:
         """The plans of fewest and of most bytes."""
@@ -195,7 +208,8 @@ class Budgeting:
 
         Returns:
             `dict`: for the manifest: `target`; `overrides` (linear -> bits and group size); `units` (their linears, the
-            choice, and for every choice `bytes` and `kl`, nats per token); `curve` (the best by size) and `uniform`
+            choice, and for every choice `bytes`, `kl`, nats per token, `second_order_kl`, what the gradients alone
+            predict, and where it was measured `measured_kl`); `curve` (the best by size) and `uniform`
             (every choice for all linears), each of `size_bytes`, `bits_per_weight` and `kl`; `chosen`, likewise, with
             `bound`, the loss below which no choice of these units can go at that size; and `trials`.
 
@@ -220,15 +234,22 @@ class Budgeting:
         """The units, and what each choice would cost them."""
         share = processes.share(len(tokens.input_ids))
         batches = tokens.batch(share).split(batch_rows) if share.stop > share.start else []
-        units = unit_errors(self.model, self.options, self.layout, batches, processes, progress)
+        few, share = self._few(tokens, SWAP_TOKENS, processes)
+        swapped = few.batch(share).split(batch_rows) if share.stop > share.start else []
+        units = unit_errors(self.model, self.options, self.layout, batches, swapped, processes, progress)
         progress.step("sensitivity: gradients", amount=0)
-        few = _spread(tokens, max(1, GRADIENT_TOKENS // tokens.input_ids.shape[1]))
-        share = processes.share(len(few.input_ids))
+        few, share = self._few(tokens, GRADIENT_TOKENS, processes)
         batch = few.batch(share) if share.stop > share.start else None
         widths = {name: next(iter(own.values())).shape.out_features for name, own in self.options.items()}
         gradients = mean_squared_gradients(self.model, widths, batch, share.start, seed, processes)
         progress.step("sensitivity: gradients", amount=len(self.model))
-        return [(unit, unit.losses({n: g.cpu() for n, g in gradients.items()})) for unit in units]
+        on_cpu = {name: gradient.cpu() for name, gradient in gradients.items()}
+        return [(unit, unit.predicted(on_cpu)) for unit in units]
+
+    def _few(self, tokens: Tokens, most: int, processes: Processes) -> tuple[Tokens, slice]:
+        """About so many tokens, evenly spread, and this process's share of their rows."""
+        few = _spread(tokens, max(1, most // tokens.input_ids.shape[1]))
+        return few, processes.share(len(few.input_ids))
 
 
 class _Table:
@@ -238,7 +259,9 @@ class _Table:
         self.budgeting, self.forecast = budgeting, budgeting.forecast
         self.units = [unit for unit, _ in units]
         self.choices = list(dict.fromkeys(choice for unit in self.units for choice in unit.errors))
-        self.losses = torch.tensor([[own.get(c, float("inf")) for c in self.choices] for _, own in units]).double()
+        self.predicted = [own for _, own in units]
+        losses = [corrected(own, unit.measured) for unit, own in units]
+        self.losses = torch.tensor([[own.get(c, float("inf")) for c in self.choices] for own in losses]).double()
         self.bytes = torch.tensor([[self._bytes(unit, c) for c in self.choices] for unit in self.units]).double()
         self._sizes: dict[tuple[int, ...], int] = {}
 
@@ -336,17 +359,22 @@ class _Table:
         uniform = {c: torch.full_like(chosen, i) for i, c in enumerate(self.choices)}
         key, target = self.budgeting.budget.target
         units = []
-        for unit, losses, sizes, choice in zip(self.units, self.losses, self.bytes, chosen.tolist(), strict=True):
+        rows = zip(self.units, self.predicted, self.losses, self.bytes, chosen.tolist(), strict=True)
+        for unit, predicted, losses, sizes, choice in rows:
             options = {
-                c: {"bytes": int(sizes[i]), "kl": losses[i].item()}
+                c: {"bytes": int(sizes[i]), "kl": losses[i].item(), "second_order_kl": predicted[c]}
                 for i, c in enumerate(self.choices)
                 if c in unit.errors
             }
+            for c, measured in unit.measured.items():
+                options[c]["measured_kl"] = measured
             units.append({"linears": list(unit.names), "choice": self.choices[choice], "choices": options})
         names = self.names(chosen)
         return {
             "target": {key: target},
-            "overrides": {n: dict(zip(("bits", "group_size"), parse_choice(c), strict=True)) for n, c in names.items()},
+            "overrides": {
+                n: dict(zip(("bits", "group_size"), parse_choice(c), strict=True)) for n, c in names.items()
+            },
             "chosen": {**self._point(chosen), "bound": hull.bound(self._payload(chosen))},
             "curve": [self._point(hull.choices[i]) for i in shown],
             "uniform": {c: self._point(own) for c, own in uniform.items() if self._loss(own) < float("inf")},
@@ -357,7 +385,7 @@ class _Table:
 
 def plan_of(budgeting: Budgeting, settled: Mapping[str, Any]) -> Plan:
     """The plan that a settled budget stands for."""
-    return budgeting.plan({n: f"{own['bits']}g{own['group_size']}" for n, own in settled["overrides"].items()})
+    return budgeting.resolved({n: f"{own['bits']}g{own['group_size']}" for n, own in settled["overrides"].items()})
 
 
 def _spread(tokens: Tokens, rows: int) -> Tokens:

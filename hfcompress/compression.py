@@ -468,15 +468,15 @@ class _Trial:
             writer.discard()
             writer.open()
         self.processes.wait()
-        _run_pass(
-            self.streamed, plan, self.layout, writer, journal, self.processes, Silent(), seen, self.memory_limit
-        )
+        _run_pass(self.streamed, plan, self.layout, writer, journal, self.processes, Silent(), seen, self.memory_limit)
         if self.processes.writes:
             dense = self.streamed.checkpoint
             _write_companions(writer, dense, _quantization_config(plan, self.layout))
             made = Checkpoint.open(writer.result, trust_remote_code=dense.trust_remote_code)
             device = self.streamed.device
-            kl = diverge(Comparison(candidate=made, baseline=dense, tokens=held_out, device=device)).results()["kl_mean"]
+            kl = diverge(Comparison(candidate=made, baseline=dense, tokens=held_out, device=device)).results()[
+                "kl_mean"
+            ]
             writer.discard()
         return self.processes.sum(torch.tensor(kl, dtype=torch.float64, device=self.streamed.device)).item()
 

@@ -63,7 +63,7 @@ class SquaredGradients:
             first (`int`, *optional*, defaults to 0): the number of its first row, by which labels are drawn.
         """
         config = self.model.skeleton.config.get_text_config()
-        rows, seq_len = batch.input_ids.shape
+        seq_len = batch.input_ids.shape[1]
         stored = seq_len * config.hidden_size * self.model.dtype.itemsize * (len(self.model) + 1)
         together = max(1, STORED_BYTES // stored)
         at_once = max(1, min(together, LOGIT_BYTES // (4 * config.vocab_size * seq_len)))

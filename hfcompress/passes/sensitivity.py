@@ -16,14 +16,17 @@
 A unit is what a serving engine fuses: linears of a block that read the same tensor (queries, keys and values; gate and
 up). To second order, and with the errors of different tokens and outputs taken as independent, a change `dW` of a
 linear's weight moves the predictions by `KL = 1/2 sum_r E[(dL/dy_r)^2] (dW H dW^T)_rr` nats per token, with `H` the
-second moment of its inputs and `L` the log-likelihood of a label drawn from the model.
+second moment of its inputs and `L` the log-likelihood of a label drawn from the model. Two choices of every unit are
+measured as well, and the prediction is brought in line with them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.roles import Linear, find_linears, get_weight, shared_inputs, watch_inputs
@@ -32,6 +35,7 @@ from hfcompress.passes.block_pass import solve_group
 from hfcompress.passes.plan import LinearTask
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.statistics import Statistics
+from hfcompress.passes.swaps import Swap, Swaps
 from hfcompress.progress import Progress
 
 
@@ -47,12 +51,14 @@ class Unit:
         names (`tuple[str, ...]`): the linears.
         errors (`dict[str, dict[str, Tensor]]`): choice -> linear -> float32 `(out_features,)`: the mean squared error
             of every output, `diag(dW H dW^T)`.
+        measured (`dict[str, float]`): choice -> KL in nats with this unit alone changed, for some of the choices.
     """
 
     names: tuple[str, ...]
     errors: Mapping[str, Mapping[str, Tensor]]
+    measured: Mapping[str, float] = field(default_factory=dict)
 
-    def losses(self, squared_gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    def predicted(self, squared_gradients: Mapping[str, Tensor]) -> dict[str, float]:
         """
         Args:
             squared_gradients (`Mapping[str, Tensor]`): linear -> `(out_features,)`, mean over the tokens.
@@ -99,6 +105,7 @@ def unit_errors(
     options: Mapping[str, Options],
     layout,
     batches: list[Batch],
+    few: list[Batch],
     processes: Processes,
     progress: Progress,
 ) -> list[Unit]:
@@ -110,10 +117,11 @@ def unit_errors(
         options (`Mapping[str, Options]`): linear -> its choices.
         layout: the format, which knows what a reader will make of the codes.
         batches (`list[Batch]`): this process's share of the calibration data.
+        few (`list[Batch]`): its share of the rows on which single units are measured.
         processes (`Processes`): over which the statistics are summed.
         progress (`Progress`): is told of every block.
     """
-    streams, probe = model.embed(batches), model.probe()
+    streams, probe, swaps = model.embed(batches), model.probe(), Swaps(model, few)
     units = []
     for index, block_name in enumerate(model.block_names):
         progress.step(f"sensitivity: block {index + 1} of {len(model)}", amount=0)
@@ -122,14 +130,20 @@ def unit_errors(
             groups = shared_inputs(model, block, index, probe, {name for name in linears if name in options})
             statistics = {names[0]: _empty(options, names, model) for names in groups}
             streams = _advance(model, block, index, streams, {n: linears[n] for n in statistics}, statistics)
+            swaps.advance(block, index)
+            enter = partial(swaps.enter, block=block, index=index)
             for names in groups:
                 statistics[names[0]].complete(processes, names[0])
-                units.append(_unit(names, options, linears, statistics[names[0]], layout))
+                units.append(_unit(names, options, linears, statistics[names[0]], layout, enter))
+            swaps.leave(block, index)
         progress.step(f"sensitivity: block {index + 1} of {len(model)}")
-    head_name = next((name for name in options if not any(name in unit.names for unit in units)), None)
-    if head_name is not None:
-        units.append(_head_unit(model, head_name, options, streams, processes, layout))
-    return units
+    with model.outside(head=True) as whole:
+        swaps.finish(whole)
+        head_name = next((name for name in options if not any(name in unit.names for unit in units)), None)
+        if head_name is not None:
+            units.append(_head_unit(model, whole, head_name, options, streams, processes, layout, swaps))
+    measured = swaps.measured(processes)
+    return [replace(u, measured={c: kl for (n, c), kl in measured.items() if n == u.names[0]}) for u in units]
 
 
 def _advance(
@@ -153,20 +167,20 @@ def _advance(
 
 def _head_unit(
     model: StreamedModel,
+    whole: PreTrainedModel,
     name: str,
     options: Mapping[str, Options],
     streams: Sequence[Stream],
     processes: Processes,
     layout,
+    swaps: Swaps,
 ) -> Unit:
-    statistics = _empty(options, [name], model)
-    with model.outside(head=True) as whole:
-        head = whole.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        for stream in streams:
-            statistics.add(model.head_input(whole, head, stream), stream.batch.mask)
-        statistics.complete(processes, name)
-        return _unit([name], options, {name: head}, statistics, layout)
+    statistics, head = _empty(options, [name], model), whole.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    for stream in streams:
+        statistics.add(model.head_input(whole, head, stream), stream.batch.mask)
+    statistics.complete(processes, name)
+    return _unit([name], options, {name: head}, statistics, layout, partial(swaps.enter_head, whole=whole))
 
 
 def _empty(options: Mapping[str, Options], names: Sequence[str], model: StreamedModel) -> Statistics:
@@ -181,19 +195,27 @@ def _unit(
     linears: Mapping[str, Linear],
     statistics: Statistics,
     layout,
+    enter: Callable[[Swap], None],
 ) -> Unit:
-    """Solve the unit once for every choice that all its linears have, and put its weights back."""
+    """Solve the unit once for every choice that all its linears have, and put its weights back; measure some."""
     dense = {name: linears[name].weight.detach().clone() for name in names}
     weights = {name: get_weight(linears[name]) for name in names}
     errors: dict[str, dict[str, Tensor]] = {}
-    for choice in options[names[0]]:
-        if not all(choice in options[name] for name in names):
-            continue
+    shared = [choice for choice in options[names[0]] if all(choice in options[name] for name in names)]
+    by_size = sorted(shared, key=lambda choice: _stored_bits(options[names[0]][choice]))
+    for choice in shared:
         tasks = {name: options[name][choice] for name in names}
         errors[choice] = {}
         for name, quantized, _ in solve_group(tasks, {n: linears[n] for n in names}, statistics, layout):
             difference = weights[name] - layout.values(quantized)
             errors[choice][name] = (difference @ statistics.gram).mul_(difference).sum(1).clamp_(min=0).cpu()
+        if choice in (by_size[0], by_size[len(by_size) // 2]):
+            enter((names[0], choice))
         for name in names:
             linears[name].weight.data.copy_(dense[name])
     return Unit(tuple(names), errors)
+
+
+def _stored_bits(task: LinearTask) -> float:
+    """Bits of a code and of its share of a scale."""
+    return task.grid.bits + 8 * task.scale_dtype.itemsize / task.grid.columns(task.shape.in_features)

@@ -20,4 +20,15 @@ from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes
 from hfcompress.recipes.rtn import RTN
 
 
-__all__ = ["GPTQ", "RTN", "Budget", "Job", "Recipe", "Steps", "job_from_dict", "load_job", "shipped_recipes", "with_changes"]
+__all__ = [
+    "GPTQ",
+    "RTN",
+    "Budget",
+    "Job",
+    "Recipe",
+    "Steps",
+    "job_from_dict",
+    "load_job",
+    "shipped_recipes",
+    "with_changes",
+]

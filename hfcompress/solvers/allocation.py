@@ -19,6 +19,7 @@ bytes that they take (Everett 1963), and as `p` falls they run through the verti
 no price has to be searched for. Between two vertices the hull bounds what any choice could reach.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +63,12 @@ def frontier(losses: Tensor, sizes: Tensor) -> Frontier:
         sizes (`Tensor`): `(units, choices)`, likewise.
     """
     losses, sizes = _absent_marked(losses, sizes)
-    hulls = [_hull(own_losses.tolist(), own_sizes.tolist()) for own_losses, own_sizes in zip(losses, sizes)]
+    hulls = [
+        _hull(own_losses.tolist(), own_sizes.tolist()) for own_losses, own_sizes in zip(losses, sizes, strict=True)
+    ]
     steps = []
     for unit, hull in enumerate(hulls):
-        for before, after in zip(hull, hull[1:]):
+        for before, after in itertools.pairwise(hull):
             gain = (losses[unit, before] - losses[unit, after]) / (sizes[unit, after] - sizes[unit, before])
             steps.append((-gain.item(), unit, after))
     chosen = [hull[0] for hull in hulls]

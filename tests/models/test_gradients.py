@@ -66,7 +66,9 @@ def test_streamed_gradients_are_the_whole_models(name):
     assert found.sums.keys() == expected.keys()
     for linear, sums in found.sums.items():
         assert sums.sum() > 0, linear
-        torch.testing.assert_close(sums.double(), expected[linear], rtol=1e-3, atol=1e-5 * expected[linear].max().item())
+        torch.testing.assert_close(
+            sums.double(), expected[linear], rtol=1e-3, atol=1e-5 * expected[linear].max().item()
+        )
 
 
 def test_few_rows_at_a_time_give_the_same(llama, monkeypatch):
