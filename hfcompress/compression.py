@@ -29,7 +29,8 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from hfcompress.budgeting import Budgeting, plan_of
+from hfcompress.budgeting.choices import Choices
+from hfcompress.budgeting.settle import plan_of, settle
 from hfcompress.calibration.overlap import sketch
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
@@ -193,8 +194,8 @@ def compress(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
-    budgeting = Budgeting(streamed, job.steps, layout) if find_budget(job.steps) else None
-    plan = make_plan(streamed, job.steps, layout) if budgeting is None else budgeting.draft
+    choices = Choices(streamed, job.steps, layout) if find_budget(job.steps) else None
+    plan = make_plan(streamed, job.steps, layout) if choices is None else choices.draft
     quantization_config = _quantization_config(plan, layout)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
@@ -225,21 +226,19 @@ def compress(
     if processes.writes:
         writer.open()
     processes.wait()
-    settling = 2 * len(streamed) if budgeting is not None and journal.budget is None else 0
+    settling = 2 * len(streamed) if choices is not None and journal.budget is None else 0
     progress.start(len(streamed) + settling + (units(comparison, names) if comparison else 0))
     try:
-        if budgeting is not None:
-            if journal.budget is None:
+        if choices is not None and tokens is not None:
+            settled = journal.budget
+            if settled is None:
                 run = _Trial(streamed, layout, writer, processes, memory_limit)
-                settled = budgeting.settle(
-                    tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run
+                settled = settle(
+                    choices, tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run
                 )
-                if processes.writes:
-                    journal.settle(settled)
-                else:
-                    journal.budget = settled
+                journal.settle(settled, write=processes.writes)
                 phases.end("budget")
-            plan = plan_of(budgeting, journal.budget)
+            plan = plan_of(choices, settled)
             quantization_config = _quantization_config(plan, layout)
         results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
         phases.end("compress")
@@ -453,7 +452,7 @@ def _rows_at_once(tokens: Tokens) -> int:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A plan run for real and measured, beside the unfinished work; see [`hfcompress.budgeting.Trial`]."""
+    """A plan run for real and measured, beside the unfinished work; see [`hfcompress.budgeting.table.Trial`]."""
 
     streamed: StreamedModel
     layout: Any

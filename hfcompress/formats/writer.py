@@ -29,6 +29,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -236,12 +237,12 @@ def _entries(path: Path) -> list[_Entry]:
     return entries
 
 
-def merged_bytes(parts: Iterable[Mapping[str, Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+def merged_bytes(parts: Iterable[Mapping[str, Any]], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """
     What all shards will take, headers included, told from the shapes alone.
 
     Args:
-        parts (`Iterable[Mapping]`): name -> tensor, of which only the shape and the dtype are looked at, in the order in
+        parts (`Iterable[Mapping]`): name -> tensor, stored or not, of which only shape, dtype and bytes are looked at, in the order in
             which the parts are merged.
         max_shard_bytes (`int`, *optional*): as in [`CheckpointWriter`].
     """

@@ -19,9 +19,13 @@ import torch
 from torch import Tensor
 
 from hfcompress.formats.writer import merged_bytes
+from hfcompress.models.checkpoint import StoredTensor
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.solvers.grid import QuantizedWeight
+
+
+Stored = Tensor | StoredTensor
 
 
 class Forecast:
@@ -49,7 +53,7 @@ class Forecast:
         """The sum of `model*.safetensors`, headers included."""
         return merged_bytes(self._parts(plan))
 
-    def _parts(self, plan: Plan) -> Iterator[Mapping[str, Tensor]]:
+    def _parts(self, plan: Plan) -> Iterator[Mapping[str, Stored]]:
         """What the block pass writes, in the order in which it is merged."""
         stored = self.model.tensors
         for index, tasks in enumerate(plan.blocks):

@@ -74,10 +74,11 @@ class Journal:
         self.witness = witness
         self._write()
 
-    def settle(self, budget: dict[str, Any]) -> None:
-        """Keep what a budget was settled to."""
+    def settle(self, budget: dict[str, Any], write: bool = True) -> None:
+        """Keep what a budget was settled to; on disk only where this process writes."""
         self.budget = budget
-        self._write()
+        if write:
+            self._write()
 
     def _write(self) -> None:
         state = {"blocks": self.blocks, "witness": self.witness, "budget": self.budget}

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfcompress.errors import InvalidValueError
 from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.roles import Linear, find_linears, get_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
@@ -120,6 +121,9 @@ def unit_errors(
         few (`list[Batch]`): its share of the rows on which single units are measured.
         processes (`Processes`): over which the statistics are summed.
         progress (`Progress`): is told of every block.
+
+    Raises:
+        InvalidValueError: linears that read the same tensor have no choice in common.
     """
     streams, probe, swaps = model.embed(batches), model.probe(), Swaps(model, few)
     units = []
@@ -202,6 +206,11 @@ def _unit(
     weights = {name: get_weight(linears[name]) for name in names}
     errors: dict[str, dict[str, Tensor]] = {}
     shared = [choice for choice in options[names[0]] if all(choice in options[name] for name in names)]
+    if not shared:
+        raise InvalidValueError(
+            f"{' and '.join(names)} read the same tensor and so share a choice, but have none in common; give them the "
+            "same choices in budget.overrides."
+        )
     by_size = sorted(shared, key=lambda choice: _stored_bits(options[names[0]][choice]))
     for choice in shared:
         tasks = {name: options[name][choice] for name in names}

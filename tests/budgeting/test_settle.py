@@ -25,7 +25,7 @@ import torch
 from conftest import in_fresh_process, token_ids
 
 import hfcompress as hfc
-from hfcompress.budgeting import Budgeting
+from hfcompress.budgeting.choices import Choices
 from hfcompress.cli import USER_ERROR, _guarded, app
 from hfcompress.errors import CalibrationError, InvalidValueError
 from hfcompress.evaluation.quality import open_for_logits
@@ -35,7 +35,7 @@ from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Silent
 
 
-CHOICES = ("2g64", "3g64", "4g64")
+CHOICES = ("2g64", "4g64")
 SIZE = 1_300_000
 LOGITS = """
 import json, sys, torch
@@ -142,7 +142,7 @@ def test_it_is_predicted_by_what_is_measured(budgeted):
         for o in unit["choices"].values()
         if "measured_kl" in o
     ]
-    assert len(pairs) == 32
+    assert len(pairs) == 32  # both choices of every unit
     ranks = [np.argsort(np.argsort(values)) for values in zip(*pairs, strict=True)]
     assert np.corrcoef(*ranks)[0, 1] > 0.9
     kl = json.loads((budgeted[0] / "eval_results.json").read_text())["kl_mean"]
@@ -161,15 +161,23 @@ def test_the_table_and_the_picture_are_shown_and_kept(budgeted):
     assert "plots/budget.png" in (folder / "README.md").read_text()
 
 
-def test_the_recipe_stays_the_users_and_gives_the_same_again(budgeted, tmp_path):
-    manifest = manifest_of(budgeted[0])
-    assert manifest["recipe"]["recipe"] == [
-        {"budget": {"target_size": SIZE, "choices": list(CHOICES)}},
-        {"gptq": {}},
-    ]
-    again = hfc.compress(None, str(budgeted[0]), tmp_path / "again", evaluate=False)
-    first, second = ((f / "model.safetensors").read_bytes() for f in (budgeted[0], again.output_dir))
-    assert first == second
+def test_the_recipe_stays_the_users_and_gives_the_same_again(saved_llama, tmp_path):
+    np.save(tmp_path / "ids.npy", token_ids(8, 32))
+    recipe = hfc.Budget(target_size=120_000, choices=("2g32", "4g32", "8g32")) >> hfc.GPTQ()
+    first = hfc.compress(
+        str(saved_llama), recipe, tmp_path / "first", calibration=str(tmp_path / "ids.npy"), evaluate=False
+    )
+    assert first.manifest["recipe"]["recipe"] == [recipe_step(step) for step in recipe.steps]
+    assert (first.output_dir / "model.safetensors").stat().st_size <= 120_000
+    again = hfc.compress(None, str(first.output_dir), tmp_path / "again", evaluate=False)
+    one, other = ((r.output_dir / "model.safetensors").read_bytes() for r in (first, again))
+    assert one == other
+    assert again.manifest["budget"] == first.manifest["budget"]
+
+
+def recipe_step(step: hfc.Recipe) -> dict:
+    """As YAML has it."""
+    return {step.name: step.to_dict()}
 
 
 def test_a_resumed_run_keeps_its_choice(llama, tmp_path, monkeypatch):
@@ -179,7 +187,7 @@ def test_a_resumed_run_keeps_its_choice(llama, tmp_path, monkeypatch):
     stops = StopsAt("block 3 of 3")
     with pytest.raises(Stopped):
         hfc.compress(llama, recipe, tmp_path / "out", calibration=ids, evaluate=False, progress=stops)
-    monkeypatch.setattr(Budgeting, "settle", None)
+    monkeypatch.setattr("hfcompress.compression.settle", None)
     resumed = hfc.compress(llama, recipe, tmp_path / "out", calibration=ids, evaluate=False, resume=True)
     first, second = ((r.output_dir / "model.safetensors").read_bytes() for r in (straight, resumed))
     assert first == second
@@ -209,7 +217,7 @@ def test_settings_of_the_step_are_kept(llama, tmp_path):
     hfc.compress(llama, budget >> gptq, tmp_path / "out", calibration=ids, evaluate=False)
     rows = {row["name"]: row for row in manifest_of(tmp_path / "out")["linears"]}
     assert {(r["bits"], r["group_size"]) for n, r in rows.items() if n.endswith("o_proj")} == {(8, 64)}
-    assert {r["damping"] for n, r in rows.items() if n.endswith("down_proj")} == {pytest.approx(0.05)}
+    assert {r["damping"] for n, r in rows.items() if n.endswith("down_proj")} == {0.05}
     assert (rows["lm_head"]["bits"], rows["lm_head"]["group_size"]) == (4, 32)
 
 
@@ -234,10 +242,10 @@ def test_a_plan_of_choices_is_the_recipes_own(llama):
     """Sizes are told of the plan that overrides give."""
     gptq = hfc.GPTQ(group_size=32, overrides={"o_proj": {"bits": 8}, "down_proj": {"damping": 0.05}})
     steps = (hfc.Budget(target_kl=1, choices=("2g32", "4g-1")), gptq)
-    budgeting = Budgeting(StreamedModel(Checkpoint.open(llama)), steps, get_format("compressed-tensors"))
-    chosen = {name: ("2g32", "4g-1")[index % 2] for index, name in enumerate(budgeting.options)}
+    opened = Choices(StreamedModel(Checkpoint.open(llama)), steps, get_format("compressed-tensors"))
+    chosen = {name: ("2g32", "4g-1")[index % 2] for index, name in enumerate(opened.options)}
     assert len(chosen) == 18  # o_proj has its bits
-    plan, resolved = budgeting.plan(chosen), budgeting.resolved(chosen)
+    plan, resolved = opened.plan(chosen), opened.resolved(chosen)
     assert plan == resolved
     assert {(task.grid.bits, task.grid.group_size) for task in plan.tasks.values()} == {(2, 32), (4, -1), (8, 32)}
 
@@ -247,7 +255,7 @@ def test_a_plan_of_choices_is_the_recipes_own(llama):
 
 def refused(model, *steps, layout: str = "compressed-tensors") -> str:
     with pytest.raises(InvalidValueError) as error:
-        Budgeting(StreamedModel(Checkpoint.open(model)), steps, get_format(layout))
+        Choices(StreamedModel(Checkpoint.open(model)), steps, get_format(layout))
     return str(error.value)
 
 
@@ -261,7 +269,7 @@ def test_a_target_below_the_least_names_it(llama):
     )
     least, most = (int(text.replace(",", "")) for text in found.groups())
     assert 1000 < least < most
-    Budgeting(
+    Choices(
         StreamedModel(Checkpoint.open(llama)),
         (hfc.Budget(target_size=least, choices=choices), hfc.GPTQ()),
         get_format("compressed-tensors"),
@@ -293,6 +301,16 @@ def test_patterns_that_mean_nothing(llama):
 def test_grids_that_cannot_be_mixed(llama):
     said = refused(llama, hfc.Budget(target_kl=1, choices=("2g32", "4g32")), hfc.RTN(symmetric=False))
     assert "holds an asymmetric grid only when all linears share it" in said
+
+
+def test_fused_linears_without_a_common_choice(llama, tmp_path):
+    budget = hfc.Budget(target_kl=1, choices=("2g32",), overrides={"v_proj": {"choices": ["4g32"]}})
+    with pytest.raises(InvalidValueError) as error:
+        hfc.compress(llama, budget >> hfc.RTN(), tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
+    assert str(error.value) == (
+        "model.layers.0.self_attn.q_proj and model.layers.0.self_attn.k_proj and model.layers.0.self_attn.v_proj read the "
+        "same tensor and so share a choice, but have none in common; give them the same choices in budget.overrides."
+    )
 
 
 def test_a_bound_on_kl_that_cannot_be_kept_or_measured(llama, tmp_path):
