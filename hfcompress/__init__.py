@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import AWQ, GPTQ, RTN, Job, KVCache, Recipe, Rotate, Smooth
+    from hfcompress.recipes import AWQ, GPTQ, RTN, Budget, Job, KVCache, Recipe, Rotate, Smooth
 
 
 __version__ = "0.1.0"
 _WHERE = {
     "AWQ": "hfcompress.recipes",
+    "Budget": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
@@ -46,6 +47,7 @@ __all__ = [
     "AWQ",
     "GPTQ",
     "RTN",
+    "Budget",
     "HfcompressError",
     "Job",
     "KVCache",

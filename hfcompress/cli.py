@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from hfcompress.errors import HfcompressError, InterruptedPushError, InvalidValueError, RefusedError
+from hfcompress.sizes import parse_size
 
 
 OK, FAILED, USER_ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -371,26 +372,6 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
         how = "; --resume (in place of --overwrite) goes on from the last finished block" if resumable else ""
         console.error(f"Interrupted{how}.")
     return code
-
-
-def parse_size(text: str) -> int:
-    """
-    Bytes from `8GB`, `512 MB`, `1GiB` or a plain number; `GB` is 1e9.
-
-    Raises:
-        InvalidValueError: it is no size.
-    """
-    units = {"": 1, "B": 1}
-    for power, prefix in enumerate("KMGT", 1):
-        units |= {f"{prefix}B": 1000**power, f"{prefix}IB": 1024**power}
-    number = text.strip().rstrip("BbIiKkMmGgTt ").strip()
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        if float(number) < 0:
-            raise ValueError
-        return int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError) as error:
-        raise InvalidValueError(f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes.") from error
 
 
 def _listed(text: str | None) -> list[str] | None:

@@ -29,6 +29,8 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from hfcompress.budgeting.choices import Choices
+from hfcompress.budgeting.settle import plan_of, settle
 from hfcompress.calibration.overlap import sketch
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
@@ -52,8 +54,10 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rotate import RotationChoice
+from hfcompress.passes.trial import trial_on
 from hfcompress.progress import Progress, Silent
 from hfcompress.recipes import Job, Recipe, Steps, load_job
+from hfcompress.recipes.budget import find_budget
 from hfcompress.recipes.job import RECOVERY
 
 
@@ -192,15 +196,18 @@ def compress(
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
-    plan = make_plan(streamed if rotation is None else rotation.model, job.steps, layout)
-    needs_tokens = plan.needs_inputs or (rotation is not None and rotation.needs_trial)
+    source = streamed if rotation is None else rotation.model
+    choices = Choices(source, job.steps, layout) if find_budget(job.steps) else None
+    plan = make_plan(source, job.steps, layout) if choices is None else choices.draft
     tokens = None
-    if needs_tokens:
+    if plan.needs_inputs or (rotation is not None and rotation.needs_trial):
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if rotation is not None:
-        streamed, plan = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
-    grids = {name: task.grid for name, task in plan.tasks.items()}
-    quantization_config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+        streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
+        if choices is not None:  # a rotation that was not possible
+            choices = Choices(streamed, job.steps, layout)
+        plan = settled if choices is None else choices.draft
+    quantization_config = _quantization_config(plan, layout)
     if quantization_config is not None:
         streamed.will_round_activations(quantization_config)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
@@ -231,8 +238,24 @@ def compress(
     if processes.writes:
         writer.open()
     processes.wait()
-    progress.start(len(streamed) + (units(comparison, names) if comparison else 0))
+    settling = 2 * len(streamed) if choices is not None and journal.budget is None else 0
+    progress.start(len(streamed) + settling + (units(comparison, names) if comparison else 0))
     try:
+        if choices is not None and tokens is not None:
+            settled = journal.budget
+            if settled is None:
+
+                def run(plan: Plan, seen: Tokens, unseen: Tokens) -> float:
+                    rows = (t.batch(slice(None)) for t in (seen, unseen))
+                    return trial_on(streamed, plan, layout, *rows, checkpoint, processes, memory_limit is None)
+
+                settled = settle(
+                    choices, tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run
+                )
+                journal.settle(settled, write=processes.writes)
+                phases.end("budget")
+            plan = plan_of(choices, settled)
+            quantization_config = _quantization_config(plan, layout)
         results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
@@ -258,6 +281,7 @@ def compress(
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,
+            **({} if journal.budget is None else {"budget": journal.budget}),
             "sha256": made.sha256,
             **beside,
             "device": str(processes.device),
@@ -437,13 +461,22 @@ def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
     return tokens
 
 
+def _quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
+    grids = {name: task.grid for name, task in plan.tasks.items()}
+    return layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+
+
+def _rows_at_once(tokens: Tokens) -> int:
+    """Rows that go through a block together."""
+    return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
+
+
 def _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit) -> list[dict]:
     batches = []
     if tokens is not None:
         share = processes.share(len(tokens.input_ids))
         if share.stop > share.start:
-            rows = max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
-            batches = tokens.batch(share).split(rows)
+            batches = tokens.batch(share).split(_rows_at_once(tokens))
     suspended = _fits_suspended(
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )

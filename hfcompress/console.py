@@ -24,7 +24,7 @@ from rich.table import Table
 
 from hfcompress.evaluation.numbers import size
 from hfcompress.models.manifest import MANIFEST
-from hfcompress.tables import plus_or_minus, report_tables, table
+from hfcompress.tables import budget_tables, plus_or_minus, report_tables, table
 
 
 PLAIN_WIDTH = 120  # where there is no terminal
@@ -85,6 +85,8 @@ def show_run(result) -> None:
     manifest = result.manifest
     rows = manifest["linears"]
     seconds = sum(phase["seconds"] for phase in manifest["phases"].values())
+    for shown in budget_tables(manifest["budget"]) if manifest.get("budget") else ():
+        out.print(shown)
     if result.report is not None:
         show_report(result.report)
     measured = [row for row in rows if row["relative_output_error"] is not None]

@@ -131,6 +131,38 @@ def _explain_table(found: dict[str, Any]) -> Table:
     return shown
 
 
+def budget_tables(found: dict[str, Any]) -> Iterator[Table]:
+    """What a budget was settled to: the curve of size against predicted loss, and each unit's choice."""
+    (key, target), chosen = next(iter(found["target"].items())), found["chosen"]
+    goal = size(target) if key == "target_size" else f"{target:g}"
+    shown = table(f"budget, {key} {goal}", "", "size", "bits per weight", "predicted KL (nats)")
+    rows = [(point, "best of its size") for point in found["curve"]]
+    rows += [(point, f"{choice} everywhere") for choice, point in found["uniform"].items()]
+    rows += [(chosen, "chosen")]
+    for point, name in sorted(rows, key=lambda row: row[0]["size_bytes"]):
+        mark = "→ " if name == "chosen" else ""
+        values = (size(point["size_bytes"]), f"{point['bits_per_weight']:.3f}", f"{point['kl']:.5f}")
+        shown.add_row(mark + name, *values)
+    yield shown
+    shown = Table(title="choices", title_justify="left")
+    for column in ("choice", "units", "linears"):
+        shown.add_column(column, justify="right" if column == "units" else "left", overflow="fold")
+    for choice in sorted({unit["choice"] for unit in found["units"]}):
+        own = [unit["linears"] for unit in found["units"] if unit["choice"] == choice]
+        shown.add_row(choice, str(len(own)), _runs(own))
+    yield shown
+
+
+def _runs(units: list[list[str]]) -> str:
+    """Units by the last parts of their names, with the blocks they are in: `gate_proj+up_proj 0, 1, 5`."""
+    places: dict[str, list[str]] = {}
+    for names in units:
+        parts = [name.split(".") for name in names]
+        block = next((part for part in parts[0] if part.isdigit()), "")
+        places.setdefault("+".join(part[-1] for part in parts), []).append(block)
+    return "; ".join(" ".join((name, ", ".join(filter(None, blocks)))).strip() for name, blocks in places.items())
+
+
 _SECTIONS = {
     "tasks": _tasks_table,
     "speed": _speed_table,

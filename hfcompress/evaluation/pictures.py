@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from hfcompress.evaluation.budget_curve import budget
 from hfcompress.evaluation.drawing import (
     BLUE,
     CATEGORIES,
@@ -431,6 +432,7 @@ PICTURES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Picture | None]] 
     for picture in (
         size_kl,
         kl_histogram,
+        budget,
         layer_errors,
         bits_by_layer,
         robustness,

@@ -26,8 +26,12 @@ import math
 import os
 import shutil
 import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,6 +42,20 @@ from hfcompress.errors import OutputError
 MAX_SHARD_BYTES = 5_000_000_000
 COPY_BYTES = 1 << 24
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}
+SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 
 
 @contextlib.contextmanager
@@ -185,20 +203,55 @@ def _finite(value):
     return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
+@dataclass(frozen=True)
 class _Entry:
-    """One tensor inside a part: where its bytes lie."""
+    """
+    One tensor inside a part.
 
-    def __init__(self, path: Path, name: str, header: dict, data_start: int):
-        begin, end = header["data_offsets"]
-        self.path, self.name, self.dtype, self.shape = path, name, header["dtype"], header["shape"]
-        self.start, self.size = data_start + begin, end - begin
+    Args:
+        name (`str`): its name.
+        dtype (`str`): as safetensors call it.
+        shape (`list[int]`): its shape.
+        size (`int`): its bytes.
+        path (`Path`): the part.
+        start (`int`): where its bytes begin there.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int]
+    size: int
+    path: Path = Path()
+    start: int = 0
 
 
 def _entries(path: Path) -> list[_Entry]:
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    return [_Entry(path, name, value, 8 + length) for name, value in header.items() if name != "__metadata__"]
+    entries = []
+    for name, value in header.items():
+        if name != "__metadata__":
+            begin, end = value["data_offsets"]
+            entries.append(_Entry(name, value["dtype"], value["shape"], end - begin, path, 8 + length + begin))
+    return entries
+
+
+def merged_bytes(parts: Iterable[Mapping[str, Any]], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
+    """
+    What all shards will take, headers included, told from the shapes alone.
+
+    Args:
+        parts (`Iterable[Mapping]`): name -> tensor, stored or not, of which only shape, dtype and bytes are looked at, in the order in
+            which the parts are merged.
+        max_shard_bytes (`int`, *optional*): as in [`CheckpointWriter`].
+    """
+    entries = []
+    for part in parts:
+        own = [_Entry(n, SAFETENSORS_NAMES[t.dtype], list(t.shape), t.nbytes) for n, t in part.items()]
+        entries += sorted(own, key=_alignment)
+    shards = _shards(entries, max_shard_bytes)
+    return sum(len(_header(sorted(shard, key=_alignment))) + sum(e.size for e in shard) for shard in shards)
 
 
 def _shards(entries: list[_Entry], limit: int) -> list[list[_Entry]]:
@@ -213,9 +266,13 @@ def _shards(entries: list[_Entry], limit: int) -> list[list[_Entry]]:
     return shards
 
 
-def _write_shard(path: Path, entries: list[_Entry]) -> None:
-    """Header and bytes, widest dtypes first so that every tensor is aligned."""
-    entries = sorted(entries, key=lambda e: (-DTYPE_BYTES.get(e.dtype, 1), e.name))
+def _alignment(entry: _Entry) -> tuple[int, str]:
+    """Widest dtypes first, so that every tensor is aligned."""
+    return -DTYPE_BYTES.get(entry.dtype, 1), entry.name
+
+
+def _header(entries: list[_Entry]) -> bytes:
+    """What comes before the bytes of the entries."""
     header: dict = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in entries:
@@ -227,9 +284,14 @@ def _write_shard(path: Path, entries: list[_Entry]) -> None:
         offset += entry.size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _write_shard(path: Path, entries: list[_Entry]) -> None:
+    entries = sorted(entries, key=_alignment)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as target, contextlib.ExitStack() as stack:
-        target.write(struct.pack("<Q", len(encoded)) + encoded)
+        target.write(_header(entries))
         sources = {p: stack.enter_context(open(p, "rb")) for p in {e.path for e in entries}}
         for entry in entries:
             source = sources[entry.path]

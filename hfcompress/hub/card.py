@@ -44,7 +44,10 @@ INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",
     "static": ", inputs rounded to 8 bits by one stored scale",
 }
-PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
+PICTURES = (
+    *("size_kl", "budget", "layer_errors", "kl_histogram"),
+    *("bits_by_layer", "robustness", "explain_blocks", "stability"),
+)
 METRICS = {
     "perplexity": "perplexity",
     "kl_mean": "KL divergence to the base model, mean (nats per token)",

@@ -31,6 +31,7 @@ class Journal:
         blocks (`dict[str, list[dict]]`): finished block -> what is reported of each of its linears.
         folds (`dict[str, list[dict]]`): finished block -> what is reported of each pair between which factors moved.
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
+        budget (`dict` or `None`): what a budget was settled to, once it is.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]):
@@ -38,6 +39,7 @@ class Journal:
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.folds: dict[str, list[dict[str, Any]]] = {}
         self.witness: dict[str, Any] | None = None
+        self.budget: dict[str, Any] | None = None
 
     def resume(self) -> None:
         """
@@ -59,6 +61,7 @@ class Journal:
                 "give the same options, or start again with --overwrite."
             )
         self.blocks, self.folds, self.witness = found["blocks"], found.get("folds", {}), found["witness"]
+        self.budget = found.get("budget")
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -74,7 +77,13 @@ class Journal:
         self.witness = witness
         self._write()
 
+    def settle(self, budget: dict[str, Any], write: bool = True) -> None:
+        """Keep what a budget was settled to; on disk only where this process writes."""
+        self.budget = budget
+        if write:
+            self._write()
+
     def _write(self) -> None:
         if self.path is not None:
-            parts = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
-            write_json(self.path, {"fingerprint": self.fingerprint, **parts})
+            state = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness, "budget": self.budget}
+            write_json(self.path, {"fingerprint": self.fingerprint, **state})

@@ -32,7 +32,6 @@ BATCH_TOKENS = 4096
 POSITIONS = 128  # whose distributions are compared at once
 
 
-@torch.no_grad()
 def trial(
     model: StreamedModel,
     plan: Plan,
@@ -42,14 +41,30 @@ def trial(
     processes: Processes,
     suspended: bool = True,
 ) -> float:
+    """The same as [`trial_on`] on a few rows: the first 16 of `tokens`, half to calibrate on, half to measure on."""
+    return trial_on(model, plan, layout, *halves(tokens), reference, processes, suspended)
+
+
+@torch.no_grad()
+def trial_on(
+    model: StreamedModel,
+    plan: Plan,
+    layout,
+    seen: Batch,
+    unseen: Batch,
+    reference: Checkpoint,
+    processes: Processes,
+    suspended: bool = True,
+) -> float:
     """
-    Solve a model on half of a few rows, in memory and block by block, and compare it with another on the other half.
+    Solve a model in memory and block by block, and compare it with another on rows that it was not solved on.
 
     Args:
         model (`StreamedModel`): the model.
         plan (`Plan`): what is done to which of its linears.
         layout: the format of the result.
-        tokens (`Tokens`): calibration rows, the first 16 of which are taken.
+        seen (`Batch`): the rows it is solved on.
+        unseen (`Batch`): the rows it is compared on.
         reference (`Checkpoint`): the dense model that it should be like.
         processes (`Processes`): who takes part; all get the same number.
         suspended (`bool`, *optional*, defaults to `True`): see [`BlockPass`].
@@ -57,7 +72,7 @@ def trial(
     Returns:
         `float`: KL(reference || solved) in nats, from float32 logits, mean over the predicted positions.
     """
-    calibration, held_out = (_share(rows, processes) for rows in halves(tokens))
+    calibration, held_out = (_share(rows, processes) for rows in (seen, unseen))
     dense = StreamedModel(reference, model.device, model.dtype)
     expected = dense.forward_blocks(dense.embed(held_out))
     sums = torch.zeros(2, dtype=torch.float64, device=model.device)

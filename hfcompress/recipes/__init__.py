@@ -15,6 +15,7 @@
 
 from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.budget import Budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
@@ -27,6 +28,7 @@ __all__ = [
     "AWQ",
     "GPTQ",
     "RTN",
+    "Budget",
     "Job",
     "KVCache",
     "Recipe",

@@ -30,6 +30,7 @@ from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.budget import Budget, find_budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.rotate import Rotate, rotation_of
@@ -38,7 +39,7 @@ from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, Rotate, KVCache)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, Rotate, Budget, KVCache)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -166,7 +167,12 @@ class Job:
     dropped_tasks: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
-        rotation_of(self.steps)  # its place among the steps is checked
+        rotation = rotation_of(self.steps)  # its place among the steps is checked
+        if find_budget(self.steps) and rotation is not None and rotation.when == "better":
+            raise InvalidValueError(
+                "rotate decides by a trial of the steps behind it, whose bits a budget has not settled yet; set "
+                "rotate.when to always, or leave one of the two out."
+            )
 
     @property
     def rotation(self) -> Rotate | None:

@@ -45,6 +45,23 @@ SHAPES = {
 }
 
 
+def made_up_budget() -> dict:
+    """What a budget of a model that does not exist was settled to."""
+
+    def point(bits: float, kl: float) -> dict:
+        return {"size_bytes": int(1e6 + 2e5 * bits), "bits_per_weight": bits, "kl": kl}
+
+    return {
+        "target": {"target_size": 1_700_000},
+        "overrides": {},
+        "chosen": {**point(3.4, 0.011), "bound": 0.0108},
+        "curve": [point(bits, 4.0**-bits) for bits in (2.25, 2.5, 3.1, 3.5, 4.1, 8.1)],
+        "uniform": {"2g64": point(2.25, 0.06), "4g128": point(4.125, 0.004)},
+        "units": [{"linears": ["model.layers.0.mlp.down_proj"], "choice": "4g128", "choices": {}}],
+        "trials": [],
+    }
+
+
 def made_up_manifest(blocks: int = 4, calibrated: bool = True) -> dict:
     """A manifest of a model that does not exist."""
     random = np.random.default_rng(0)
@@ -75,6 +92,7 @@ def made_up_manifest(blocks: int = 4, calibrated: bool = True) -> dict:
         "calibration": {"data": "bundled", "tokens": 1024, "samples": 4, "seq_len": 256, "sketch": list(range(64))},
         "seed": 0,
         "linears": rows,
+        "budget": made_up_budget(),
         "skipped": {"lm_head": "it is tied to the embeddings"},
         "coverage": {"compressed": len(rows), "linears": len(rows) + 1},
         "fallbacks": 0,

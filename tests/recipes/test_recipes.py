@@ -23,7 +23,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfcompress.cli import parse_size
 from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.recipes import GPTQ, RTN, Job, KVCache, Steps, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.job import GATED, LOWER_BOUNDS, CalibrationSettings, EvaluationSettings
@@ -677,43 +676,3 @@ def test_a_damaged_manifest_is_refused_in_a_sentence(tmp_path, content):
     (tmp_path / "hfcompress.json").write_text(content)
     with pytest.raises(HfcompressError, match=r"hfcompress\.json"):
         load_job(str(tmp_path))
-
-
-# sizes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("123", 123),
-        ("5B", 5),
-        ("1kb", 1000),
-        ("1KB", 1000),
-        ("512 MB", 512_000_000),
-        ("8GB", 8_000_000_000),
-        (" 8 gb ", 8_000_000_000),
-        ("2TB", 2_000_000_000_000),
-        ("1KiB", 1024),
-        ("1MiB", 1024**2),
-        ("1.5GiB", 3 * 1024**3 // 2),
-        ("1TiB", 1024**4),
-        ("0.5 kB", 500),
-        ("1e3MB", 1_000_000_000),
-    ],
-)
-def test_sizes(text, size):
-    parsed = parse_size(text)
-    assert parsed == size
-    assert type(parsed) is int
-
-
-@pytest.mark.parametrize(
-    "text", ["", " ", "GB", "8XB", "8G", "eight GB", "8 GB extra", "8GBB", "1.2.3MB", "inf", "nan"]
-)
-def test_what_is_no_size(text):
-    assert refused(parse_size, text) == f"'{text}' is no size; write it like 8GB, 512MB or a number of bytes."
-
-
-def test_a_size_below_zero_is_no_size():
-    assert "is no size" in refused(parse_size, "-8GB")
