@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import AWQ, GPTQ, RTN, Budget, Job, KVCache, Recipe, Rotate, Smooth
+    from hfcompress.recipes import AWQ, GPTQ, RTN, Budget, Job, KVCache, Recipe, Rotate, Smooth, Tune
 
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ _WHERE = {
     "Result": "hfcompress.compression",
     "Rotate": "hfcompress.recipes",
     "Smooth": "hfcompress.recipes",
+    "Tune": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
@@ -55,6 +56,7 @@ __all__ = [
     "Result",
     "Rotate",
     "Smooth",
+    "Tune",
     "compare",
     "compress",
     "evaluate",

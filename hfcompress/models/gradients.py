@@ -86,6 +86,7 @@ class SquaredGradients:
                 own = find_linears(block, self.model.block_names[index])
                 with self._watched({n: m for n, m in own.items() if n in self.sums}):
                     for number, stream in enumerate(received.pop()):
+                        self._left(index, gradients[number])
                         hidden = stream.hidden.detach().requires_grad_()
                         with torch.enable_grad():
                             output = self.model.call(block, index, stream.advanced(hidden))
@@ -144,6 +145,9 @@ class SquaredGradients:
         """The gradients `(tokens, out_features)` that came to a linear's output."""
         self.sums[name] += gradients.square().sum(0)
 
+    def _left(self, index: int, gradients: Tensor) -> None:
+        """The gradients `(rows, seq_len, hidden_size)` that came to the output of block `index`."""
+
 
 class GradientCovariances(SquaredGradients):
     """
@@ -158,6 +162,7 @@ class GradientCovariances(SquaredGradients):
     Attributes:
         blocks (`dict[str, list[Tensor]]`): name -> `G^T G` along the diagonal, float32 `(block, block)` each, the last
             maybe smaller; `G` has the derivatives at a token in each row.
+        outputs (`list[Tensor]`): the same for the output of each decoder block, whole: `(hidden_size, hidden_size)`.
     """
 
     def __init__(self, model: StreamedModel, linears: Mapping[str, int], seed: int = 0, block: int = 512):
@@ -169,6 +174,12 @@ class GradientCovariances(SquaredGradients):
             ]
             for name, width in linears.items()
         }
+        hidden = model.skeleton.config.get_text_config().hidden_size
+        self.outputs = [torch.zeros(hidden, hidden, device=model.device) for _ in model.block_names]
+
+    def _left(self, index: int, gradients: Tensor) -> None:
+        flat = gradients.flatten(0, -2).float()
+        self.outputs[index].addmm_(flat.T, flat)
 
     def _arrived(self, name: str, gradients: Tensor) -> None:
         parts = gradients.split(len(self.blocks[name][0]), 1)

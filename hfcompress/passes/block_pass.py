@@ -16,6 +16,7 @@ The walk that compresses: embed, then block by block fold, observe, solve, write
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
-from hfcompress.passes.curvature import output_curvatures
+from hfcompress.passes.curvature import Curvatures, output_curvatures
 from hfcompress.passes.folding import Folding
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.memory import give_back_freed_memory
@@ -38,6 +39,7 @@ from hfcompress.passes.processes import Processes
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
 from hfcompress.passes.rows import first_rows, held_out
 from hfcompress.passes.statistics import Statistics
+from hfcompress.passes.tuning import BlockTuner
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -75,7 +77,7 @@ class BlockPass:
         self.walk = walk_suspended if suspended else walk_recomputed
         self.folding: Folding | None = None
         self.first_rows: list[int] = []
-        self.curvatures: dict[str, list[Tensor]] = {}
+        self.curvatures = Curvatures()
 
     @torch.no_grad()
     def run(
@@ -147,15 +149,17 @@ class BlockPass:
             set_scales(attention, scales)
             tensors.update({f"{ranges.task.stem}.{local}": scale.cpu() for local, scale in scales.items()})
 
+        found: dict[str, _Solved] = {}
+
         def solve(names: list[str], statistics: Statistics | None) -> None:
             group = {name: tasks[name] for name in names if name in tasks}
-            for name, quantized, result in solve_group(group, linears, statistics, self.layout, self.curvatures):
-                self.curvatures.pop(name, None)
+            tuned = {name: get_weight(linears[name]) for name in group} if self.plan.tuning is not None else {}
+            solved = solve_group(group, linears, statistics, self.layout, self.curvatures.linears)
+            for name, quantized, result in solved:
+                self.curvatures.linears.pop(name, None)
                 scales = input_scale(tasks[name], statistics)
                 set_scales(linears[name], scales)
-                stem, packed = tasks[name].stem, self._packed(tasks[name], quantized, scales)
-                tensors.update({f"{stem}.{local}": tensor for local, tensor in packed.items()})
-                results.append({**result, "bytes": sum(t.nbytes for t in packed.values())})
+                found[name] = _Solved(quantized, scales, result, tuned.get(name), statistics if tuned else None)
 
         if probe is None:
             for name in linears:
@@ -167,15 +171,54 @@ class BlockPass:
             groups = shared_inputs(self.model, block, index, probe, tasks, kinds, others)
             self._require_all_ran(tasks, groups)
             self._require_all_cache(caches, groups)
+            tunes = self.plan.tuning is not None
+            received = streams
+            last = last and not tunes
             streams, dense = self._observe(block, index, groups, caches, streams, dense, solve, solve_cache, last)
+            if tunes:
+                outputs = [stream.hidden for stream in dense]
+                streams = self._tune(block, index, linears, received, streams, outputs, found)
         if self.folding is not None:
             dense = ahead
+        for name, each in found.items():
+            packed = self._packed(tasks[name], each.quantized, each.scales)
+            tensors.update({f"{tasks[name].stem}.{local}": tensor for local, tensor in packed.items()})
+            results.append({**each.result, "bytes": sum(t.nbytes for t in packed.values())})
         stems = {tasks[result["name"]].stem for result in results}
         for key in self.model.keys_of_block(index):
             if key.removesuffix(".weight") not in stems:
                 tensors[key] = folded[key] if key in folded else self.model.tensors[key].read()
         self._commit(self.model.block_names[index], f"block-{index:05d}", tensors, results, folds)
         return streams, dense
+
+    def _tune(
+        self,
+        block: nn.Module,
+        index: int,
+        linears: Mapping[str, Linear],
+        received: list[Stream],
+        streams: list[Stream],
+        outputs: list[Tensor],
+        found: "dict[str, _Solved]",
+    ) -> list[Stream]:
+        """Move the codes and scales of a solved block together, and go through it with what they have become."""
+        step = self.plan.tuning
+        assert step is not None
+        curvature = self.curvatures.outputs[index] if self.curvatures.outputs else None
+        tuner = BlockTuner(self.model, index, received, outputs, curvature)
+        weights = {name: each.weight for name, each in found.items() if each.weight is not None}
+        solved = {name: each.quantized for name, each in found.items()}
+        moved, told = tuner.tune(block, linears, weights, solved, step)
+        for name, each in found.items():
+            each.result.update(told)
+            if name in moved:
+                each.quantized = moved[name]
+                values = self.layout.values(each.quantized)
+                set_weight(linears[name], values)
+                each.result.update(_errors(weights[name], values, each.statistics))
+        if not moved:
+            return streams
+        return [s.advanced(self.model.call(block, index, s)) for s in received]
 
     def _observe(
         self,
@@ -337,6 +380,17 @@ class BlockPass:
         self.processes.wait()
 
 
+@dataclass
+class _Solved:
+    """A linear of the block that is being solved; its weight and statistics are kept if it is tuned later."""
+
+    quantized: QuantizedWeight
+    scales: dict[str, Tensor]
+    result: dict[str, Any]
+    weight: Tensor | None
+    statistics: Statistics | None
+
+
 def solve_group(
     tasks: dict[str, LinearTask],
     linears: dict[str, Linear],
@@ -395,12 +449,6 @@ def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
 def _report(
     task: LinearTask, weight: Tensor, values: Tensor, statistics: Statistics | None, details: dict[str, Any]
 ) -> dict[str, Any]:
-    difference = weight - values
-    output_error = None
-    if statistics is not None:
-        lost = (difference @ statistics.gram).mul_(difference).sum().clamp_(min=0)
-        whole = (weight @ statistics.gram).mul_(weight).sum()
-        output_error = (lost / whole).sqrt().item() if whole > 0 else 0.0
     return {
         "name": task.name,
         "method": task.settings.name,
@@ -410,10 +458,23 @@ def _report(
         "type": task.grid.type,
         "activations": task.grid.activations,
         "shape": [task.shape.out_features, task.shape.in_features],
-        "sparsity": (values == 0).float().mean().item(),
-        "relative_output_error": output_error,
-        "relative_weight_error": (difference.norm() / weight.norm().clamp(min=1e-30)).item(),
+        **_errors(weight, values, statistics),
         "tokens": statistics.tokens if statistics is not None else 0,
         **details,
         "fallback": task.fallback or details.get("fallback"),
+    }
+
+
+def _errors(weight: Tensor, values: Tensor, statistics: Statistics | None) -> dict[str, Any]:
+    """How far the rounded values of a weight are from it, and its outputs from what they were."""
+    difference = weight - values
+    output_error = None
+    if statistics is not None:
+        lost = (difference @ statistics.gram).mul_(difference).sum().clamp_(min=0)
+        whole = (weight @ statistics.gram).mul_(weight).sum()
+        output_error = (lost / whole).sqrt().item() if whole > 0 else 0.0
+    return {
+        "sparsity": (values == 0).float().mean().item(),
+        "relative_output_error": output_error,
+        "relative_weight_error": (difference.norm() / weight.norm().clamp(min=1e-30)).item(),
     }

@@ -14,6 +14,7 @@
 """What the outputs of the linears are worth, found before anything is rounded by one backward pass through the model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,9 +33,22 @@ ROW_BLOCK = 512  # outputs whose curvature with one another is kept; half as man
 LABELS = 0  # the seed of the labels
 
 
+@dataclass
+class Curvatures:
+    """
+    Args:
+        linears (`dict[str, list[Tensor]]`): linear -> `E[g g^T]` of its output in blocks along the diagonal, float32
+            `(rows, rows)` each.
+        outputs (`list[Tensor]`): the same for the output of every decoder block, whole.
+    """
+
+    linears: dict[str, list[Tensor]] = field(default_factory=dict)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
 def output_curvatures(
     model: StreamedModel, plan: Plan, batches: Sequence[Batch], processes: Processes, progress: Progress
-) -> dict[str, list[Tensor]]:
+) -> Curvatures:
     """
     Args:
         model (`StreamedModel`): the dense model.
@@ -42,9 +56,6 @@ def output_curvatures(
         batches (`Sequence[Batch]`): this process's share of the calibration data.
         processes (`Processes`): over which the sums are formed.
         progress (`Progress`): is told that it goes on.
-
-    Returns:
-        `dict[str, list[Tensor]]`: linear -> `E[g g^T]` in blocks along the diagonal, float32 `(rows, rows)` each.
     """
     tasks: list[LinearTask] = [task for block in plan.blocks for task in block.values()]
     widths = {task.name: task.shape.out_features for task in tasks if task.settings.needs_curvature}
@@ -54,4 +65,8 @@ def output_curvatures(
         for batch, first in zip(*spread_rows(batches, ROWS, processes), strict=True):
             found.add(batch, first)
     positions = processes.sum(torch.tensor(found.positions, device=model.device)).item()
-    return {name: [processes.sum(b).div_(max(positions, 1)) for b in blocks] for name, blocks in found.blocks.items()}
+
+    def mean(sums: Sequence[Tensor]) -> list[Tensor]:
+        return [processes.sum(each).div_(max(positions, 1)) for each in sums]
+
+    return Curvatures({name: mean(blocks) for name, blocks in found.blocks.items()}, mean(found.outputs))

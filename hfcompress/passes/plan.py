@@ -187,6 +187,7 @@ class Plan:
         needs_curvature (`bool`): whether the gradients of the predictions are wanted.
         caches (`list[dict[str, CacheTask]]`): for each block, the attentions whose cache is rounded.
         folds (`list[Smoother]`): steps that come before any rounding, block by block.
+        tuning (`Tuning` or `None`): the step that comes after it, block by block.
     """
 
     blocks: list[dict[str, LinearTask]]
@@ -197,6 +198,7 @@ class Plan:
     needs_dense_stream: bool = False
     needs_curvature: bool = False
     folds: list[Smoother] = field(default_factory=list)
+    tuning: Any = None
     caches: list[dict[str, CacheTask]] = field(default_factory=list)
 
     @property
@@ -234,7 +236,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
     _check_patterns(steps, [name for group in [*shapes, head] for name in group])
-    folds = _steps_before_rounding(steps)
+    folds, tuning = _steps_before_rounding(steps), _step_after_rounding(steps)
     rounding = [step for step in steps if hasattr(step, "quantize")]
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
@@ -271,11 +273,15 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         head=tasks.get(head_name) if head_name else None,
         untouched=[name for name in linears if name not in tasks],
         skipped=skipped,
-        needs_inputs=bool(folds) or any(task.needs_inputs for task in tasks.values()) or any(caches),
-        needs_dense_stream=any(task.settings.needs_dense_stream for task in tasks.values()),
+        needs_inputs=bool(folds)
+        or tuning is not None
+        or any(task.needs_inputs for task in tasks.values())
+        or any(caches),
+        needs_dense_stream=tuning is not None or any(task.settings.needs_dense_stream for task in tasks.values()),
         needs_curvature=any(task.settings.needs_curvature for task in tasks.values()),
         caches=caches,
         folds=folds,
+        tuning=tuning,
     )
 
 
@@ -290,6 +296,19 @@ def _steps_before_rounding(steps: Sequence[Step]) -> list[Any]:
                 f"such as gptq: {name} >> gptq."
             )
     return [steps[number] for number in folds]
+
+
+def _step_after_rounding(steps: Sequence[Step]) -> Any:
+    """The step that tunes whole blocks; it needs one before it that rounds."""
+    found = [number for number, step in enumerate(steps) if hasattr(step, "iterations")]
+    if len(found) > 1:
+        raise InvalidValueError("The recipe has the step tune twice; leave one.")
+    for number in found:
+        if not any(hasattr(step, "quantize") for step in steps[:number]):
+            raise InvalidValueError(
+                "tune starts from rounded weights: put gptq or rtn before it, such as gptq >> tune."
+            )
+    return steps[found[0]] if found else None
 
 
 def _cache_tasks(model: StreamedModel, steps: Sequence[Step]) -> list[dict[str, CacheTask]]:

@@ -22,6 +22,7 @@ from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.rotate import Rotate
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
+from hfcompress.recipes.tune import Tune
 
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Rotate",
     "Smooth",
     "Steps",
+    "Tune",
     "job_from_dict",
     "load_job",
     "shipped_recipes",

@@ -36,10 +36,11 @@ from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
+from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, Rotate, Budget, KVCache)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, Tune, Rotate, Budget, KVCache)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (

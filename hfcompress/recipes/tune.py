@@ -1,0 +1,57 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Block tuning: codes and scales of a block together, by the error of its output."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.recipes.base import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(Recipe):
+    """
+    Move codes and scales of a block by the signs of the gradients of its output's error, from where the steps before
+    have left them: `GPTQ(bits=2) >> Tune()` (SignRound, arXiv 2309.05516, started from error feedback instead of
+    rounding to nearest). Some of the rows are held out, and the iterate that is best on them is kept, or the start.
+
+    Args:
+        iterations (`int`, *optional*, defaults to 100): steps for each block.
+        learning_rate (`float`, *optional*, defaults to 0.01): of the weights, in steps of their grids; it falls to zero.
+        scale_learning_rate (`float`, *optional*, defaults to 0.002): of the scales, as a fraction of each.
+        seed (`int`, *optional*, defaults to 0): the order of the rows.
+        targets (`tuple[str, ...]`, *optional*): which of the quantized linears move; see [`Recipe`].
+        ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
+    """
+
+    name: ClassVar[str] = "tune"
+    needs_inputs: ClassVar[bool] = True
+
+    iterations: int = 100
+    learning_rate: float = 0.01
+    scale_learning_rate: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.iterations < 1:
+            raise InvalidValueError(f"tune.iterations is {self.iterations}; it must be at least 1.")
+        for key in ("learning_rate", "scale_learning_rate", "seed"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise InvalidValueError(f"tune.{key} is {getattr(self, key)}; it must be 0 or more.")
+        if self.overrides:
+            raise InvalidValueError(
+                "tune takes no overrides: the linears of a block are tuned together; use targets or ignore."
+            )
