@@ -300,7 +300,8 @@ def test_a_picture_needs_its_data(tmp_path):
     for section in ("robustness", "stability", "explain"):
         assert plots.draw({}, {section: {"how": {}}}, tmp_path) == {}
     del quality["kl_histogram"], quality["kl_mean_stderr"]
-    assert set(plots.draw(made_up_manifest(), quality, tmp_path)) == {"size_kl", "layer_errors", "bits_by_layer"}
+    expected = {"size_kl", "budget", "layer_errors", "bits_by_layer"}
+    assert set(plots.draw(made_up_manifest(), quality, tmp_path)) == expected
 
 
 def test_a_real_checkpoint_is_drawn(tiny_w4, tmp_path):

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import token_ids
 from safetensors.torch import load_file
@@ -93,6 +94,37 @@ def test_two_processes_choose_the_factors_of_one(saved_llama, tmp_path):
             torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=0)
     one, two = codes(tmp_path / "one"), codes(tmp_path / "two")
     assert (one == two).float().mean() >= 0.99
+
+
+def test_two_processes_settle_a_budget_as_one_does(saved_llama, tmp_path):
+    """Gradients, errors, single swaps and trials are summed over the processes; labels are drawn row by row."""
+    np.save(tmp_path / "calibration.npy", token_ids(13, 32))
+    (tmp_path / "budget.yaml").write_text(
+        "recipe:\n  - budget: {target_kl: 0.05, choices: [2g32, 4g32, 8g32]}\n  - gptq: {group_size: 32}\n"
+    )
+    options = ["run", str(tmp_path / "budget.yaml"), "--model", str(saved_llama), "--no-eval"]
+    options += ["--calibration", str(tmp_path / "calibration.npy"), "--output"]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settled = {}
+    for name, launcher in (("one", []), ("two", several)):
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "hfcompress.cli", *options, str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        settled[name] = json.loads((tmp_path / name / "hfcompress.json").read_text())["budget"]
+    one, two = settled["one"], settled["two"]
+    assert one["overrides"] == two["overrides"]
+    for unit, other in zip(one["units"], two["units"], strict=True):
+        for choice, option in unit["choices"].items():
+            assert option["kl"] == pytest.approx(other["choices"][choice]["kl"], rel=0.02)
+    for trial, other in zip(one["trials"], two["trials"], strict=True):
+        assert trial["measured_kl"] == pytest.approx(other["measured_kl"], rel=0.02)
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
