@@ -347,16 +347,16 @@ def test_evaluating_on_what_was_calibrated_on_is_said(hfcompress, saved_llama, i
 
 def test_output_is_a_file(refused, tmp_path):
     (tmp_path / "out").write_text("mine")
-    assert "is a file" in refused("run", "rtn-w4a16", "--output", tmp_path / "out")
+    assert "is a file" in refused("run", "w4a16-fast", "--output", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_output_exists(refused, hfcompress, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
-    assert "--overwrite" in refused("run", "rtn-w4a16", "--output", tmp_path / "out", "--no-eval")
+    assert "--overwrite" in refused("run", "w4a16-fast", "--output", tmp_path / "out", "--no-eval")
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
-    assert hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out", "--no-eval", "--overwrite")[0] == OK
+    assert hfcompress("run", "w4a16-fast", "--output", tmp_path / "out", "--no-eval", "--overwrite")[0] == OK
     assert not (tmp_path / "out" / "precious.txt").exists()
 
 
@@ -398,7 +398,7 @@ def test_output_is_not_writable(hfcompress, tmp_path, mounted):
     else:
         locked = tmp_path / "locked"
         locked.mkdir(mode=0o555)
-    code, said = hfcompress("run", "rtn-w4a16", "--output", locked / "out", "--no-eval")
+    code, said = hfcompress("run", "w4a16-fast", "--output", locked / "out", "--no-eval")
     assert code == USER_ERROR
     assert "is not writable; choose another --output" in said
 
@@ -421,22 +421,22 @@ def test_the_models_own_folder_is_never_an_output(refused, saved_llama, ids, tmp
 def test_the_working_folder_is_never_an_output(refused, tmp_path, monkeypatch):
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
-    assert "the working folder" in refused("run", "rtn-w4a16", "--output", tmp_path / "here", "--overwrite")
+    assert "the working folder" in refused("run", "w4a16-fast", "--output", tmp_path / "here", "--overwrite")
 
 
 def test_output_below_a_file(refused, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert "file is a file, so" in refused("run", "rtn-w4a16", "--output", tmp_path / "file" / "out")
+    assert "file is a file, so" in refused("run", "w4a16-fast", "--output", tmp_path / "file" / "out")
 
 
 def test_output_is_a_mount_point(hfcompress, mounted):
-    code, said = hfcompress("run", "rtn-w4a16", "--output", mounted("size=9m"), "--no-eval")
+    code, said = hfcompress("run", "w4a16-fast", "--output", mounted("size=9m"), "--no-eval")
     assert code == USER_ERROR
     assert "mount point" in said
 
 
 def test_a_json_file_that_cannot_be_written_is_told_before_the_work(refused, tmp_path):
-    said = refused("run", "rtn-w4a16", "--output", tmp_path / "out", "--json", tmp_path / "nowhere" / "x.json")
+    said = refused("run", "w4a16-fast", "--output", tmp_path / "out", "--json", tmp_path / "nowhere" / "x.json")
     assert "cannot be written" in said
 
 
@@ -450,7 +450,7 @@ def test_ctrl_c_is_130_and_names_resume(hfcompress, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(BlockPass, "run", interrupted)
-    code, said = hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out")
+    code, said = hfcompress("run", "w4a16-fast", "--output", tmp_path / "out")
     assert code == INTERRUPTED == 130
     assert "--resume" in said
     assert not (tmp_path / "out").exists()
@@ -464,7 +464,7 @@ def test_the_unexpected_gets_a_log_and_exit_code_1(hfcompress, tmp_path, monkeyp
 
     monkeypatch.setattr(BlockPass, "run", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code, said = hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out")
+    code, said = hfcompress("run", "w4a16-fast", "--output", tmp_path / "out")
     assert code == 1
     [log] = tmp_path.glob("hfcompress-*.log")
     assert str(log) in said
@@ -532,12 +532,12 @@ def test_a_teacher_cache_that_is_a_file(refused, tiny, tmp_path):
 
 def test_measuring_without_an_evaluation(refused, tmp_path):
     for asked in (["--measure", "speed"], ["--tasks", "continuation"]):
-        said = refused("run", "rtn-w4a16", "--no-eval", *asked, "--output", tmp_path / "out")
+        said = refused("run", "w4a16-fast", "--no-eval", *asked, "--output", tmp_path / "out")
         assert "Measurements are asked for, which needs the evaluation; leave out --no-eval" in said
 
 
 def test_a_task_is_looked_up_before_the_work(refused, tmp_path):
-    assert "mine.yaml" in refused("run", "rtn-w4a16", "--tasks", "mine.yaml", "--output", tmp_path / "out")
+    assert "mine.yaml" in refused("run", "w4a16-fast", "--tasks", "mine.yaml", "--output", tmp_path / "out")
 
 
 def test_names_are_no_markup(hfcompress, tiny_w4, tmp_path, capsys):
@@ -576,7 +576,7 @@ def test_logits_that_overflow(refused, tmp_path):
 
 
 def test_verifying_without_an_original(refused, tmp_path):
-    said = refused("run", "rtn-w4a16", "--verify", "--output", tmp_path / "out")
+    said = refused("run", "w4a16-fast", "--verify", "--output", tmp_path / "out")
     assert "--verify needs a checkpoint to compare with" in said
 
 
@@ -614,10 +614,10 @@ def test_a_measurement_that_fails_costs_no_weights(hfcompress, tmp_path, monkeyp
         raise HfcompressError("It cannot be measured.")
 
     monkeypatch.setattr(compression, "measure_all", failing)
-    code, said = hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out")
+    code, said = hfcompress("run", "w4a16-fast", "--output", tmp_path / "out")
     assert code == USER_ERROR
     assert "It cannot be measured. The weights are done: put that right, and go on with --resume." in said
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(compression, "measure_all", original)
-    assert hfcompress("run", "rtn-w4a16", "--output", tmp_path / "out", "--resume")[0] == OK
+    assert hfcompress("run", "w4a16-fast", "--output", tmp_path / "out", "--resume")[0] == OK
     assert json.loads((tmp_path / "out" / "hfcompress.json").read_text())["witness"]

@@ -22,7 +22,7 @@ from hfcompress.evaluation.numbers import number
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.forecast import Forecast
-from hfcompress.passes.plan import LinearTask, Plan, make_plan
+from hfcompress.passes.plan import LinearTask, Plan, make_plan, untied_head
 from hfcompress.recipes.base import Recipe
 from hfcompress.recipes.budget import find_budget, parse_choice
 
@@ -48,7 +48,12 @@ class Choices:
         found = find_budget(steps)
         assert found is not None
         self.budget, self.step = found
-        self.model, self.steps, self.layout = model, steps, layout
+        self.model, self.steps, self.layout = model, list(steps), layout
+        head = untied_head(model) if self.budget.head else None
+        if head is not None and not matches(head, self.step.ignore) and head not in self.step.targets:
+            opened = dataclasses.replace(self.step, targets=(*self.step.targets, head))
+            self.steps = [opened if step is self.step else step for step in self.steps]
+            self.step = opened
         self.forecast = Forecast(model, layout)
         self.draft = make_plan(model, self._steps(dataclasses.replace(self.step, group_size=-1)), layout)
         self.draft.needs_inputs = True

@@ -348,6 +348,12 @@ def _output_head(model: StreamedModel) -> tuple[str, torch.nn.Linear] | None:
     return next(((name, head) for name, module in model.skeleton.named_modules() if module is head), None)
 
 
+def untied_head(model: StreamedModel) -> str | None:
+    """The name of the output head, if it is a linear whose weight is not the embeddings'."""
+    found = _output_head(model)
+    return None if found is None or found[0] in _tied_names(model) else found[0]
+
+
 def _tied_names(model: StreamedModel) -> set[str]:
     if not model.skeleton.config.get_text_config().tie_word_embeddings:
         return set()

@@ -27,6 +27,7 @@ from hfcompress.sizes import parse_size
 
 CHOICES = ("2g32", "2g64", "3g64", "3g128", "4g64", "4g128", "8g128")
 TARGETS = ("target_size", "target_bits", "target_kl")
+DEFAULT_BITS = 3.25
 BITS, GROUP_SIZES = (get_args(get_type_hints(Quantization)[key]) for key in ("bits", "group_size"))
 
 
@@ -35,17 +36,19 @@ class Budget(Recipe):
     """
     Choose the bits and the group size of every linear of the quantizing step that follows. Linears that serving engines
     fuse (queries, keys and values; gate and up) share a choice. What a choice costs is the error that the step itself
-    leaves, weighed by the gradients of the model's predictions. Give exactly one target.
+    leaves, weighed by the gradients of the model's predictions. Give one target at most.
 
     Args:
         target_size (`int` or `str`, *optional*): bytes of `model*.safetensors`, all that they hold included; `3.5GB`
             is 3.5e9.
-        target_bits (`float`, *optional*): bits per weight: 8 times the bytes of all tensors of the linears that the
+        target_bits (`float`, *optional*, 3.25 if there is no target): bits per weight: 8 times the bytes of all tensors of the linears that the
             step compresses (codes, scales, shapes), over the number of their weights.
         target_kl (`float`, *optional*): mean KL to the original in nats, on calibration rows that are held out; the
             smallest result that is expected to keep it.
         choices (`tuple[str, ...]`, *optional*): bits and group size, such as `"4g128"`; a group size of -1 is one scale
             per row. A choice whose group size does not divide a linear's width is none for its unit.
+        head (`bool`, *optional*, defaults to `True`): an output head with a weight of its own is open to choice too,
+            whether or not the step that follows names it.
         targets (`tuple[str, ...]`, *optional*): the linears that are open to choice, see [`Recipe`]; the others keep
             the settings of the step that follows, and so do those for which its own `overrides` say bits or group size.
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
@@ -59,6 +62,7 @@ class Budget(Recipe):
     target_bits: float | None = None
     target_kl: float | None = None
     choices: tuple[str, ...] = CHOICES
+    head: bool = True
 
     def __post_init__(self):
         if isinstance(self.target_size, str):
@@ -67,11 +71,9 @@ class Budget(Recipe):
             object.__setattr__(self, "choices", tuple(map(str, self.choices)))  # YAML may have read a number
         super().__post_init__()
         given = [key for key in TARGETS if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise InvalidValueError(
-                f"budget has {' and '.join(given) or 'no target'}; give exactly one of {', '.join(TARGETS)}."
-            )
-        if not 0 < getattr(self, given[0]) < math.inf:
+        if len(given) > 1:
+            raise InvalidValueError(f"budget has {' and '.join(given)}; give one of {', '.join(TARGETS)}.")
+        if not 0 < self.target[1] < math.inf:
             raise InvalidValueError(f"budget.{given[0]} is {getattr(self, given[0])}; it must be a number above 0.")
         if not self.choices:
             raise InvalidValueError(f"budget.choices is empty; give some, such as {', '.join(CHOICES)}.")
@@ -84,8 +86,8 @@ class Budget(Recipe):
     @property
     def target(self) -> tuple[str, float]:
         """Which target is given, and its value."""
-        key = next(key for key in TARGETS if getattr(self, key) is not None)
-        return key, getattr(self, key)
+        key = next((key for key in TARGETS if getattr(self, key) is not None), None)
+        return ("target_bits", DEFAULT_BITS) if key is None else (key, getattr(self, key))
 
 
 def parse_choice(choice: str) -> tuple[int, int]:

@@ -167,7 +167,7 @@ def test_a_push_carries_it_and_the_card_names_it(tiny_q4):
 
 
 def test_the_terminal_names_the_file(tmp_path, capsys):
-    arguments = ["run", "rtn-w4a16", "--set", "format=gguf", "--no-eval", "--output", str(tmp_path / "q4")]
+    arguments = ["run", "w4a16-fast", "--set", "format=gguf", "--no-eval", "--output", str(tmp_path / "q4")]
     assert _guarded(app, [*arguments, "--set", "rtn.bits=3"]) == OK
     shown = capsys.readouterr().out
     assert "beside: model-q4_0.gguf, " in shown
@@ -342,7 +342,7 @@ def test_scales_out_of_float16s_digits_are_refused(tmp_path, saved_llama):
 )
 def test_the_layout_refuses_what_would_not_be_the_same(tmp_path, capsys, changes, says):
     sets = [argument for change in changes.items() for argument in ("--set", "=".join(change))]
-    arguments = ["run", "rtn-w4a16", "--set", "format=gguf", *sets, "--no-eval", "--output", str(tmp_path / "out")]
+    arguments = ["run", "w4a16-fast", "--set", "format=gguf", *sets, "--no-eval", "--output", str(tmp_path / "out")]
     assert _guarded(app, arguments) == USER_ERROR
     assert says in capsys.readouterr().err.replace("\n", " ")
     assert not list(tmp_path.iterdir())

@@ -175,7 +175,7 @@ def test_run_pushes_and_the_repo_is_a_recipe(shell, hub, tmp_path):
 
 def test_a_gate_keeps_a_bad_result_here(shell, hub, folder, tmp_path):
     said = shell(
-        *("run", "rtn-w4a16", "--set", "rtn.bits=2", "--set", "evaluation.gate={kl_mean: 0.1, top1_agreement: 0.9}"),
+        *("run", "w4a16-fast", "--set", "rtn.bits=2", "--set", "evaluation.gate={kl_mean: 0.1, top1_agreement: 0.9}"),
         *("--output", tmp_path / "bad", "--push-to-hub", "user/bad"),
         expect=REFUSED,
     )
@@ -220,7 +220,7 @@ def test_what_is_no_result_is_no_push(tiny, tmp_path):
 
 
 def test_a_repo_that_cannot_be_is_told_before_the_work(shell, tmp_path):
-    for command in (("push", tmp_path), ("run", "rtn-w4a16", "--output", tmp_path / "out", "--push-to-hub")):
+    for command in (("push", tmp_path), ("run", "w4a16-fast", "--output", tmp_path / "out", "--push-to-hub")):
         said = shell(*command, "not a repo", expect=USER_ERROR)
         assert "is no name of a repo; write user/name" in said
     assert not (tmp_path / "out").exists()
@@ -237,7 +237,7 @@ def test_a_hub_that_fails(shell, hub, folder, fault):
         return
     if fault == "no token":
         said = shell(
-            *("run", "rtn-w4a16", "--output", folder.parent / "out", "--push-to-hub", "user/w4"),
+            *("run", "w4a16-fast", "--output", folder.parent / "out", "--push-to-hub", "user/w4"),
             expect=USER_ERROR,
             token=None,
         )

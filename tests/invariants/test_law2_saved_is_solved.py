@@ -102,6 +102,10 @@ CASES["overrides-and-head"] = (
         )
     ),
 )
+BEST = hfc.GPTQ(bits=2, group_size=32, shift=1.0, curvature=True, refine=2) >> hfc.Tune(iterations=3)
+CASES["best-llama"] = ("llama", hfc.Job.of(BEST))
+CASES["best-qwen3-mixed"] = ("qwen3-mixed", hfc.Job.of(BEST))
+CASES["best-gpt2"] = ("gpt2", hfc.Job(steps=BEST.steps, format="dense"))
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = ["--measure", "stability", "--tasks", "continuation", "--limit", "4", "--output", str(tmp_path / "two")]
     done = subprocess.run(
-        [*command, str(ROOT / "recipes" / "rtn_w4a16.py"), *options],
+        [*command, str(ROOT / "recipes" / "w4a16_fast.py"), *options],
         capture_output=True,
         text=True,
         timeout=280,

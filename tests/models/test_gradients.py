@@ -18,13 +18,13 @@ import torch
 from conftest import CONFIGS, make_model, token_ids
 
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.gradients import SquaredGradients
+from hfcompress.models.gradients import GradientCovariances, SquaredGradients
 from hfcompress.models.roles import find_linears, linear_shape
 from hfcompress.models.streaming import Batch, StreamedModel
 
 
 def whole_model(model, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
-    """The same by one backward pass through the whole model in float64."""
+    """The gradients `(tokens, out_features)` by one backward pass through the whole model in float64."""
     linears = {n.removeprefix("."): m for n, m in find_linears(model, "").items()}
     outputs = {}
     handles = [
@@ -42,7 +42,7 @@ def whole_model(model, batch: Batch, seed: int) -> dict[str, torch.Tensor]:
     gradients = torch.autograd.grad(likelihood, list(outputs.values()))
     for handle in handles:
         handle.remove()
-    return {name: g.flatten(0, -2).square().sum(0) for name, g in zip(outputs, gradients, strict=True)}
+    return {name: g.flatten(0, -2) for name, g in zip(outputs, gradients, strict=True)}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "opt"])
@@ -56,7 +56,7 @@ def test_streamed_gradients_are_the_whole_models(name):
     widths = {n: linear_shape(n, m).out_features for n, m in find_linears(model, "").items()}
     widths = {n.removeprefix("."): width for n, width in widths.items()}
     assert any(model.get_submodule(n) is head for n in widths)
-    expected = whole_model(model.double(), batch, seed=3)
+    expected = {n: g.square().sum(0) for n, g in whole_model(model.double(), batch, seed=3).items()}
     model.float()
     streamed = StreamedModel(Checkpoint.open(model))
     found = SquaredGradients(streamed, widths, seed=3)
@@ -101,3 +101,42 @@ def test_half_of_them_is_the_curvature_of_the_divergence(llama):
         handle.remove()
     measured = (dense.exp() * (dense - other)).sum(-1).mean().item()
     assert predicted == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_covariances_are_those_of_the_whole_models_gradients(name):
+    """In blocks along the diagonal, the last one smaller; and whole for the output of every block."""
+    model = make_model(CONFIGS[name]())
+    batch = Batch(torch.from_numpy(token_ids(5, 16)))
+    blocks = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    names = [n.removeprefix(".") for n in find_linears(model, "") if any(n.endswith(e) for e in ("up_proj", "c_fc"))]
+    outputs = []
+    handles = [
+        b.register_forward_hook(lambda m, a, o: outputs.append(o[0] if isinstance(o, tuple) else o)) for b in blocks
+    ]
+    model.double()
+    log_probs = model(input_ids=batch.input_ids, use_cache=False).logits.log_softmax(-1)
+    likelihood = 0
+    for row, own in enumerate(log_probs[:, :-1]):
+        generator = torch.Generator().manual_seed(7 * 1_000_003 + row)
+        labels = torch.multinomial(own.detach().float().exp(), 1, generator=generator)
+        likelihood = likelihood + own.gather(1, labels).sum()
+    through = [g.flatten(0, -2) for g in torch.autograd.grad(likelihood, outputs)]
+    for handle in handles:
+        handle.remove()
+    expected = whole_model(model, batch, seed=7)
+    model.float()
+    streamed = StreamedModel(Checkpoint.open(model))
+    widths = {n: expected[n].shape[1] for n in names}
+    found = GradientCovariances(streamed, widths, seed=7, block=40)
+    found.add(batch)
+    assert len(names) == 3
+    for linear in names:
+        parts = expected[linear].split(40, 1)
+        assert [len(b) for b in found.blocks[linear]] == [part.shape[1] for part in parts]
+        for block, part in zip(found.blocks[linear], parts, strict=True):
+            wanted = part.T @ part
+            torch.testing.assert_close(block.double(), wanted, rtol=1e-3, atol=1e-5 * wanted.max().item())
+    for block, gradients in zip(found.outputs, through, strict=True):
+        wanted = gradients.T @ gradients
+        torch.testing.assert_close(block.double(), wanted, rtol=1e-3, atol=1e-5 * wanted.max().item())

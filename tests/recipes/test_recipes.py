@@ -27,6 +27,7 @@ from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.recipes import GPTQ, RTN, Job, KVCache, Steps, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.job import GATED, LOWER_BOUNDS, CalibrationSettings, EvaluationSettings
 from hfcompress.recipes.job import STEPS as ALL_STEPS
+from hfcompress.recipes.quantization import Quantization
 
 
 STEPS = [RTN, GPTQ]
@@ -595,22 +596,35 @@ def test_a_bound_that_is_not_a_number_is_refused():
 
 def test_every_shipped_recipe_loads_and_says_what_it_is():
     found = shipped_recipes()
-    assert {"gptq-w3a16", "gptq-w4a16", "rtn-w4a16", "rtn-w8a16", "w8a8-int8", "w8a8-fp8"} <= found.keys()
-    assert "gguf-q4_0" in found
+    assert {"gptq-w3a16", "gptq-w4a16", "rtn-w8a16", "w8a8-int8", "w8a8-fp8", "gguf-q4_0"} <= found.keys()
+    assert {"w4a16", "w3a16", "w2a16", "w4a16-fast", "budget"} <= found.keys()
     for name, description in found.items():
         job = load_job(name)
         assert job.name == name
         assert job.description == description
         assert len(description) > 20
         assert dataclasses.replace(job_from_dict(job.to_dict(), name), description=description) == job
-        bits = {step.bits for step in job.steps}
-        weights = re.search(r"-?[wq](\d)", name)[1]
+        rounding = [step for step in job.steps if isinstance(step, Quantization)]
+        bits = re.search(r"[wq](\d)", name)
+        if bits is not None and rounding:
+            assert {step.bits for step in rounding} == {int(bits[1])}
         inputs = re.search(r"a(\d+)", name)
-        assert bits == {int(weights)}
-        assert {step.activations for step in job.steps} == {"dynamic" if inputs and inputs[1] == "8" else "none"}
-        assert {step.type for step in job.steps} == {"float" if name.endswith("fp8") else "int"}
+        assert {step.activations for step in rounding} <= {"dynamic" if inputs and inputs[1] == "8" else "none"}
+        assert {step.type for step in rounding} <= {"float" if name.endswith("fp8") else "int"}
         if name.partition("-")[0] in ("gptq", "rtn"):
             assert [step.name for step in job.steps] == [name.partition("-")[0]]
+
+
+@pytest.mark.parametrize(("name", "grid"), [("w4a16", (4, 128)), ("w3a16", (3, 128)), ("w2a16", (2, 64))])
+def test_the_best_recipes_have_a_gptq_step_that_owns_bits_and_groups(name, grid):
+    [step] = load_job(name).steps
+    assert isinstance(step, GPTQ)
+    assert (step.bits, step.group_size) == grid
+    assert step.shift > 0
+    assert step.curvature
+    assert step.refine > 0
+    [changed] = with_changes(load_job(name), ["gptq.bits=8", "gptq.group_size=32"]).steps
+    assert (changed.bits, changed.group_size) == (8, 32)
 
 
 def test_a_recipe_from_a_file(tmp_path):

@@ -11,10 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Round to nearest: 4-bit weights in groups of 128, no calibration data.
+"""Bits and group sizes chosen linear by linear for a size or a loss.
 
-    python recipes/rtn_w4a16.py --model MODEL --output DIR
-    torchrun --nproc_per_node 2 recipes/rtn_w4a16.py --model MODEL --output DIR
+    python recipes/budget.py --model MODEL --output DIR
+    torchrun --nproc_per_node 2 recipes/budget.py --model MODEL --output DIR
 
 The options are those of `hfcompress run`.
 """
@@ -23,4 +23,4 @@ from hfcompress.cli import run_recipe
 
 
 if __name__ == "__main__":
-    run_recipe("rtn-w4a16")
+    run_recipe("budget")

@@ -1,0 +1,122 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Block tuning: never worse on the rows that judge, and better from a poor start."""
+
+import pytest
+import torch
+from conftest import CONFIGS, make_model, token_ids
+
+import hfcompress as hfc
+from hfcompress.errors import InvalidValueError
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.roles import find_linears, get_weight, set_weight
+from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.passes.tuning import BlockTuner
+from hfcompress.solvers.grid import Grid
+from hfcompress.solvers.rtn import rtn
+
+
+@torch.no_grad()
+def tuned_block(name: str, step: hfc.Tune, masked: bool = False, curved: bool = False):
+    """The first block rounded to nearest and tuned: errors before and after on the held-out rows, codes that moved."""
+    model = StreamedModel(Checkpoint.open(make_model(CONFIGS[name]())))
+    ids = torch.from_numpy(token_ids(24, 32))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, :5] = False
+    batches = Batch(ids, mask if masked else None).split(2)
+    streams = model.embed(batches)
+    hidden = model.skeleton.config.get_text_config().hidden_size
+    curvature = torch.diag(torch.linspace(0.1, 2, hidden)) if curved else None
+    with model.block(0) as block:
+        linears = find_linears(block, model.block_names[0])
+        outputs = [model.call(block, 0, s) for s in streams]
+        weights = {n: get_weight(m) for n, m in linears.items()}
+        solved = {n: rtn(w, Grid(2, 32), torch.bfloat16) for n, w in weights.items()}
+        for n, quantized in solved.items():
+            set_weight(linears[n], quantized.dequantize())
+        tuner = BlockTuner(model, 0, streams, outputs, curvature)
+        moved, told = tuner.tune(block, linears, weights, solved, step)
+        for n, module in linears.items():  # the block is left with what is returned
+            torch.testing.assert_close(get_weight(module), moved.get(n, solved[n]).dequantize(), rtol=0, atol=0)
+            assert not hasattr(module, "parametrizations")
+        error = tuner._loss(block, tuner.held_out)
+    assert error == pytest.approx(told["tuned"]["held_out_error"], rel=1e-4)
+    changed = sum((moved[n].codes != solved[n].codes).sum().item() for n in moved)
+    return told["tuned"]["held_out_error_before"], error, changed, moved
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "phi3", "opt"])
+def test_the_outputs_error_falls_a_good_deal_from_rounding_to_nearest(name):
+    before, after, changed, moved = tuned_block(name, hfc.Tune(iterations=80, learning_rate=0.02))
+    assert after < 0.9 * before
+    assert changed > 100
+    for quantized in moved.values():
+        assert quantized.codes.min() >= -2
+        assert quantized.codes.max() <= 1
+        assert quantized.scales.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("options", [{"masked": True}, {"curved": True}])
+def test_padding_and_what_errors_cost_are_heeded(options):
+    before, after, _, _ = tuned_block("llama", hfc.Tune(iterations=80, learning_rate=0.02), **options)
+    assert after < 0.95 * before
+
+
+def test_a_step_that_makes_it_worse_leaves_the_start():
+    before, after, changed, moved = tuned_block("llama", hfc.Tune(iterations=3, learning_rate=50.0))
+    assert after == before
+    assert (changed, moved) == (0, {})
+
+
+def test_only_the_targets_move():
+    *_, moved = tuned_block("llama", hfc.Tune(iterations=40, learning_rate=0.02, targets=("down_proj",)))
+    assert list(moved) == ["model.layers.0.mlp.down_proj"]
+
+
+def test_it_needs_two_batches_to_judge(llama, tmp_path):
+    result = hfc.compress(
+        llama,
+        hfc.GPTQ(group_size=32) >> hfc.Tune(iterations=2),
+        tmp_path / "out",
+        calibration=token_ids(1, 32),
+        evaluate=False,
+    )
+    assert {row["tuned"] for row in result.manifest["linears"]} == {None}
+
+
+@pytest.mark.parametrize("steps", [(hfc.Tune(),), (hfc.Tune(), hfc.GPTQ(group_size=32))])
+def test_it_comes_after_a_step_that_rounds(llama, tmp_path, steps):
+    with pytest.raises(InvalidValueError, match="tune starts from rounded weights: put gptq or rtn before it"):
+        hfc.compress(llama, hfc.Job(steps=steps), tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
+
+
+def test_it_comes_once(llama, tmp_path):
+    recipe = hfc.GPTQ(group_size=32) >> hfc.Tune() >> hfc.Tune()
+    with pytest.raises(InvalidValueError, match="has the step tune twice; leave one"):
+        hfc.compress(llama, recipe, tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"iterations": 0}, "tune.iterations is 0; it must be at least 1"),
+        ({"learning_rate": -1.0}, "tune.learning_rate is -1.0; it must be 0 or more"),
+        ({"scale_learning_rate": float("inf")}, "tune.scale_learning_rate is inf; it must be 0 or more"),
+        ({"seed": -1}, "tune.seed is -1; it must be 0 or more"),
+        ({"overrides": {"q_proj": {"seed": 1}}}, "tune takes no overrides"),
+    ],
+)
+def test_settings_are_checked(settings, said):
+    with pytest.raises(InvalidValueError, match=said):
+        hfc.Tune(**settings)
