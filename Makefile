@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml scripts/constraints.txt
 
 # the main job on the bundled model: compress, write, reload, measure; the last line is the report's path
 demo: $(INSTALLED)
-	$(BIN)/hfcompress run gptq-w4a16 --output demo-output --overwrite --measure all
+	$(BIN)/hfcompress run w4a16 --output demo-output --overwrite --measure all
 
 # one thread per worker: the models are tiny, and two workers fill two cores
 test: quality
