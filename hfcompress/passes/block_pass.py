@@ -38,6 +38,7 @@ from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
 from hfcompress.passes.rows import first_rows, held_out
+from hfcompress.passes.solving import errors, solve_group
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.tuning import BlockTuner
 from hfcompress.passes.witness import testimony, witness_ids
@@ -215,7 +216,7 @@ class BlockPass:
                 each.quantized = moved[name]
                 values = self.layout.values(each.quantized)
                 set_weight(linears[name], values)
-                each.result.update(_errors(weights[name], values, each.statistics))
+                each.result.update(errors(weights[name], values, each.statistics))
         if not moved:
             return streams
         return [s.advanced(self.model.call(block, index, s)) for s in received]
@@ -389,92 +390,3 @@ class _Solved:
     result: dict[str, Any]
     weight: Tensor | None
     statistics: Statistics | None
-
-
-def solve_group(
-    tasks: dict[str, LinearTask],
-    linears: dict[str, Linear],
-    statistics: Statistics | None,
-    layout,
-    curvatures: Mapping[str, list[Tensor]] | None = None,
-):
-    """
-    Solve linears that read the same tensor, those with the same settings stacked, and put their new weights in.
-
-    Args:
-        tasks (`dict[str, LinearTask]`): name -> what to do.
-        linears (`dict[str, nn.Module]`): name -> module.
-        statistics (`Statistics` or `None`): of their common input.
-        layout: the format, which knows what a reader will make of the codes.
-        curvatures (`Mapping[str, list[Tensor]]`, *optional*): what the outputs are worth, for steps that ask for it.
-
-    Returns:
-        `list`: (name, quantized weight, what to report) for each linear.
-    """
-    solved = []
-    for same in _alike(tasks):
-        weights = [get_weight(linears[task.name]) for task in same]
-        first = same[0]
-        label = " and ".join(task.name for task in same)
-        worth = None
-        if curvatures and first.settings.needs_curvature and all(task.name in curvatures for task in same):
-            worth = [block for task in same for block in curvatures[task.name]]
-        stacked, details = first.settings.quantize(
-            torch.cat(weights), statistics, first.grid, first.scale_dtype, label, worth
-        )
-        start = 0
-        for task, weight in zip(same, weights, strict=True):
-            quantized = stacked.rows(start, start + len(weight))
-            start += len(weight)
-            values = layout.values(quantized)
-            set_weight(linears[task.name], values)
-            solved.append((task.name, quantized, _report(task, weight, values, statistics, details)))
-    return solved
-
-
-def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
-    """Tasks with equal settings, grid and scale dtype, together."""
-    groups: list[list[LinearTask]] = []
-    for task in tasks.values():
-        for group in groups:
-            other = group[0]
-            if (task.settings, task.grid, task.scale_dtype) == (other.settings, other.grid, other.scale_dtype):
-                group.append(task)
-                break
-        else:
-            groups.append([task])
-    return groups
-
-
-def _report(
-    task: LinearTask, weight: Tensor, values: Tensor, statistics: Statistics | None, details: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "name": task.name,
-        "method": task.settings.name,
-        "bits": task.grid.bits,
-        "group_size": task.grid.group_size,
-        "symmetric": task.grid.symmetric,
-        "type": task.grid.type,
-        "activations": task.grid.activations,
-        "shape": [task.shape.out_features, task.shape.in_features],
-        **_errors(weight, values, statistics),
-        "tokens": statistics.tokens if statistics is not None else 0,
-        **details,
-        "fallback": task.fallback or details.get("fallback"),
-    }
-
-
-def _errors(weight: Tensor, values: Tensor, statistics: Statistics | None) -> dict[str, Any]:
-    """How far the rounded values of a weight are from it, and its outputs from what they were."""
-    difference = weight - values
-    output_error = None
-    if statistics is not None:
-        lost = (difference @ statistics.gram).mul_(difference).sum().clamp_(min=0)
-        whole = (weight @ statistics.gram).mul_(weight).sum()
-        output_error = (lost / whole).sqrt().item() if whole > 0 else 0.0
-    return {
-        "sparsity": (values == 0).float().mean().item(),
-        "relative_output_error": output_error,
-        "relative_weight_error": (difference.norm() / weight.norm().clamp(min=1e-30)).item(),
-    }

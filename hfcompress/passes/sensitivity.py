@@ -32,9 +32,9 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.roles import Linear, find_linears, get_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
-from hfcompress.passes.block_pass import solve_group
 from hfcompress.passes.plan import LinearTask
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.solving import solve_group
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.swaps import Swap, Swaps
 from hfcompress.progress import Progress

@@ -1,0 +1,113 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Linears that read the same tensor, solved together, and what there is to report of each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfcompress.models.roles import Linear, get_weight, set_weight
+from hfcompress.passes.plan import LinearTask
+from hfcompress.passes.statistics import Statistics
+
+
+def solve_group(
+    tasks: dict[str, LinearTask],
+    linears: dict[str, Linear],
+    statistics: Statistics | None,
+    layout,
+    curvatures: Mapping[str, list[Tensor]] | None = None,
+):
+    """
+    Solve linears that read the same tensor, those with the same settings stacked, and put their new weights in.
+
+    Args:
+        tasks (`dict[str, LinearTask]`): name -> what to do.
+        linears (`dict[str, nn.Module]`): name -> module.
+        statistics (`Statistics` or `None`): of their common input.
+        layout: the format, which knows what a reader will make of the codes.
+        curvatures (`Mapping[str, list[Tensor]]`, *optional*): what the outputs are worth, for steps that ask for it.
+
+    Returns:
+        `list`: (name, quantized weight, what to report) for each linear.
+    """
+    solved = []
+    for same in _alike(tasks):
+        weights = [get_weight(linears[task.name]) for task in same]
+        first = same[0]
+        label = " and ".join(task.name for task in same)
+        worth = None
+        if curvatures and first.settings.needs_curvature and all(task.name in curvatures for task in same):
+            worth = [block for task in same for block in curvatures[task.name]]
+        stacked, details = first.settings.quantize(
+            torch.cat(weights), statistics, first.grid, first.scale_dtype, label, worth
+        )
+        start = 0
+        for task, weight in zip(same, weights, strict=True):
+            quantized = stacked.rows(start, start + len(weight))
+            start += len(weight)
+            values = layout.values(quantized)
+            set_weight(linears[task.name], values)
+            solved.append((task.name, quantized, _report(task, weight, values, statistics, details)))
+    return solved
+
+
+def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
+    """Tasks with equal settings, grid and scale dtype, together."""
+    groups: list[list[LinearTask]] = []
+    for task in tasks.values():
+        for group in groups:
+            other = group[0]
+            if (task.settings, task.grid, task.scale_dtype) == (other.settings, other.grid, other.scale_dtype):
+                group.append(task)
+                break
+        else:
+            groups.append([task])
+    return groups
+
+
+def _report(
+    task: LinearTask, weight: Tensor, values: Tensor, statistics: Statistics | None, details: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": task.name,
+        "method": task.settings.name,
+        "bits": task.grid.bits,
+        "group_size": task.grid.group_size,
+        "symmetric": task.grid.symmetric,
+        "type": task.grid.type,
+        "activations": task.grid.activations,
+        "shape": [task.shape.out_features, task.shape.in_features],
+        **errors(weight, values, statistics),
+        "tokens": statistics.tokens if statistics is not None else 0,
+        **details,
+        "fallback": task.fallback or details.get("fallback"),
+    }
+
+
+def errors(weight: Tensor, values: Tensor, statistics: Statistics | None) -> dict[str, Any]:
+    """How far the rounded values of a weight are from it, and its outputs from what they were."""
+    difference = weight - values
+    output_error = None
+    if statistics is not None:
+        lost = (difference @ statistics.gram).mul_(difference).sum().clamp_(min=0)
+        whole = (weight @ statistics.gram).mul_(weight).sum()
+        output_error = (lost / whole).sqrt().item() if whole > 0 else 0.0
+    return {
+        "sparsity": (values == 0).float().mean().item(),
+        "relative_output_error": output_error,
+        "relative_weight_error": (difference.norm() / weight.norm().clamp(min=1e-30)).item(),
+    }
