@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed
 
-.PHONY: demo test quality style benchmark cards
+.PHONY: demo test test-consumers quality style benchmark cards
 
 $(INSTALLED): pyproject.toml scripts/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,17 @@ demo: $(INSTALLED)
 
 # one thread per worker: the models are tiny, and two workers fill two cores
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not consumers" tests
+
+# the written formats, loaded by others' loaders in environments of their own: one rule per environment
+CONSUMERS = .consumers
+$(CONSUMERS)/gptqmodel/installed: scripts/constraints-gptqmodel.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< gptqmodel optimum
+	touch $@
+
+test-consumers: $(INSTALLED) $(CONSUMERS)/gptqmodel/installed
+	HFCOMPRESS_CONSUMERS=$(CONSUMERS) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m consumers tests/consumers
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hfcompress.compression import Result, compress
     from hfcompress.errors import HfcompressError
+    from hfcompress.exporting import export
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
     from hfcompress.recipes import GPTQ, RTN, Job, Recipe
@@ -36,9 +37,22 @@ _WHERE = {
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
+    "export": "hfcompress.exporting",
     "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
+__all__ = [
+    "GPTQ",
+    "RTN",
+    "HfcompressError",
+    "Job",
+    "Recipe",
+    "Result",
+    "compare",
+    "compress",
+    "evaluate",
+    "export",
+    "push",
+]
 
 
 def __getattr__(name: str):

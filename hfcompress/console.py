@@ -140,6 +140,22 @@ def show_verification(found: Any) -> None:
         out.print(f"different from the original: {difference}", soft_wrap=True)
 
 
+def show_export(exported: Any) -> None:
+    """The result of `hfcompress export`."""
+    out = _console(sys.stdout)
+    made = exported.made
+    if made["lossless"]:
+        out.print(f"{made['source_format']} to {made['format']}: the same values, bit for bit", soft_wrap=True)
+    else:
+        divergence = "" if "kl_mean" not in made else f", KL to the source {made['kl_mean']:.3g} nats per token"
+        out.print(
+            f"{made['source_format']} to {made['format']}: values of {made['linears_changed']} linears changed, relative "
+            f"weight error {made['relative_weight_error']:.3g}{divergence}",
+            soft_wrap=True,
+        )
+    out.print(f"written to {exported.output_dir}", soft_wrap=True)
+
+
 def show_push(pushed: Any) -> None:
     """Where a push has gone."""
     _console(sys.stdout).print(f"pushed to {pushed.url} (commit {pushed.commit})", soft_wrap=True)

@@ -13,29 +13,36 @@
 # limitations under the License.
 """What a compressed linear looks like on disk: one file per format, and the writer of the folder."""
 
+import importlib
+
 from hfcompress.errors import InvalidValueError, nearest
+from hfcompress.formats.layout import Layout
 
 
-ALIASES = {"compressed-tensors": "pack-quantized"}
-NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "dense")
+# name -> the module of this package and the class in it: everything that `format=` can be
+FORMATS = {
+    "compressed-tensors": ("compressed_tensors", "PackQuantized"),
+    "pack-quantized": ("compressed_tensors", "PackQuantized"),
+    "int-quantized": ("compressed_tensors", "IntQuantized"),
+    "gptq": ("gptq", "GPTQ"),
+    "gptq_v2": ("gptq", "GPTQv2"),
+    "awq": ("awq", "AWQ"),
+    "dense": ("dense", "Dense"),
+}
+NAMES = tuple(FORMATS)
 
 
-def get_format(name: str):
+def get_format(name: str) -> Layout:
     """
     The format called `name`.
 
     Args:
-        name (`str`): `"compressed-tensors"` (that is `"pack-quantized"`), `"int-quantized"` or `"dense"`.
+        name (`str`): of [`FORMATS`]; `"compressed-tensors"` is `"pack-quantized"`.
 
     Raises:
         InvalidValueError: there is no such format.
     """
-    from hfcompress.formats import compressed_tensors, dense
-
-    formats = {
-        f.name: f for f in (compressed_tensors.PackQuantized(), compressed_tensors.IntQuantized(), dense.Dense())
-    }
-    resolved = ALIASES.get(name, name)
-    if resolved not in formats:
+    if name not in FORMATS:
         raise InvalidValueError(f"There is no format '{name}'; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")
-    return formats[resolved]
+    module, kind = FORMATS[name]
+    return getattr(importlib.import_module(f"hfcompress.formats.{module}"), kind)()

@@ -26,7 +26,10 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
+from hfcompress.formats.layout import refuse_conv1d
 from hfcompress.formats.packing import pack, unpack
+from hfcompress.formats.stored import PackedTensor, packed_stems
+from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
@@ -39,18 +42,19 @@ class PackQuantized:
     """Codes of `bits` bits packed into int32 words."""
 
     name = "pack-quantized"
-    marker = "weight_packed"
+    quant_method = QUANT_METHOD
+    packages: tuple[str, ...] = ("compressed-tensors",)
 
-    def check(self, name: str, grid: Grid, transposed: bool) -> None:
+    def check(self, shape: LinearShape, grid: Grid) -> None:
         """
         Raises:
             InvalidValueError: this layout cannot hold the linear.
         """
-        if transposed:
-            raise InvalidValueError(
-                f"{self.name} cannot hold {name}: it is a Conv1D, whose weight is stored transposed, and loaders unpack "
-                "nn.Linear only; write plain weights with --set format=dense, or leave it alone with ignore."
-            )
+        refuse_conv1d(self.name, shape)
+
+    def scale_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """That of the weight."""
+        return stored
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         """The tensors of one linear by their local names."""
@@ -99,12 +103,15 @@ class PackQuantized:
             config["dequantize"] = True
         return config
 
+    def files(self, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """JSON files that belong beside config.json: none."""
+        return {}
+
 
 class IntQuantized(PackQuantized):
     """Codes of up to 8 bits, one byte each; zero points likewise."""
 
     name = "int-quantized"
-    marker = "weight"
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         tensors = {"weight": weight.codes, "weight_scale": weight.scales}
@@ -153,42 +160,40 @@ def _config(name: str, grids: Mapping[str, Grid], untouched: list[str]) -> dict[
 
 
 @dataclass(frozen=True)
-class DecodedTensor:
+class CompressedTensor(PackedTensor):
     """
-    A compressed linear that reads as the dense weight it stands for, through the consumer's own decompressor.
+    A compressed linear that reads through the consumer's own decompressor.
 
     Args:
-        parts (`dict`): local name -> stored tensor.
         scheme: the compressed-tensors `QuantizationScheme`.
-        format (`str`): the layout.
-        shape (`tuple[int, int]`): of the dense weight.
     """
 
-    parts: dict[str, Any]
     scheme: Any
-    format: str
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts["weight_scale"].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts.values())
 
     def read(self) -> Tensor:
         """The dense weight in float32, free of the rounding to the model's dtype."""
         from compressed_tensors.compressors import BaseCompressor
 
-        tensors = {name: part.read() for name, part in self.parts.items()}
-        tensors["weight_scale"] = tensors["weight_scale"].float()
-        weight = BaseCompressor.get_value_from_registry(self.format).decompress(tensors, self.scheme)["weight"]
+        tensors: dict[str, Tensor | None] = {name: part.read() for name, part in self.parts.items()}
+        tensors["weight_scale"] = self.parts["weight_scale"].read().float()
+        weight = BaseCompressor.get_value_from_registry(self.layout.name).decompress(tensors, self.scheme)["weight"]
         assert weight is not None
         return weight
 
-    def __getitem__(self, index) -> Tensor:
-        return self.read()[index]
+    def quantized(self) -> QuantizedWeight:
+        """
+        The codes and scales.
+
+        Raises:
+            UnsupportedModelError: they are not integers with a scale per row, or per row and group.
+        """
+        weights = self.scheme.weights
+        if weights.type != "int" or weights.strategy not in ("channel", "group") or weights.actorder is not None:
+            raise UnsupportedModelError(
+                f"Weights of type {weights.type} by {weights.strategy} are no grid that another format holds; "
+                "compress the original model again."
+            )
+        return super().quantized()
 
 
 def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -212,23 +217,28 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
             "The quantization_config in config.json is damaged, or of another version of compressed-tensors; "
             "download or copy that file again, or update compressed-tensors."
         ) from error
-    markers = {layout.name: layout.marker for layout in (PackQuantized(), IntQuantized())}
+    layouts = {layout.name: layout for layout in (PackQuantized(), IntQuantized())}
     schemes = list(known.config_groups.values())
-    layout = known.format
-    if layout not in markers:
+    layout = layouts.get(known.format)
+    if layout is None:
         raise UnsupportedModelError(
-            f"The compressed-tensors layout '{layout}' is not read yet; {', '.join(markers)} are."
+            f"The compressed-tensors layout '{known.format}' is not read yet; {', '.join(layouts)} are."
         )
     view = dict(tensors)
-    for stem in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
+    for stem in packed_stems(tensors, "weight_scale"):
         parts = {k: view.pop(f"{stem}.{k}") for k in _local_names(tensors, stem)}
         scheme = _scheme_of(stem, schemes)
-        if layout == "pack-quantized":
+        if "weight_shape" in parts:
             rows, columns = parts["weight_shape"].read().tolist()
         else:
             rows, columns = parts["weight"].shape
-        view[f"{stem}.weight"] = DecodedTensor(parts, scheme, layout, (rows, columns))
+        view[f"{stem}.weight"] = CompressedTensor(parts, _grid(scheme), layout, (rows, columns), scheme)
     return view
+
+
+def _grid(scheme) -> Grid:
+    weights = scheme.weights
+    return Grid(weights.num_bits, weights.group_size or -1, weights.symmetric)
 
 
 def _local_names(tensors: Mapping[str, Any], stem: str) -> Iterator[str]:

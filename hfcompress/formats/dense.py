@@ -16,27 +16,50 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hfcompress.errors import InvalidValueError
+from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
 class Dense:
-    """The dequantized weight in the dtype of its scales; there is no `quantization_config`."""
+    """
+    The dequantized weight; there is no `quantization_config`.
+
+    Args:
+        dtype (`torch.dtype`, *optional*): what it is rounded to; the dtype of its scales if not given.
+    """
 
     name = "dense"
-    marker = "weight"
+    quant_method = None
+    packages: tuple[str, ...] = ()
 
-    def check(self, name: str, grid: Grid, transposed: bool) -> None:
+    def __init__(self, dtype: torch.dtype | None = None):
+        self.dtype = dtype
+
+    def check(self, shape: LinearShape, grid: Grid) -> None:
         """Everything fits."""
+
+    def scale_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """That of the weight, which is written in it."""
+        return stored
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         """The tensors of one linear by their local names."""
-        return {"weight": weight.dequantize().to(weight.scales.dtype)}
+        return {"weight": weight.dequantize().to(self.dtype or weight.scales.dtype)}
 
     def values(self, weight: QuantizedWeight) -> Tensor:
         """What a reader will compute with: float32 `(out_features, in_features)`."""
-        return weight.dequantize().to(weight.scales.dtype).float()
+        return weight.dequantize().to(self.dtype or weight.scales.dtype).float()
+
+    def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
+        """
+        Raises:
+            InvalidValueError: always; plain weights have no codes.
+        """
+        raise InvalidValueError("Plain weights hold no codes; give a checkpoint in a quantized format.")
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
         """The values of the linear called `stem` on disk: float32 `(out_features, in_features)`."""
@@ -46,3 +69,7 @@ class Dense:
     def quantization_config(self, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any] | None:
         """None: the checkpoint is an ordinary one."""
         return None
+
+    def files(self, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """JSON files that belong beside config.json: none."""
+        return {}

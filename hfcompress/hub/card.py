@@ -28,12 +28,13 @@ import yaml
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
 from hfcompress.evaluation.limits import limits
 from hfcompress.evaluation.numbers import number, percent, plus_minus, size
+from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
 from hfcompress.hub.base_card import forbids_derivatives
 from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
 from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
-from hfcompress.models.manifest import HUB
+from hfcompress.models.manifest import EXPORTS, HUB, format_of
 
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 METHODS = {"gptq": "GPTQ", "rtn": "round to nearest"}
 PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
+SERVED = ("pack-quantized", "gptq", "awq")
 METRICS = {
     "perplexity": "perplexity",
     "kl_mean": "KL divergence to the base model, mean (nats per token)",
@@ -129,7 +131,9 @@ def make_card(
         again=_again(manifest),
         data=_data_name(report.get("how", {}).get("data", "")),
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
-        layout=manifest["recipe"]["format"],
+        layout=get_format(format_of(manifest)).name,
+        packages=get_format(format_of(manifest)).packages,
+        exports=manifest.get(EXPORTS, []),
         bits=_bits(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
@@ -184,8 +188,10 @@ def _bits(manifest: dict[str, Any]) -> str:
 def _tags(manifest: dict[str, Any]) -> list[str]:
     methods = sorted({row["method"] for row in manifest["linears"]})
     bits = sorted({row["bits"] for row in manifest["linears"]})
-    layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
-    return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
+    # GPTQ is a method and a format: one tag
+    layout = get_format(format_of(manifest)).quant_method
+    named = [] if layout is None or layout in methods else [layout]
+    return ["hfcompress", *methods, *named, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
 
 
 def _groups(manifest: dict[str, Any]) -> list[str]:
@@ -211,9 +217,11 @@ def _calibration(manifest: dict[str, Any]) -> str | None:
 
 def _served(manifest: dict[str, Any]) -> bool:
     """Whether vLLM documents that it reads this layout: packed or plain, without zero points."""
-    layout = manifest["recipe"]["format"]
+    layout = get_format(format_of(manifest)).name
+    if layout == "dense":
+        return True
     symmetric = all(row["symmetric"] for row in manifest["linears"])
-    return layout == "dense" or (layout == "compressed-tensors" and symmetric and _bits(manifest) in ("4", "8", "4/8"))
+    return layout in SERVED and symmetric and _bits(manifest) in ("4", "8", "4/8")
 
 
 def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[EvalResult]":
