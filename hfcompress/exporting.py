@@ -270,7 +270,7 @@ def _format_of(checkpoint: Checkpoint) -> str:
 def _divergence(made: Checkpoint, source: Checkpoint, data: Any, device: str, progress: Progress) -> dict[str, Any]:
     """KL(source || export) in nats: what the export alone has lost."""
     where = find_device(device)
-    tokens = load_tokens(data or "bundled", source, split="evaluation", tiny_folder=tiny_folder())
+    tokens = load_tokens("bundled" if data is None else data, source, split="evaluation", tiny_folder=tiny_folder())
     comparison = Comparison(candidate=made, baseline=source, tokens=tokens, device=where, progress=progress)
     found = diverge(comparison, tokens, "measuring the loss").results()
     return {"kl_mean": found["kl_mean"], "kl_data": tokens.source, "kl_tokens": found["tokens"]}

@@ -122,8 +122,8 @@ def test_unpack_gives_the_values_back_and_where_nothing_is_turned_round_the_code
     assert torch.equal(
         layout.restore({f"{STEM}.{k}": v for k, v in tensors.items()}, STEM, grid, False), weight.dequantize()
     )
-    start = 1 if name == "gptq" and not symmetric else 0  # row 0 has zero points of zero
-    kept = slice(start, None) if name != "gptq" or symmetric else (weight.zero_points != grid.q_min).all(1)
+    turned = name == "gptq" and not symmetric
+    kept = (weight.zero_points != grid.q_min).all(1) if turned else slice(None)
     assert torch.equal(read.codes[kept], weight.codes[kept])
     assert torch.equal(read.scales[kept], weight.scales[kept])
     if not symmetric:
