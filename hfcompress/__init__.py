@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hfcompress.compression import Result, compress
     from hfcompress.errors import HfcompressError
+    from hfcompress.exporting import export
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
     from hfcompress.recipes import AWQ, GPTQ, RTN, Budget, Job, KVCache, Recipe, Rotate, Smooth
@@ -41,6 +42,7 @@ _WHERE = {
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
+    "export": "hfcompress.exporting",
     "push": "hfcompress.publishing",
 }
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "compare",
     "compress",
     "evaluate",
+    "export",
     "push",
 ]
 

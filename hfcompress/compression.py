@@ -40,7 +40,8 @@ from hfcompress.evaluation.measure import measure as measure_all
 from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats import get_format
-from hfcompress.formats.writer import CheckpointWriter, partial_path
+from hfcompress.formats.layout import Layout
+from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.hub.base_card import base_card
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
@@ -262,7 +263,7 @@ def compress(
         if not processes.writes:
             return Result(output, {})
         changes = {} if rotation is None else rotation.config_changes
-        _write_companions(writer, checkpoint, changes, quantization_config)
+        _write_companions(writer, checkpoint, layout, changes, quantization_config)
         beside = layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
@@ -337,34 +338,6 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def check_output(output: Path, resume: bool, overwrite: bool, source: Path | None = None) -> None:
-    """
-    Raises:
-        OutputError: the folder is there, or unfinished work is, and nothing was said of it.
-    """
-    if resume and overwrite:
-        raise InvalidValueError("--resume goes on and --overwrite starts again; give one of them.")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; choose another --output.")
-    inside = next((parent for parent in output.parents if parent.exists()), output)
-    if not inside.is_dir():
-        raise OutputError(f"{inside} is a file, so {output} cannot be made; choose another --output.")
-    if source is not None and (output.resolve() in (source, *source.parents) or source in output.resolve().parents):
-        raise OutputError(f"{output} is, holds or lies in the model's own folder; choose another --output.")
-    if output.is_dir() and any(output.iterdir()):
-        if overwrite and output.resolve() in (Path.cwd(), *Path.cwd().parents):
-            raise OutputError(f"{output} is or holds the working folder; choose another --output.")
-        if not overwrite and not (resume and partial_path(output).exists()):
-            raise OutputError(f"{output} exists already; give --overwrite to replace it, or choose another --output.")
-    if output.is_mount():
-        raise OutputError(f"{output} is a mount point, which cannot be replaced; choose a folder in it for --output.")
-    if partial_path(output).exists() and not (resume or overwrite):
-        raise OutputError(
-            f"There is unfinished work for {output} in {partial_path(output)}; "
-            "go on with --resume, or start again with --overwrite."
-        )
 
 
 def _short_name(checkpoint: Checkpoint) -> str:
@@ -510,7 +483,11 @@ def _fits_suspended(
 
 
 def _write_companions(
-    writer: CheckpointWriter, checkpoint: Checkpoint, changes: Mapping[str, Any], quantization_config: dict | None
+    writer: CheckpointWriter,
+    checkpoint: Checkpoint,
+    layout: Layout,
+    changes: Mapping[str, Any],
+    quantization_config: dict | None,
 ) -> None:
     """config.json, with what changes in it, and what belongs beside the weights."""
     if checkpoint.folder is not None:
@@ -527,6 +504,8 @@ def _write_companions(
         config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     if quantization_config is not None:
         config["quantization_config"] = quantization_config
+        for name, value in layout.files(quantization_config).items():
+            writer.write_json(name, value)
     writer.write_json("config.json", config)
 
 

@@ -28,12 +28,13 @@ import yaml
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
 from hfcompress.evaluation.limits import limits
 from hfcompress.evaluation.numbers import number, percent, plus_minus, size
+from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
 from hfcompress.hub.base_card import forbids_derivatives
 from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
 from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
-from hfcompress.models.manifest import HUB
+from hfcompress.models.manifest import EXPORTS, HUB, format_of
 
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ PICTURES = (
     *("size_kl", "budget", "layer_errors", "kl_histogram"),
     *("bits_by_layer", "robustness", "explain_blocks", "stability"),
 )
+SERVED = ("compressed-tensors", "pack-quantized", "gguf", "gptq", "awq")
 METRICS = {
     "perplexity": "perplexity",
     "kl_mean": "KL divergence to the base model, mean (nats per token)",
@@ -136,7 +138,9 @@ def make_card(
         again=_again(manifest),
         data=_data_name(report.get("how", {}).get("data", "")),
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
-        layout=manifest["recipe"]["format"],
+        layout=get_format(format_of(manifest)).name,
+        packages=get_format(format_of(manifest)).packages,
+        exports=manifest.get(EXPORTS, []),
         bits=_bits(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
@@ -194,9 +198,11 @@ def _tags(manifest: dict[str, Any]) -> list[str]:
     bits = sorted({row["bits"] for row in rows})
     kinds = sorted({f"w{row['bits']}a{8 if _rounds_inputs(row) else 16}" for row in rows})
     fp8 = ["fp8"] if any(row.get("type") == "float" for row in rows) else []
-    layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
-    layout += ["gguf"] if "gguf" in manifest else []
-    return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *kinds, *fp8]
+    # GPTQ is a method and a format: one tag
+    layout = get_format(format_of(manifest)).quant_method
+    named = [] if layout is None or layout in methods else [layout]
+    named += ["gguf"] if "gguf" in manifest else []
+    return ["hfcompress", *methods, *named, *[f"{b}-bit" for b in bits], *kinds, *fp8]
 
 
 def _rounds_inputs(row: dict[str, Any]) -> bool:
@@ -235,10 +241,9 @@ def _served(manifest: dict[str, Any]) -> bool:
     """
     if manifest.get("kv_cache") == "int":
         return False
-    layout = manifest["recipe"]["format"]
-    packed = layout in ("compressed-tensors", "gguf")
+    layout = get_format(format_of(manifest)).name
     symmetric = all(row["symmetric"] for row in manifest["linears"])
-    return layout == "dense" or (packed and symmetric and _bits(manifest) in ("4", "8", "4/8"))
+    return layout == "dense" or (layout in SERVED and symmetric and _bits(manifest) in ("4", "8", "4/8"))
 
 
 def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[EvalResult]":

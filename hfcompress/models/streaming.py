@@ -211,6 +211,12 @@ class StreamedModel:
         finally:
             _release(module)
 
+    def whole(self) -> PreTrainedModel:
+        """The model with all its weights, which stay."""
+        self._load(list(self.tensors))
+        self.skeleton.tie_weights()
+        return self.skeleton
+
     def keys_of_block(self, index: int) -> list[str]:
         """The names on disk of the tensors of block `index`."""
         return self._keys_of_block[index]

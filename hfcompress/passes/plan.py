@@ -119,7 +119,7 @@ class LinearTask:
         settings (`Quantizer`): what is done to it.
         grid (`Grid`): the grid it ends on.
         stem (`str`): its name on disk, without `.weight`.
-        scale_dtype (`torch.dtype`): the dtype of its weight on disk.
+        scale_dtype (`torch.dtype`): the dtype of its scales on disk, or of its weight where that is written dense.
         fallback (`str` or `None`): what was done instead of what was asked for.
     """
 
@@ -257,7 +257,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
                 fallback = f"one scale per row: {shape.in_features} is no multiple of {settings.group_size}"
             group_size = -1 if fallback else settings.group_size
             grid = Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
-            layout.check(shape.name, grid, shape.transposed)
+            layout.check(shape, grid)
             stem, dtype = _stored_as(model, shape.name)
             tasks[shape.name] = LinearTask(shape, settings, grid, stem, layout.scale_dtype(dtype), fallback)
     if indivisible:
