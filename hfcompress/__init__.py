@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import GPTQ, RTN, Job, Recipe
+    from hfcompress.recipes import GPTQ, QAT, RTN, Job, Recipe
 
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ _WHERE = {
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
+    "QAT": "hfcompress.recipes",
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
@@ -38,7 +39,19 @@ _WHERE = {
     "evaluate": "hfcompress.measuring",
     "push": "hfcompress.publishing",
 }
-__all__ = ["GPTQ", "RTN", "HfcompressError", "Job", "Recipe", "Result", "compare", "compress", "evaluate", "push"]
+__all__ = [
+    "GPTQ",
+    "QAT",
+    "RTN",
+    "HfcompressError",
+    "Job",
+    "Recipe",
+    "Result",
+    "compare",
+    "compress",
+    "evaluate",
+    "push",
+]
 
 
 def __getattr__(name: str):

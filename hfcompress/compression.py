@@ -51,6 +51,8 @@ from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.qat_pass import NAME as QAT_STAGE
+from hfcompress.passes.qat_pass import QatPass
 from hfcompress.progress import Progress, Silent
 from hfcompress.recipes import Job, Recipe, Steps, load_job
 from hfcompress.recipes.job import RECOVERY
@@ -194,6 +196,10 @@ def compress(
     grids = {name: task.grid for name, task in plan.tasks.items()}
     quantization_config = layout.quantization_config(grids, plan.untouched)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
+    training = None
+    if job.training is not None:
+        training = QatPass(streamed, plan, layout, job.training, tokens)
+        training.check(processes, memory_limit)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
     evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress) if evaluate else None
@@ -222,9 +228,12 @@ def compress(
     if processes.writes:
         writer.open()
     processes.wait()
-    progress.start(len(streamed) + (units(comparison, names) if comparison else 0))
+    stages = 1 if training is None else 2
+    progress.start(stages * len(streamed) + (units(comparison, names) if comparison else 0))
     try:
-        results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
+        results = _run_pass(
+            streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
+        )
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
         if not processes.writes:
@@ -243,6 +252,7 @@ def compress(
             "skipped": plan.skipped,
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
+            "training": journal.stages.get(QAT_STAGE),
             "witness": journal.witness,
             "sha256": made.sha256,
             "device": str(processes.device),
@@ -385,7 +395,7 @@ def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
 
 
 def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens | None:
-    if not plan.needs_inputs:
+    if not plan.needs_inputs and job.training is None:
         return None
     settings = job.calibration
     tokens = load_tokens(
@@ -401,7 +411,7 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
     if tokens.note:
         progress.note(tokens.note)
     widest = plan.widest
-    if tokens.count < widest.shape.in_features:
+    if plan.needs_inputs and tokens.count < widest.shape.in_features:
         progress.note(
             f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "
             "matrix is singular, and the result may be no better than rounding to nearest; give more --samples"
@@ -424,7 +434,9 @@ def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
     return tokens
 
 
-def _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit) -> list[dict]:
+def _run_pass(
+    streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
+) -> list[dict]:
     batches = []
     if tokens is not None:
         share = processes.share(len(tokens.input_ids))
@@ -436,11 +448,13 @@ def _run_pass(streamed, plan, layout, writer, journal, processes, progress, toke
     )
     run = BlockPass(streamed, plan, layout, writer, journal, processes, progress, suspended)
     if not writer.merged:
-        results = run.run(batches)
+        if journal.witness is None:
+            run.run(batches)
+        if training is not None:
+            training.run(writer, journal, progress)
         if processes.writes:
             progress.step("writing", amount=0)
             writer.merge()
-        return results
     return [row for rows in journal.blocks.values() for row in rows]
 
 

@@ -39,7 +39,7 @@ from hfcompress.models.manifest import HUB
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-METHODS = {"gptq": "GPTQ", "rtn": "round to nearest"}
+METHODS = {"gptq": "GPTQ", "qat": "quantization-aware training", "rtn": "round to nearest"}
 PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
 METRICS = {
     "perplexity": "perplexity",
@@ -182,7 +182,7 @@ def _bits(manifest: dict[str, Any]) -> str:
 
 
 def _tags(manifest: dict[str, Any]) -> list[str]:
-    methods = sorted({row["method"] for row in manifest["linears"]})
+    methods = sorted({method for row in manifest["linears"] for method in row["method"].split("+")})
     bits = sorted({row["bits"] for row in manifest["linears"]})
     layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
     return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
@@ -192,7 +192,7 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
     kinds = Counter((r["method"], r["bits"], r["group_size"], r["symmetric"]) for r in manifest["linears"])
     return [
-        f"{count} linears: {METHODS.get(method, method)}, {bits} bits, "
+        f"{count} linears: {' and '.join(METHODS.get(part, part) for part in method.split('+'))}, {bits} bits, "
         f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
         f"{'symmetric' if symmetric else 'with zero points'}"
         for (method, bits, group, symmetric), count in kinds.most_common()

@@ -30,12 +30,14 @@ class Journal:
     Attributes:
         blocks (`dict[str, list[dict]]`): finished block -> what is reported of each of its linears.
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
+        stages (`dict[str, dict]`): finished stage after the block pass -> what there is to report of it.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]):
         self.path, self.fingerprint = path, fingerprint
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.witness: dict[str, Any] | None = None
+        self.stages: dict[str, dict[str, Any]] = {}
 
     def resume(self) -> None:
         """
@@ -56,7 +58,7 @@ class Journal:
                 f"The unfinished run in {self.path.parent} differs in {', '.join(different)}; "
                 "give the same options, or start again with --overwrite."
             )
-        self.blocks, self.witness = found["blocks"], found["witness"]
+        self.blocks, self.witness, self.stages = found["blocks"], found["witness"], found.get("stages", {})
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -72,5 +74,13 @@ class Journal:
         self.witness = witness
         self._write()
 
+    def commit_stage(
+        self, name: str, record: dict[str, Any], blocks: dict[str, list[dict[str, Any]]], witness: dict[str, Any]
+    ) -> None:
+        """Stage `name` is finished; `blocks` and `witness` are what is true after it."""
+        self.stages[name], self.blocks = record, blocks
+        self.testify(witness)
+
     def _write(self) -> None:
-        write_json(self.path, {"fingerprint": self.fingerprint, "blocks": self.blocks, "witness": self.witness})
+        state = {"blocks": self.blocks, "witness": self.witness, "stages": self.stages}
+        write_json(self.path, {"fingerprint": self.fingerprint, **state})

@@ -150,6 +150,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
     _check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    steps = [step for step in steps if hasattr(step, "quantize")]  # what follows on the whole model is no linear's task
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
     indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}

@@ -16,7 +16,19 @@
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
+from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rtn import RTN
 
 
-__all__ = ["GPTQ", "RTN", "Job", "Recipe", "Steps", "job_from_dict", "load_job", "shipped_recipes", "with_changes"]
+__all__ = [
+    "GPTQ",
+    "QAT",
+    "RTN",
+    "Job",
+    "Recipe",
+    "Steps",
+    "job_from_dict",
+    "load_job",
+    "shipped_recipes",
+    "with_changes",
+]

@@ -30,11 +30,12 @@ from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.gptq import GPTQ
+from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ, QAT)}
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -160,6 +161,15 @@ class Job:
     description: str = ""
     origin: Path | None = field(default=None, compare=False)
     dropped_tasks: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        for index, step in enumerate(self.steps):
+            step.check_place(self.steps[:index], self.steps[index + 1 :])
+
+    @property
+    def training(self) -> QAT | None:
+        """The step that trains the whole model after the block pass, if there is one."""
+        return next((step for step in self.steps if isinstance(step, QAT)), None)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":
