@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import GPTQ, QAT, RTN, Job, Recipe
+    from hfcompress.recipes import GPTQ, QAT, RTN, BitsAndBytes, Job, Recipe, TorchAo
 
 
 __version__ = "0.1.0"
 _WHERE = {
+    "BitsAndBytes": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
@@ -34,6 +35,7 @@ _WHERE = {
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
+    "TorchAo": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
@@ -43,10 +45,12 @@ __all__ = [
     "GPTQ",
     "QAT",
     "RTN",
+    "BitsAndBytes",
     "HfcompressError",
     "Job",
     "Recipe",
     "Result",
+    "TorchAo",
     "compare",
     "compress",
     "evaluate",

@@ -49,6 +49,7 @@ from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.library_pass import LibraryPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.qat_pass import NAME as QAT_STAGE
@@ -171,7 +172,7 @@ def compress(
         asked = "The recipe has a gate" if job.evaluation.gate else "Measurements are asked for"
         raise InvalidValueError(f"{asked}, which needs the evaluation; leave out --no-eval, or leave out that.")
     _heed_dropped_tasks(job, progress)
-    layout = get_format(job.format)
+    layout: Any = None if job.library is not None else get_format(job.format)
     original = read_manifest(job.origin)
     again = bool(original) and model is None
     if again:
@@ -192,12 +193,16 @@ def compress(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
-    plan = make_plan(streamed, job.steps, layout)
-    grids = {name: task.grid for name, task in plan.tasks.items()}
-    quantization_config = layout.quantization_config(grids, plan.untouched)
+    library = None if job.library is None else LibraryPass(streamed, job.library)
+    if library is not None:
+        plan, quantization_config = library.plan, None
+    else:
+        plan = make_plan(streamed, job.steps, layout)
+        grids = {name: task.grid for name, task in plan.tasks.items()}
+        quantization_config = layout.quantization_config(grids, plan.untouched)
     tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     training = None
-    if job.training is not None:
+    if job.training is not None and tokens is not None:
         training = QatPass(streamed, plan, layout, job.training, tokens)
         training.check(processes, memory_limit)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
@@ -231,9 +236,12 @@ def compress(
     stages = 1 if training is None else 2
     progress.start(stages * len(streamed) + (units(comparison, names) if comparison else 0))
     try:
-        results = _run_pass(
-            streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
-        )
+        if library is not None:
+            results, quantization_config = library.run(writer, journal, processes, progress)
+        else:
+            results = _run_pass(
+                streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
+            )
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
         if not processes.writes:

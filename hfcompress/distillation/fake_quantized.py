@@ -36,19 +36,21 @@ class FakeQuantized(nn.Module):
     Args:
         start (`QuantizedWeight`): where it starts, exactly.
         dtype (`torch.dtype`): of the arithmetic.
-        margin (`float`, *optional*): see [`positions`].
+        codes_fixed (`bool`, *optional*, defaults to `False`): the codes stay, and the whole change of a scale reaches
+            its weights (as in EfficientQAT's end-to-end phase, arXiv 2407.11062). LSQ's gradient would not do here: it
+            reckons with weights that stay where they are and change their codes when the scale moves.
     """
 
-    def __init__(self, start: QuantizedWeight, dtype: torch.dtype, margin: float = MARGIN):
+    def __init__(self, start: QuantizedWeight, dtype: torch.dtype, codes_fixed: bool = False):
         super().__init__()
-        self.start, self.grid, self.dtype, self.margin = start, start.grid, dtype, margin
+        self.start, self.grid, self.dtype, self.codes_fixed = start, start.grid, dtype, codes_fixed
         self.start_scales: Tensor
         self.register_buffer("start_scales", start.scales.float())
         self.ratio = nn.Parameter(torch.ones_like(self.start_scales))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """Where training starts from: the dense weight's positions, within the cells of the codes."""
-        return positions(weight, self.start, self.margin)
+        """Where training starts from: the dense weight's positions within the cells of the codes, or the codes."""
+        return positions(weight, self.start, 0.5 if self.codes_fixed else MARGIN)
 
     def scales(self) -> Tensor:
         """The scales in use: float32 `(out_features, groups)`; the gradient passes their rounding."""
@@ -58,14 +60,20 @@ class FakeQuantized(nn.Module):
         return _StraightThrough.apply(exact, stored)
 
     def forward(self, position: Tensor) -> Tensor:
-        weight = fake_quantize(position, self.start_scales, self.scales(), self.start.zero_points, self.grid)
+        scales = self.scales()
+        if self.codes_fixed:
+            weight = (position.view(*scales.shape, -1) * scales.unsqueeze(-1)).view_as(position)
+        else:
+            weight = fake_quantize(position, self.start_scales, scales, self.start.zero_points, self.grid)
         return weight.to(self.dtype)
 
     @torch.no_grad()
     def quantized(self, position: Tensor) -> QuantizedWeight:
         """What would be stored now."""
         scales = self.scales()
-        codes = round_to_codes(position, self.start_scales, scales, self.start.zero_points, self.grid)
+        codes = self.start.codes
+        if not self.codes_fixed:
+            codes = round_to_codes(position, self.start_scales, scales, self.start.zero_points, self.grid)
         stored = scales.to(self.start.scales.dtype)
         return QuantizedWeight(codes.to(torch.int8), stored, self.start.zero_points, self.grid)
 
@@ -92,8 +100,8 @@ def fake_quantize_linear(linear: nn.Module, start: QuantizedWeight, dtype: torch
         dtype (`torch.dtype`): of the arithmetic.
         train (`str`): `"weights"`, `"scales"` or `"both"`.
     """
-    added = FakeQuantized(start, dtype)
+    added = FakeQuantized(start, dtype, codes_fixed=train == "scales")
     parametrize.register_parametrization(linear, "weight", added, unsafe=True)
-    linear.parametrizations.weight.original.requires_grad_(train != "scales")
+    linear.get_parameter("parametrizations.weight.original").requires_grad_(train != "scales")
     added.ratio.requires_grad_(train != "weights")
     return added

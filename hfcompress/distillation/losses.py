@@ -89,7 +89,7 @@ class _ChunkedSum(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         wanted = [p for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True) if needed]
         learns = any(ctx.needs_input_grad[2:])
-        to_hidden = torch.zeros_like(hidden) if learns else None
+        to_hidden = torch.zeros_like(hidden if learns else hidden[:0])
         to_parameters = [torch.zeros_like(p) for p in wanted]
         for start in range(0, len(hidden), chunk):
             part = hidden[start : start + chunk].detach()

@@ -87,7 +87,7 @@ class Student(nn.Module):
 
     Args:
         streamed (`StreamedModel`): knows how blocks and head are called.
-        model (`nn.Module`): from its `whole()`; what is to be trained requires a gradient, nothing else does.
+        model (`nn.Module`): from its `loaded()`; what is to be trained requires a gradient, nothing else does.
         teacher_logits (`Callable`, *optional*): from `(positions, hidden_size)` to `(positions, vocabulary)`; the
             student's own head if left out, which must then be the teacher's.
     """

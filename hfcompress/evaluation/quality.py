@@ -35,7 +35,7 @@ from hfcompress.calibration.tokens import Tokens, pack_texts
 from hfcompress.errors import CalibrationError, CheckpointError
 from hfcompress.evaluation.comparison import Comparison, whole_model
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
-from hfcompress.formats.compressed_tensors import QUANT_METHOD, decoded
+from hfcompress.formats import bitsandbytes, compressed_tensors, torchao
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
@@ -45,6 +45,7 @@ LOGIT_BYTES = 1 << 26  # of one batch's logits, or of one slice of a long row's,
 BATCH_TOKENS = 4096
 OTHER_ROWS = 4  # one row of out-of-domain text for so many of the evaluation's
 BINS_PER_DECADE = 4
+READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, bitsandbytes, torchao)}
 
 
 def units(comparison: Comparison) -> int:
@@ -316,17 +317,20 @@ def _compare(ours: Tensor, teacher: Distributions, targets: Tensor) -> dict[str,
 
 
 def open_for_logits(checkpoint: Checkpoint, device, dtype) -> "StreamedLogits | WholeLogits":
-    """A dense or compressed-tensors checkpoint streamed; any other quantization loaded whole, by transformers."""
+    """
+    A checkpoint that is dense or that we can read streamed; any other quantization loaded whole, by transformers, and
+    LLM.int8() too, which rounds the inputs as well.
+    """
     config = checkpoint.quantization_config
-    if config is None or config.get("quant_method") == QUANT_METHOD:
+    if config is None or (config.get("quant_method") in READERS and not config.get("load_in_8bit")):
         return StreamedLogits(open_streamed(checkpoint, device, dtype))
     return WholeLogits(checkpoint, device, dtype)
 
 
 def open_streamed(checkpoint: Checkpoint, device, dtype) -> StreamedModel:
-    """A dense or compressed-tensors checkpoint, block by block, the latter through its own decompressor."""
+    """A checkpoint that is dense or that we can read, block by block, through its library's own decompressor."""
     config = checkpoint.quantization_config
-    tensors = None if config is None else decoded(checkpoint.tensors, config)
+    tensors = None if config is None else READERS[config["quant_method"]](checkpoint.tensors, config)
     return StreamedModel(checkpoint, device, dtype, tensors)
 
 

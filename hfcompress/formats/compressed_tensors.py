@@ -77,13 +77,9 @@ class PackQuantized:
         codes = unpack(tensors["weight_packed"], grid.bits, columns)
         return QuantizedWeight(codes, tensors["weight_scale"], zero_points, grid)
 
-    def read(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid) -> QuantizedWeight:
-        """The linear called `stem` on disk."""
-        return self.unpack({k: tensors[f"{stem}.{k}"] for k in _local_names(tensors, stem)}, grid)
-
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
         """The dense values of the linear called `stem` on disk: float32 `(out_features, in_features)`."""
-        return self.read(tensors, stem, grid).dequantize()
+        return self.unpack({k: tensors[f"{stem}.{k}"] for k in _local_names(tensors, stem)}, grid).dequantize()
 
     def quantization_config(self, grids: Mapping[str, Grid], untouched: list[str]) -> dict[str, Any]:
         """

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 METHODS = {"gptq": "GPTQ", "qat": "quantization-aware training", "rtn": "round to nearest"}
+LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 PICTURES = ("size_kl", "layer_errors", "kl_histogram", "bits_by_layer", "robustness", "explain_blocks", "stability")
 METRICS = {
     "perplexity": "perplexity",
@@ -130,6 +131,7 @@ def make_card(
         data=_data_name(report.get("how", {}).get("data", "")),
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=manifest["recipe"]["format"],
+        package=_package(manifest),
         bits=_bits(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
@@ -184,8 +186,14 @@ def _bits(manifest: dict[str, Any]) -> str:
 def _tags(manifest: dict[str, Any]) -> list[str]:
     methods = sorted({method for row in manifest["linears"] for method in row["method"].split("+")})
     bits = sorted({row["bits"] for row in manifest["linears"]})
-    layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
+    layout = [] if manifest["recipe"]["format"] == "dense" else [_package(manifest)]
     return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *[f"w{b}a16" for b in bits]]
+
+
+def _package(manifest: dict[str, Any]) -> str:
+    """What a reader has to install beside transformers."""
+    layout = manifest["recipe"]["format"]
+    return layout if layout in LIBRARIES else "compressed-tensors"
 
 
 def _groups(manifest: dict[str, Any]) -> list[str]:

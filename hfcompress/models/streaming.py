@@ -223,13 +223,14 @@ class StreamedModel:
             _release(self.skeleton, keep=inside)
 
     @contextlib.contextmanager
-    def whole(self) -> Generator[PreTrainedModel]:
+    def loaded(self) -> Generator[PreTrainedModel]:
         """The model with all its weights, for what must see all blocks at once; they are given up on leaving."""
-        self._load([*(key for keys in self._keys_of_block for key in keys), *self._outside_keys])
-        self.skeleton.tie_weights()
-        _require_loaded(self.skeleton, type(self.skeleton).__name__, self.checkpoint.name)
-        self._learn_return_type(self.skeleton, self._blocks[0])
         try:
+            self._load([*(key for keys in self._keys_of_block for key in keys), *self._outside_keys])
+            self.skeleton.tie_weights()
+            _require_loaded(self.skeleton, type(self.skeleton).__name__, self.checkpoint.name)
+            if self._returns_tuple is None:
+                self._learn_return_type(self.skeleton, self._blocks[0])
             yield self.skeleton.eval()
         finally:
             _release(self.skeleton)

@@ -149,8 +149,10 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
-    _check_patterns(steps, [name for group in [*shapes, head] for name in group])
-    steps = [step for step in steps if hasattr(step, "quantize")]  # what follows on the whole model is no linear's task
+    check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    steps = [
+        step for step in steps if hasattr(step, "quantize")
+    ]  # what follows on the whole model is no linear's task
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
     indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}
@@ -229,7 +231,11 @@ def _named(name: str, targets: tuple[str, ...]) -> bool:
     return matches(name, tuple(t for t in targets if t != ALL_LINEARS))
 
 
-def _check_patterns(steps: Sequence[Step], names: list[str]) -> None:
+def check_patterns(steps: Sequence[Step], names: list[str]) -> None:
+    """
+    Raises:
+        InvalidValueError: a pattern of a step means none of the linears `names`; the nearest is named.
+    """
     for step in steps:
         for pattern in (*step.targets, *step.ignore, *step.overrides):
             if pattern != ALL_LINEARS and not any(matches(name, (pattern,)) for name in names):

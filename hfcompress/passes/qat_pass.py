@@ -41,7 +41,7 @@ from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_
 from hfcompress.distillation.trainer import AfterSteps, DistillationTrainer, Schedule, Student, TaughtRows
 from hfcompress.errors import CalibrationError, InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter
-from hfcompress.models.roles import set_weight, watch_inputs
+from hfcompress.models.roles import Linear, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import HEAD
 from hfcompress.passes.journal import Journal
@@ -102,7 +102,7 @@ class QatPass:
             )
         if not self.trained:
             raise InvalidValueError("qat leaves every quantized linear alone; check its targets and ignore.")
-        if not hasattr(layout, "read"):
+        if layout.name == "dense":
             raise InvalidValueError(
                 f"qat trains codes and scales, and the format '{layout.name}' does not keep them; write "
                 "--set format=compressed-tensors or int-quantized."
@@ -172,14 +172,14 @@ class QatPass:
                 teacher = StreamedModel(self.model.checkpoint, self.model.device, self.model.dtype)
                 teacher_head = stack.enter_context(teacher.outside(head=True))
                 teacher_logits = partial(_logits, teacher, teacher_head)
-            whole = stack.enter_context(self.model.whole()).requires_grad_(False)
+            whole = stack.enter_context(self.model.loaded()).requires_grad_(False)
             learning = self._install(whole, solved)
             student = Student(self.model, whole, teacher_logits)
             best = _Best(student, held_out, settings.batch_size // settings.accumulation, learning)
             self._fit(student, learned, learning, best, writer, progress)
-            for name, linear in ((name, whole.get_submodule(name)) for name in self.trained):
-                parametrize.remove_parametrizations(linear, "weight")
-                set_weight(linear, self.layout.values(best.weights[name].to(self.model.device)))
+            for name in self.trained:
+                parametrize.remove_parametrizations(whole.get_submodule(name), "weight")
+                set_weight(_linear(whole, name), self.layout.values(best.weights[name].to(self.model.device)))
             results = self._results(whole, held_out, journal, solved, best.weights)
             stream = self.model.stream(whole, Batch(witness_ids(self.model)))
             with torch.no_grad():
@@ -213,7 +213,9 @@ class QatPass:
         found = {}
         for part, tasks in self._parts():
             stored = writer.read_part(part)
-            found |= {name: self.layout.read(stored, task.stem, task.grid) for name, task in tasks.items()}
+            for name, task in tasks.items():
+                local = {k.rpartition(".")[2]: t for k, t in stored.items() if k.rpartition(".")[0] == task.stem}
+                found[name] = self.layout.unpack(local, task.grid)
         return found
 
     def _parts(self) -> list[tuple[str, dict[str, LinearTask]]]:
@@ -224,7 +226,7 @@ class QatPass:
     def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, FakeQuantized]:
         learning = {}
         for name, weight in solved.items():
-            linear, weight = whole.get_submodule(name), weight.to(self.model.device)
+            linear, weight = _linear(whole, name), weight.to(self.model.device)
             if name in self.trained:
                 learning[name] = fake_quantize_linear(linear, weight, self.model.dtype, self.settings.train)
             else:
@@ -248,7 +250,7 @@ class QatPass:
 
         best.look(0)
         positions = [_position(student.model, name) for name in learning]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in positions if p.requires_grad], "lr": settings.learning_rate},
             {"params": [f.ratio for f in learning.values()], "lr": settings.scale_learning_rate},
         ]
@@ -266,11 +268,13 @@ class QatPass:
     # what comes of it
 
     @torch.no_grad()
-    def _results(self, whole, held_out: TaughtRows, journal: Journal, solved, found) -> dict[str, list[dict[str, Any]]]:
+    def _results(
+        self, whole, held_out: TaughtRows, journal: Journal, solved, found
+    ) -> dict[str, list[dict[str, Any]]]:
         """The journal's rows with what is true now; the output error is that on the held-out rows."""
         lost, whole_ = dict.fromkeys(self.trained, 0.0), dict.fromkeys(self.trained, 0.0)
         dense = {name: self.model.tensors[f"{task.stem}.weight"] for name, task in self.trained.items()}
-        linears = {name: whole.get_submodule(name) for name in self.trained}
+        linears = {name: _linear(whole, name) for name in self.trained}
         mask = None
 
         def seen(name: str, inputs: Tensor) -> None:
@@ -339,7 +343,13 @@ class _Best:
 
 def _position(model: nn.Module, name: str) -> nn.Parameter:
     """The trained positions of a linear."""
-    return model.get_submodule(name).parametrizations.weight.original
+    return model.get_parameter(f"{name}.parametrizations.weight.original")
+
+
+def _linear(model: nn.Module, name: str) -> Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, Linear)
+    return module
 
 
 def _logits(model: StreamedModel, head: nn.Module, hidden: Tensor) -> Tensor:

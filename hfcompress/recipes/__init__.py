@@ -14,19 +14,23 @@
 """What a user writes: one file per step, each a frozen dataclass that validates itself and round-trips through YAML."""
 
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.torchao import TorchAo
 
 
 __all__ = [
     "GPTQ",
     "QAT",
     "RTN",
+    "BitsAndBytes",
     "Job",
     "Recipe",
     "Steps",
+    "TorchAo",
     "job_from_dict",
     "load_job",
     "shipped_recipes",

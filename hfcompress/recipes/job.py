@@ -29,13 +29,17 @@ from hfcompress.evaluation.measure import QUALITY, TASKS, chosen
 from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.gptq import GPTQ
+from hfcompress.recipes.library_step import LibraryStep
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ, QAT)}
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, GPTQ, QAT, BitsAndBytes, TorchAo)}
+DEFAULT_FORMAT = "compressed-tensors"
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -154,7 +158,7 @@ class Job:
     """
 
     steps: tuple[Recipe, ...]
-    format: str = "compressed-tensors"
+    format: str = DEFAULT_FORMAT
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     name: str = "recipe"
@@ -165,11 +169,20 @@ class Job:
     def __post_init__(self):
         for index, step in enumerate(self.steps):
             step.check_place(self.steps[:index], self.steps[index + 1 :])
+        if self.library is not None:
+            if self.format not in (DEFAULT_FORMAT, self.library.name):
+                raise InvalidValueError(f"{self.library.name} writes its own format; leave out format={self.format}.")
+            object.__setattr__(self, "format", self.library.name)
 
     @property
-    def training(self) -> QAT | None:
+    def training(self) -> Any:
         """The step that trains the whole model after the block pass, if there is one."""
         return next((step for step in self.steps if isinstance(step, QAT)), None)
+
+    @property
+    def library(self) -> Any:
+        """The step that another library does whole, if it is one."""
+        return next((step for step in self.steps if isinstance(step, LibraryStep)), None)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":
