@@ -98,6 +98,13 @@ class LibraryPass:
                     f"{name} is a {type(in_blocks[name]).__name__}, which {step.name} does not quantize as the plan "
                     "would say; use rtn or gptq with --set format=dense."
                 )
+        block = step.described()["group_size"]
+        uneven = [name for name in self.linears if block > 0 and in_blocks[name].weight.shape[1] % block]
+        if uneven and model.device.type == "cpu":  # it is quantized, and fails at the first forward
+            raise UnsupportedModelError(
+                f"{uneven[0]} is {in_blocks[uneven[0]].weight.shape[1]} wide, and on a CPU {step.name} runs only widths "
+                f"that its blocks of {block} divide; leave such linears alone with --set {step.name}.ignore=[...]."
+            )
         named = [name for name, module in model.skeleton.named_modules() if isinstance(module, nn.Linear)]
         untouched = [name for name in named if name not in self.linears]
         self.plan = Plan(blocks=[{} for _ in blocks], head=None, untouched=untouched)

@@ -87,7 +87,6 @@ def test_inspect_reads_checkpoints_that_others_made(capsys, tiny_w4, tiny, tmp_p
 def test_recipes_are_listed_a_line_each(capsys):
     lines = run(capsys, "recipes").splitlines()
     assert [line.split()[0] for line in lines] == [
-        "bnb-int8",
         "gptq-w3a16",
         "gptq-w4a16",
         "nf4",

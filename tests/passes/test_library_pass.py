@@ -42,6 +42,7 @@ STEPS = {
     "int8": hfc.BitsAndBytes(type="int8"),
     "torchao": hfc.TorchAo(),
 }
+NARROW = hfc.BitsAndBytes(ignore=("down_proj",))  # for the random Llama, whose down_proj is 96 wide
 LOST = {"nf4": (0.004, 0.02), "nf4-double": (0.004, 0.02), "int8": (1e-6, 1e-3), "torchao": (1e-6, 1e-3)}
 LOGITS = """
 import json, sys, numpy as np, torch
@@ -118,7 +119,11 @@ def test_report_and_rows(made, name):
 def test_double_quantization_is_smaller(made):
     single, double = (made[0][name].manifest["linears"] for name in ("nf4", "nf4-double"))
     by_name = {row["name"]: row["bytes"] for row in single}
-    assert all(row["bytes"] < by_name[row["name"]] for row in double)
+    large = [
+        row for row in double if "q_proj" in row["name"] or ".mlp." in row["name"]
+    ]  # the table weighs on small ones
+    assert len(large) == 12
+    assert all(row["bytes"] < by_name[row["name"]] for row in large)
 
 
 def test_the_command_is_silent_but_for_its_results(tmp_path):
@@ -147,8 +152,8 @@ def test_the_command_is_silent_but_for_its_results(tmp_path):
 def test_a_model_in_memory_is_taken_and_not_changed(tmp_path):
     model = make_model(CONFIGS["llama"](), torch.bfloat16)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    result = hfc.compress(model, hfc.BitsAndBytes(), tmp_path / "out", evaluate=False)
-    assert len(result.manifest["linears"]) == 21
+    result = hfc.compress(model, NARROW, tmp_path / "out", evaluate=False)
+    assert len(result.manifest["linears"]) == 18
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
@@ -165,10 +170,10 @@ def test_resuming_after_the_weights_are_saved_does_not_quantize_again(tmp_path, 
 
         patch.setattr(compression, "_write_companions", stop)
         with pytest.raises(KeyboardInterrupt):
-            hfc.compress(tmp_path / "base", hfc.BitsAndBytes(), tmp_path / "out", evaluate=False)
+            hfc.compress(tmp_path / "base", NARROW, tmp_path / "out", evaluate=False)
     monkeypatch.setattr(library_pass.LibraryPass, "_load", lambda *args: pytest.fail("it was saved"))
-    result = hfc.compress(tmp_path / "base", hfc.BitsAndBytes(), tmp_path / "out", evaluate=False, resume=True)
-    assert len(result.manifest["linears"]) == 21
+    result = hfc.compress(tmp_path / "base", NARROW, tmp_path / "out", evaluate=False, resume=True)
+    assert len(result.manifest["linears"]) == 18
     assert result.manifest["witness"] is not None
 
 
@@ -177,6 +182,10 @@ def test_errors(tmp_path, monkeypatch):
         hfc.compress(None, hfc.BitsAndBytes(ignore=("Linear",)), tmp_path / "out", evaluate=False)
     with pytest.raises(InvalidValueError, match=r"no linear of this model is called 'q_porj'.*q_proj"):
         hfc.compress(None, hfc.TorchAo(ignore=("q_porj",)), tmp_path / "out", evaluate=False)
+    with pytest.raises(
+        UnsupportedModelError, match=r"down_proj is 96 wide.*blocks of 64 divide.*bitsandbytes\.ignore"
+    ):
+        hfc.compress(make_model(CONFIGS["llama"]()), hfc.BitsAndBytes(), tmp_path / "out", evaluate=False)
     with pytest.raises(UnsupportedModelError, match=r"is a Conv1D.*use rtn or gptq"):
         hfc.compress(make_model(CONFIGS["gpt2"]()), hfc.BitsAndBytes(), tmp_path / "out", evaluate=False)
     for module, extra in ((bitsandbytes, "bnb"), (torchao, "torchao")):

@@ -243,7 +243,7 @@ def test_gptq_starts_it_too_and_accumulation_changes_next_to_nothing(tmp_path, t
         for parts in (1, 4)
     ]
     one, other = (manifest["training"]["history"] for manifest in found)
-    assert one[0] == other[0]
+    assert one[0][1] == pytest.approx(other[0][1], rel=1e-5)
     assert one[1][1] == pytest.approx(other[1][1], rel=0.05)  # sums in another order, and a code flips
     assert one[1][1] != one[0][1]
 

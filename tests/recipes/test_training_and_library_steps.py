@@ -92,5 +92,4 @@ def test_a_missing_library_is_named_with_its_extra(step, extra, monkeypatch, tmp
 
 def test_shipped():
     assert load_job("nf4").steps == (hfc.BitsAndBytes(type="nf4"),)
-    assert load_job("bnb-int8").steps == (hfc.BitsAndBytes(type="int8"),)
     assert load_job("torchao-int8").steps == (hfc.TorchAo(type="int8"),)
