@@ -39,7 +39,14 @@ from hfcompress.solvers.grid import Grid
 
 
 IDS = token_ids(20, 24)
-QUICK = {"steps": 24, "batch_size": 4, "held_out": 4, "learning_rate": 0.01, "scale_learning_rate": 0.02}
+QUICK = {
+    "train": "both",
+    "steps": 24,
+    "batch_size": 4,
+    "held_out": 4,
+    "learning_rate": 0.01,
+    "scale_learning_rate": 0.02,
+}
 START = hfc.RTN(bits=2, group_size=32, scales="minmax")  # leaves much to learn
 LOGITS = """
 import json, sys, numpy as np, torch
@@ -173,7 +180,7 @@ def test_step_zero_has_exactly_the_logits_of_the_block_pass(tmp_path, symmetric)
 
 def test_only_what_is_asked_for_is_trained(tmp_path, trained):
     folder, _, _ = trained
-    recipe = START >> hfc.QAT(train="scales", ignore=("down_proj",), targets=("re:.*mlp",), **QUICK)
+    recipe = START >> hfc.QAT(**{**QUICK, "train": "scales"}, ignore=("down_proj",), targets=("re:.*mlp",))
     result = run(folder / "base", tmp_path / "out", recipe)
     before, after = (load_file(f / "model.safetensors") for f in (folder / "ptq", tmp_path / "out"))
     methods = {row["name"]: row["method"] for row in result.manifest["linears"]}

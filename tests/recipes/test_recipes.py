@@ -192,9 +192,18 @@ def test_steps_chain():
         ({"recipe": []}, "'recipe' must be a list of steps"),
         ({"recipe": 4}, "'recipe' must be a list of steps"),
         ({"recipe": [4]}, "a step must be a mapping such as `gptq: {bits: 4}`, not 4."),
-        ({"recipe": ["gpqt"]}, "There is no step 'gpqt'; there are rtn, gptq. Did you mean 'gptq'?"),
-        ({"recipe": [{"rnt": {"bits": 4}}]}, "There is no step 'rnt'; there are rtn, gptq. Did you mean 'rtn'?"),
-        ({"recipe": ["distillation"]}, "There is no step 'distillation'; there are rtn, gptq."),
+        (
+            {"recipe": ["gpqt"]},
+            "There is no step 'gpqt'; there are rtn, gptq, qat, bitsandbytes, torchao. Did you mean 'gptq'?",
+        ),
+        (
+            {"recipe": [{"rnt": {"bits": 4}}]},
+            "There is no step 'rnt'; there are rtn, gptq, qat, bitsandbytes, torchao. Did you mean 'rtn'?",
+        ),
+        (
+            {"recipe": ["distillation"]},
+            "There is no step 'distillation'; there are rtn, gptq, qat, bitsandbytes, torchao.",
+        ),
         ({"recipe": [{1: {}}]}, "There is no step '1'"),
         ({"recipe": [{"rtn": 4}]}, "rtn must be a mapping of keys to values, not 4."),
         ({"recipe": [{"rtn": ["bits"]}]}, "rtn must be a mapping of keys to values, not ['bits']."),

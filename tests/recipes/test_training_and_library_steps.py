@@ -41,7 +41,7 @@ def test_qat_comes_last_after_a_step_that_quantizes():
         ({"learning_rate": -1.0}, r"qat\.learning_rate is -1\.0; it must be 0 or more"),
         ({"scale_learning_rate": float("nan")}, r"qat\.scale_learning_rate is nan; it must be 0 or more"),
         ({"batch_size": 4, "accumulation": 3}, r"accumulation \(3\) must divide qat\.batch_size \(4\)"),
-        ({"train": "scale"}, r"qat\.train is 'scale'; it must be one of weights, scales, both.*'scales'"),
+        ({"train": "scale"}, r"qat\.train is 'scale'; it must be one of scales, weights, both.*'scales'"),
         ({"overrides": {"q_proj": {"steps": 3}}}, "qat takes no overrides"),
     ],
 )
@@ -51,10 +51,10 @@ def test_qat_settings_are_checked(settings, sentence):
 
 
 def test_qat_round_trips_through_yaml():
-    job = job_from_dict({"recipe": [{"gptq": {"bits": 3}}, {"qat": {"learning_rate": "1e-3", "train": "scales"}}]})
-    assert job.training == hfc.QAT(learning_rate=0.001, train="scales")
+    job = job_from_dict({"recipe": [{"gptq": {"bits": 3}}, {"qat": {"learning_rate": "1e-3", "train": "both"}}]})
+    assert job.training == hfc.QAT(learning_rate=0.001, train="both")
     assert job_from_dict(job.to_dict()).steps == job.steps
-    assert with_changes(job, ["qat.steps=5"]).training == hfc.QAT(learning_rate=0.001, train="scales", steps=5)
+    assert with_changes(job, ["qat.steps=5"]).training == hfc.QAT(learning_rate=0.001, train="both", steps=5)
 
 
 @pytest.mark.parametrize("step", [hfc.BitsAndBytes(), hfc.TorchAo()])
