@@ -23,22 +23,38 @@ if TYPE_CHECKING:
     from hfcompress.exporting import export
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import AWQ, GPTQ, RTN, Budget, Job, KVCache, Recipe, Rotate, Smooth
+    from hfcompress.recipes import (
+        AWQ,
+        GPTQ,
+        QAT,
+        RTN,
+        BitsAndBytes,
+        Budget,
+        Job,
+        KVCache,
+        Recipe,
+        Rotate,
+        Smooth,
+        TorchAo,
+    )
 
 
 __version__ = "0.1.0"
 _WHERE = {
     "AWQ": "hfcompress.recipes",
+    "BitsAndBytes": "hfcompress.recipes",
     "Budget": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
     "KVCache": "hfcompress.recipes",
+    "QAT": "hfcompress.recipes",
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
     "Rotate": "hfcompress.recipes",
     "Smooth": "hfcompress.recipes",
+    "TorchAo": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
@@ -48,7 +64,9 @@ _WHERE = {
 __all__ = [
     "AWQ",
     "GPTQ",
+    "QAT",
     "RTN",
+    "BitsAndBytes",
     "Budget",
     "HfcompressError",
     "Job",
@@ -57,6 +75,7 @@ __all__ = [
     "Result",
     "Rotate",
     "Smooth",
+    "TorchAo",
     "compare",
     "compress",
     "evaluate",

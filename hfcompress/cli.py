@@ -407,7 +407,9 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from hfcompress import console
+    from hfcompress.quiet import quiet_libraries
 
+    quiet_libraries()
     try:
         code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:

@@ -38,6 +38,7 @@ from hfcompress.formats import get_format
 from hfcompress.formats.dense import Dense
 from hfcompress.formats.gguf import GGUF, write_called_after_type, write_gguf
 from hfcompress.formats.layout import Layout
+from hfcompress.formats.reading import has_codes
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.hub.description import describe
@@ -136,6 +137,11 @@ def export(
         raise InvalidValueError(
             f"{checkpoint.name} holds plain weights, which have no codes to export; compress it with `hfcompress run`, "
             f"for instance with --set format={layout.name}."
+        )
+    if not has_codes(checkpoint.quantization_config):
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is quantized by {checkpoint.quantization_config.get('quant_method')}, whose codes no other "
+            "format takes over; compress the original model again."
         )
     layout = _in_dtype(layout, dtype, checkpoint)
     check_output(output, resume=False, overwrite=overwrite, source=checkpoint.folder)

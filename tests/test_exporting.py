@@ -361,10 +361,13 @@ def test_what_cannot_be_exported(packed, llama16, tmp_path):
     with pytest.raises(InvalidValueError, match="up_proj would stay dense"):
         hfc.export(part, "gptq", tmp_path / "made")
     config = json.loads((packed / "config.json").read_text())
-    config["quantization_config"]["quant_method"] = "hqq"
-    (packed / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match="quantized by hqq"):
-        hfc.export(packed, "gptq", tmp_path / "made")
+    for method in ("hqq", "bitsandbytes", "torchao"):
+        config["quantization_config"]["quant_method"] = method
+        (packed / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedModelError, match=f"quantized by {method}, whose codes no other format takes"):
+            hfc.export(packed, "gptq", tmp_path / "made")
+        with pytest.raises(UnsupportedModelError, match=f"is quantized by {method}; GGUF is written from"):
+            hfc.export(packed, "gguf", tmp_path / "made")
 
 
 def test_the_command(packed, tmp_path, capsys):

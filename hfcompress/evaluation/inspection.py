@@ -17,7 +17,7 @@ from typing import Any
 
 from hfcompress.formats.reading import decoded, is_read
 from hfcompress.formats.stored import PackedTensor
-from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.checkpoint import Checkpoint, StoredTensor
 from hfcompress.models.manifest import read_manifest
 
 
@@ -40,7 +40,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _row(name: str, tensor, config: dict[str, Any] | None) -> dict[str, Any]:
     packed = isinstance(tensor, PackedTensor)
-    dense = not packed and name.endswith(".weight")
+    dense = isinstance(tensor, StoredTensor) and name.endswith(".weight")
     return {
         "name": name.rpartition(".")[0],
         "method": "dense" if dense or config is None else config.get("quant_method", "compressed"),

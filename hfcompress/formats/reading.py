@@ -11,33 +11,42 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading a quantized checkpoint, whichever of the formats it is in, without the libraries that run it."""
+"""Reading a quantized checkpoint, whichever of the formats it is in."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from hfcompress.errors import CheckpointError, MissingExtraError, UnsupportedModelError
-from hfcompress.formats import FORMATS, awq, compressed_tensors, get_format, gptq
+from hfcompress.formats import FORMATS, awq, bitsandbytes, compressed_tensors, get_format, gptq, torchao
 
 
+OURS = (gptq, awq)  # read by code of our own; the others through the library that wrote them
 # `quant_method` in config.json -> who reads it
-READERS = {
-    compressed_tensors.QUANT_METHOD: compressed_tensors.decoded,
-    gptq.QUANT_METHOD: gptq.decoded,
-    awq.QUANT_METHOD: awq.decoded,
-}
-CODED = (compressed_tensors.QUANT_METHOD, gptq.QUANT_METHOD, awq.QUANT_METHOD)  # whose tensors are `PackedTensor`s
-
-
-def has_codes(config: dict[str, Any]) -> bool:
-    """Whether the codes of a checkpoint with this `quantization_config` can be taken over into another format."""
-    return config.get("quant_method") in CODED
+READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, *OURS, bitsandbytes, torchao)}
 
 
 def is_read(config: dict[str, Any] | None) -> bool:
     """Whether a checkpoint with this `quantization_config` is dense or in a format that [`decoded`] reads."""
     return config is None or config.get("quant_method") in READERS
+
+
+def is_streamed(config: dict[str, Any] | None) -> bool:
+    """
+    Whether a checkpoint with this `quantization_config` says block by block what it says whole: all that are read but
+    LLM.int8(), which rounds the inputs too where the library runs it.
+    """
+    return is_read(config) and not (config or {}).get("load_in_8bit")
+
+
+def is_read_by_us(config: dict[str, Any] | None) -> bool:
+    """Whether no code of others takes part in reading it."""
+    return config is not None and config.get("quant_method") in [module.QUANT_METHOD for module in OURS]
+
+
+def has_codes(config: dict[str, Any]) -> bool:
+    """Whether the codes of a checkpoint with this `quantization_config` can be taken over into another format."""
+    return config.get("quant_method") in [module.QUANT_METHOD for module in (compressed_tensors, *OURS)]
 
 
 def missing_packages(config: dict[str, Any] | None) -> list[str]:
@@ -71,6 +80,7 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any] | None) -> Mappin
 
     Raises:
         CheckpointError: a tensor is missing, or the `quantization_config` is damaged.
+        MissingExtraError: the library that reads it is not installed.
         UnsupportedModelError: a format that is not read.
     """
     if config is None:

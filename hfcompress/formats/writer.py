@@ -113,17 +113,27 @@ class CheckpointWriter:
 
     def write_part(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write one part; it is there whole or not at all."""
-        final = self.part(name)
+        self._write(self.part(name), tensors)
+
+    def read_part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part that was written before."""
+        return load_file(self.part(name))
+
+    def write_stage(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write what a later stage will put into the parts; it is there whole or not at all, and no part itself."""
+        self._write(self.partial / f"{name}.safetensors", tensors)
+
+    def read_stage(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a stage that was written before."""
+        return load_file(self.partial / f"{name}.safetensors")
+
+    def _write(self, final: Path, tensors: dict[str, Tensor]) -> None:
         temporary = final.with_suffix(".tmp")
         with disk_errors(self.output):
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, final)
-
-    def read_part(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a part that was written before."""
-        return load_file(self.part(name))
 
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file into the result."""

@@ -102,8 +102,7 @@ def _mode(folder: Path, trust_remote_code: bool) -> str:
     import torch
 
     from hfcompress.evaluation.quality import open_streamed
-    from hfcompress.formats.compressed_tensors import QUANT_METHOD
-    from hfcompress.formats.reading import missing_packages
+    from hfcompress.formats.reading import is_read_by_us, missing_packages
     from hfcompress.models.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
@@ -112,7 +111,7 @@ def _mode(folder: Path, trust_remote_code: bool) -> str:
     weights = sum(parameter.numel() for parameter in skeleton.parameters())
     if not missing_packages(config) and weights * BYTES_PER_WEIGHT < psutil.virtual_memory().available // 2:
         return WHOLE
-    return STREAMED if config is None or config["quant_method"] == QUANT_METHOD else READ
+    return READ if is_read_by_us(config) else STREAMED
 
 
 def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):

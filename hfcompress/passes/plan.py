@@ -233,7 +233,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
-    _check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    check_patterns(steps, [name for group in [*shapes, head] for name in group])
     folds = _steps_before_rounding(steps)
     rounding = [step for step in steps if hasattr(step, "quantize")]
     tasks: dict[str, LinearTask] = {}
@@ -356,7 +356,11 @@ def _named(name: str, targets: tuple[str, ...]) -> bool:
     return matches(name, tuple(t for t in targets if t != ALL_LINEARS))
 
 
-def _check_patterns(steps: Sequence[Step], names: list[str]) -> None:
+def check_patterns(steps: Sequence[Step], names: list[str]) -> None:
+    """
+    Raises:
+        InvalidValueError: a pattern of a step means none of the linears `names`; the nearest is named.
+    """
     for step in steps:
         for pattern in (*step.targets, *step.ignore, *step.overrides):
             if pattern != ALL_LINEARS and not any(matches(name, (pattern,)) for name in names):

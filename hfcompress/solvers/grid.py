@@ -101,6 +101,11 @@ class QuantizedWeight:
             values = values - self.zero_points.float().unsqueeze(-1)
         return (values * self.scales.float().unsqueeze(-1)).view(out_features, in_features)
 
+    def to(self, device: torch.device | str) -> "QuantizedWeight":
+        """The same on another device."""
+        zero_points = None if self.zero_points is None else self.zero_points.to(device)
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zero_points, self.grid)
+
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The part of it that belongs to output rows `start` to `stop`."""
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]

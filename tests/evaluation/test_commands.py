@@ -86,7 +86,14 @@ def test_inspect_reads_checkpoints_that_others_made(capsys, tiny_w4, tiny, tmp_p
 
 def test_recipes_are_listed_a_line_each(capsys):
     lines = run(capsys, "recipes").splitlines()
-    assert [line.split()[0] for line in lines] == ["gptq-w3a16", "gptq-w4a16", "rtn-w4a16", "rtn-w8a16"]
+    assert [line.split()[0] for line in lines] == [
+        "gptq-w3a16",
+        "gptq-w4a16",
+        "nf4",
+        "rtn-w4a16",
+        "rtn-w8a16",
+        "torchao-int8",
+    ]
 
 
 def test_run_prints_the_table_and_where(capsys, tmp_path):

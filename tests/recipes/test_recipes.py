@@ -603,6 +603,8 @@ def test_every_shipped_recipe_loads_and_says_what_it_is():
         assert job.description == description
         assert len(description) > 20
         assert dataclasses.replace(job_from_dict(job.to_dict(), name), description=description) == job
+        if job.library is not None:
+            continue  # test_training_and_library_steps.py
         bits = {step.bits for step in job.steps}
         weights = re.search(r"-?[wq](\d)", name)[1]
         inputs = re.search(r"a(\d+)", name)
