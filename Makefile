@@ -27,7 +27,12 @@ $(CONSUMERS)/llamacpp/installed: scripts/constraints-llamacpp.txt
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF" $(@D)/bin/pip install --quiet --disable-pip-version-check -c $< llama-cpp-python gguf
 	touch $@
 
-test-consumers: $(INSTALLED) $(CONSUMERS)/llamacpp/installed
+$(CONSUMERS)/gptqmodel/installed: scripts/constraints-gptqmodel.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< gptqmodel optimum
+	touch $@
+
+test-consumers: $(INSTALLED) $(CONSUMERS)/llamacpp/installed $(CONSUMERS)/gptqmodel/installed
 	HFCOMPRESS_CONSUMERS=$(CONSUMERS) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m consumers tests/consumers
 
 quality: $(INSTALLED)

@@ -20,34 +20,55 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hfcompress.compression import Result, compress
     from hfcompress.errors import HfcompressError
+    from hfcompress.exporting import export
     from hfcompress.measuring import compare, evaluate
     from hfcompress.publishing import push
-    from hfcompress.recipes import AWQ, GPTQ, RTN, Budget, Job, KVCache, Recipe, Rotate, Smooth, Tune
+    from hfcompress.recipes import (
+        AWQ,
+        GPTQ,
+        QAT,
+        RTN,
+        BitsAndBytes,
+        Budget,
+        Job,
+        KVCache,
+        Recipe,
+        Rotate,
+        Smooth,
+        TorchAo,
+        Tune,
+    )
 
 
 __version__ = "0.1.0"
 _WHERE = {
     "AWQ": "hfcompress.recipes",
+    "BitsAndBytes": "hfcompress.recipes",
     "Budget": "hfcompress.recipes",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
     "KVCache": "hfcompress.recipes",
+    "QAT": "hfcompress.recipes",
     "RTN": "hfcompress.recipes",
     "Recipe": "hfcompress.recipes",
     "Result": "hfcompress.compression",
     "Rotate": "hfcompress.recipes",
     "Smooth": "hfcompress.recipes",
+    "TorchAo": "hfcompress.recipes",
     "Tune": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
+    "export": "hfcompress.exporting",
     "push": "hfcompress.publishing",
 }
 __all__ = [
     "AWQ",
     "GPTQ",
+    "QAT",
     "RTN",
+    "BitsAndBytes",
     "Budget",
     "HfcompressError",
     "Job",
@@ -56,10 +77,12 @@ __all__ = [
     "Result",
     "Rotate",
     "Smooth",
+    "TorchAo",
     "Tune",
     "compare",
     "compress",
     "evaluate",
+    "export",
     "push",
 ]
 

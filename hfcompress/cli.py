@@ -124,12 +124,18 @@ def run(
     """Compress a model by a recipe, write it to a folder, and measure what was lost."""
     from hfcompress import console
     from hfcompress.compression import compress
+    from hfcompress.models.manifest import EXPORTS, read_manifest
     from hfcompress.recipes import load_job, with_changes
 
     job = with_changes(load_job(recipe), set_ or [])
     _check_json(json_file)
     if verify and job.origin is None:
         raise InvalidValueError(f"--verify needs a checkpoint to compare with, and {recipe} is a recipe alone.")
+    if verify and read_manifest(job.origin).get(EXPORTS):
+        raise InvalidValueError(
+            f"{recipe} was exported to another format since it was compressed, so its recipe gives other tensors; "
+            "leave out --verify."
+        )
     if push_to_hub is not None:
         from hfcompress.hub.push import check_repo_id, require_login
 
@@ -290,6 +296,59 @@ def compare(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A folder or a Hub id (id@revision) of a compressed checkpoint.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="gptq, gptq_v2, awq, compressed-tensors, int-quantized, gguf, dense.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to make; for gguf one with the file in it, or the file itself if it ends in .gguf.",
+            show_default="./MODELNAME-FORMAT",
+        ),
+    ] = None,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Allow values to change, and measure how much is lost (not of gguf).")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of dense weights: bfloat16, float16 or float32.", show_default="the checkpoint's"),
+    ] = None,
+    eval_: Annotated[
+        bool, typer.Option("--eval/--no-eval", help="Measure the divergence of a lossy export from its source.")
+    ] = True,
+    eval_data: Annotated[str, typer.Option(help="What to measure on, in the terms of run --calibration.")] = "bundled",
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
+    trust_remote_code: RemoteCode = False,
+    json_file: JsonFile = None,
+) -> int:
+    """Write a compressed checkpoint in another format."""
+    from hfcompress import console
+    from hfcompress.exporting import export as export_model
+
+    _check_json(json_file)
+    with console.progress("exporting") as progress:
+        exported = export_model(
+            model,
+            format_,
+            output,
+            lossy=lossy,
+            dtype=dtype,
+            evaluate=eval_,
+            data=eval_data,
+            overwrite=overwrite,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    _write_json(json_file, {"output": str(exported.output_dir), **exported.made})
+    console.show_export(exported)
+    return OK
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="What hfcompress run made.")],
     repo_id: Annotated[str, typer.Argument(help="Where to: user/name.")],
@@ -348,7 +407,9 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from hfcompress import console
+    from hfcompress.quiet import quiet_libraries
 
+    quiet_libraries()
     try:
         code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:

@@ -40,7 +40,8 @@ from hfcompress.evaluation.measure import measure as measure_all
 from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats import get_format
-from hfcompress.formats.writer import CheckpointWriter, partial_path
+from hfcompress.formats.layout import Layout
+from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.hub.base_card import base_card
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
@@ -51,8 +52,11 @@ from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.library_pass import LibraryPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.qat_pass import NAME as QAT_STAGE
+from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.rotate import RotationChoice
 from hfcompress.passes.trial import trial_on
 from hfcompress.progress import Progress, Silent
@@ -174,7 +178,7 @@ def compress(
         asked = "The recipe has a gate" if job.evaluation.gate else "Measurements are asked for"
         raise InvalidValueError(f"{asked}, which needs the evaluation; leave out --no-eval, or leave out that.")
     _heed_dropped_tasks(job, progress)
-    layout = get_format(job.format)
+    layout = None if job.library is not None else get_format(job.format)
     original = read_manifest(job.origin)
     again = bool(original) and model is None
     if again:
@@ -195,19 +199,27 @@ def compress(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
+    library = None if job.library is None else LibraryPass(streamed, job.library)
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
     source = streamed if rotation is None else rotation.model
     choices = Choices(source, job.steps, layout) if find_budget(job.steps) else None
-    plan = make_plan(source, job.steps, layout) if choices is None else choices.draft
+    if library is not None:
+        plan = library.plan
+    else:
+        plan = make_plan(source, job.steps, layout) if choices is None else choices.draft
     tokens = None
-    if plan.needs_inputs or (rotation is not None and rotation.needs_trial):
+    if plan.needs_inputs or job.training is not None or (rotation is not None and rotation.needs_trial):
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if rotation is not None:
         streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
         if choices is not None:  # a rotation that was not possible
             choices = Choices(streamed, job.steps, layout)
         plan = settled if choices is None else choices.draft
-    quantization_config = _quantization_config(plan, layout)
+    quantization_config = None if library is not None else _quantization_config(plan, layout)
+    training = None
+    if job.training is not None and tokens is not None:
+        training = QatPass(streamed, plan, layout, job.training, tokens)
+        training.check(processes, memory_limit)
     if quantization_config is not None:
         streamed.will_round_activations(quantization_config)
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
@@ -239,7 +251,8 @@ def compress(
         writer.open()
     processes.wait()
     settling = 2 * len(streamed) if choices is not None and journal.budget is None else 0
-    progress.start(len(streamed) + settling + (units(comparison, names) if comparison else 0))
+    passes = (1 if training is None else 2) * len(streamed)
+    progress.start(passes + settling + (units(comparison, names) if comparison else 0))
     try:
         if choices is not None and tokens is not None:
             settled = journal.budget
@@ -256,14 +269,21 @@ def compress(
                 phases.end("budget")
             plan = plan_of(choices, settled)
             quantization_config = _quantization_config(plan, layout)
-        results = _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit)
+            if training is not None:
+                training = QatPass(streamed, plan, layout, job.training, tokens)
+        if library is not None:
+            results, quantization_config = library.run(writer, journal, processes, progress)
+        else:
+            results = _run_pass(
+                streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
+            )
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
         if not processes.writes:
             return Result(output, {})
         changes = {} if rotation is None else rotation.config_changes
-        _write_companions(writer, checkpoint, changes, quantization_config)
-        beside = layout.write_beside(writer.result, output.name)
+        _write_companions(writer, checkpoint, layout, changes, quantization_config)
+        beside = {} if layout is None else layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
         manifest = {
@@ -280,6 +300,7 @@ def compress(
             "folds": [pair for pairs in journal.folds.values() for pair in pairs],
             "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
             "fallbacks": sum(1 for row in results if row["fallback"]),
+            "training": journal.stages.get(QAT_STAGE),
             "witness": journal.witness,
             **({} if journal.budget is None else {"budget": journal.budget}),
             "sha256": made.sha256,
@@ -337,34 +358,6 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def check_output(output: Path, resume: bool, overwrite: bool, source: Path | None = None) -> None:
-    """
-    Raises:
-        OutputError: the folder is there, or unfinished work is, and nothing was said of it.
-    """
-    if resume and overwrite:
-        raise InvalidValueError("--resume goes on and --overwrite starts again; give one of them.")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; choose another --output.")
-    inside = next((parent for parent in output.parents if parent.exists()), output)
-    if not inside.is_dir():
-        raise OutputError(f"{inside} is a file, so {output} cannot be made; choose another --output.")
-    if source is not None and (output.resolve() in (source, *source.parents) or source in output.resolve().parents):
-        raise OutputError(f"{output} is, holds or lies in the model's own folder; choose another --output.")
-    if output.is_dir() and any(output.iterdir()):
-        if overwrite and output.resolve() in (Path.cwd(), *Path.cwd().parents):
-            raise OutputError(f"{output} is or holds the working folder; choose another --output.")
-        if not overwrite and not (resume and partial_path(output).exists()):
-            raise OutputError(f"{output} exists already; give --overwrite to replace it, or choose another --output.")
-    if output.is_mount():
-        raise OutputError(f"{output} is a mount point, which cannot be replaced; choose a folder in it for --output.")
-    if partial_path(output).exists() and not (resume or overwrite):
-        raise OutputError(
-            f"There is unfinished work for {output} in {partial_path(output)}; "
-            "go on with --resume, or start again with --overwrite."
-        )
 
 
 def _short_name(checkpoint: Checkpoint) -> str:
@@ -471,7 +464,9 @@ def _rows_at_once(tokens: Tokens) -> int:
     return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
 
 
-def _run_pass(streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit) -> list[dict]:
+def _run_pass(
+    streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
+) -> list[dict]:
     batches = []
     if tokens is not None:
         share = processes.share(len(tokens.input_ids))
@@ -482,11 +477,13 @@ def _run_pass(streamed, plan, layout, writer, journal, processes, progress, toke
     )
     run = BlockPass(streamed, plan, layout, writer, journal, processes, progress, suspended)
     if not writer.merged:
-        results = run.run(batches)
+        if journal.witness is None:
+            run.run(batches)
+        if training is not None:
+            training.run(writer, journal, progress)
         if processes.writes:
             progress.step("writing", amount=0)
             writer.merge()
-        return results
     return [row for rows in journal.blocks.values() for row in rows]
 
 
@@ -510,7 +507,11 @@ def _fits_suspended(
 
 
 def _write_companions(
-    writer: CheckpointWriter, checkpoint: Checkpoint, changes: Mapping[str, Any], quantization_config: dict | None
+    writer: CheckpointWriter,
+    checkpoint: Checkpoint,
+    layout: Layout | None,
+    changes: Mapping[str, Any],
+    quantization_config: dict | None,
 ) -> None:
     """config.json, with what changes in it, and what belongs beside the weights."""
     if checkpoint.folder is not None:
@@ -527,6 +528,8 @@ def _write_companions(
         config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
     if quantization_config is not None:
         config["quantization_config"] = quantization_config
+        for name, value in ({} if layout is None else layout.files(quantization_config)).items():
+            writer.write_json(name, value)
     writer.write_json("config.json", config)
 
 

@@ -159,6 +159,24 @@ def show_verification(found: Any) -> None:
         out.print(f"different from the original: {difference}", soft_wrap=True)
 
 
+def show_export(exported: Any) -> None:
+    """The result of `hfcompress export`."""
+    out = _console(sys.stdout)
+    made = exported.made
+    if made["lossless"]:
+        lost = "the same values, bit for bit"
+    else:
+        lost = f"values of {made['linears_changed']} linears changed"
+        if "relative_weight_error" in made:
+            lost += f", relative weight error {made['relative_weight_error']:.3g}"
+        if "kl_mean" in made:
+            lost += f", KL to the source {made['kl_mean']:.3g} nats per token"
+    out.print(f"{made['source_format']} to {made['format']}: {lost}", soft_wrap=True)
+    for note in made.get("gguf", {}).get("notes", []):
+        out.print(note, soft_wrap=True)
+    out.print(f"written to {exported.output_dir}", soft_wrap=True)
+
+
 def show_push(pushed: Any) -> None:
     """Where a push has gone."""
     _console(sys.stdout).print(f"pushed to {pushed.url} (commit {pushed.commit})", soft_wrap=True)

@@ -91,7 +91,7 @@ class Choices:
             if group_size != -1 and task.shape.in_features % group_size:
                 continue
             grid = dataclasses.replace(task.grid, bits=bits, group_size=group_size)
-            self.layout.check(name, grid, task.shape.transposed)
+            self.layout.check(task.shape, grid)
             settings: Any = task.settings
             options[choice] = dataclasses.replace(
                 task, settings=dataclasses.replace(settings, bits=bits, group_size=group_size, overrides={}), grid=grid

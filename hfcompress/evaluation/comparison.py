@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.calibration.tokens import Tokens
+from hfcompress.formats.reading import decoded, missing_packages, require_packages
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import read_manifest
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.progress import Progress, Silent
 
 
@@ -109,34 +111,53 @@ def whole_model(
     packed: bool = False,
 ) -> Generator[PreTrainedModel]:
     """
-    The whole model in memory, by plain `from_pretrained`: for what cannot be streamed, such as generation.
+    The whole model in memory: for what cannot be streamed, such as generation. Plain `from_pretrained` loads it, except
+    where transformers would need a package that is not there and hfcompress reads the format itself.
 
     Args:
         checkpoint (`Checkpoint`): the model.
         device (`torch.device`): where.
         dtype (`torch.dtype`): of its dense weights.
         attention (`str`, *optional*): transformers' `attn_implementation`.
-        packed (`bool`, *optional*, defaults to `False`): leave compressed weights as they are stored; transformers
-            unpacks them on the first forward.
+        packed (`bool`, *optional*, defaults to `False`): leave compressed weights as they are stored, which takes
+            transformers' own loader; it unpacks them on the first forward.
+
+    Raises:
+        MissingExtraError: `packed` weights in a format for which transformers needs a package that is not there.
     """
     with _quiet_loading():
         if checkpoint.model is not None:
             model = copy.deepcopy(checkpoint.model).to(dtype=dtype)
             if attention is not None:
                 model.set_attn_implementation(attention)
+        elif not packed and missing_packages(checkpoint.quantization_config):
+            model = _read_by_us(checkpoint, device, dtype, attention)
         else:
+            require_packages(checkpoint.name, checkpoint.quantization_config)
             assert checkpoint.folder is not None
             options = {} if attention is None else {"attn_implementation": attention}
             model = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code, **options
             )
+            if checkpoint.quantization_config is not None and not packed:
+                with torch.no_grad():
+                    model.to(device)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
         model.to(device).eval()
-        if checkpoint.quantization_config is not None and not packed:
-            with torch.no_grad():
-                model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
     try:
         yield model
     finally:
         del model  # whoever was given it lets go of it too
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _read_by_us(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None):
+    """The dense model that a checkpoint stands for, through our own reader of its format."""
+    tensors = decoded(checkpoint.tensors, checkpoint.quantization_config)
+    model = StreamedModel(checkpoint, device, dtype, tensors).whole()
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    assert checkpoint.folder is not None
+    if (checkpoint.folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
+    return model

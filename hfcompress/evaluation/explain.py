@@ -32,7 +32,7 @@ from hfcompress.evaluation.attention_maps import eager
 from hfcompress.evaluation.block_pair import BlockPair, not_padding
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.quality import LOGIT_BYTES, clustered, open_streamed
-from hfcompress.formats.compressed_tensors import QUANT_METHOD
+from hfcompress.formats.reading import is_streamed
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.rotated_tensor import unrounded
 from hfcompress.models.rotation import rotated
@@ -118,10 +118,10 @@ def measure(comparison: Comparison) -> dict[str, Any]:
 def _require_comparable(comparison: Comparison) -> None:
     candidate, baseline = comparison.candidate, comparison.baseline
     for checkpoint in (candidate, baseline):
-        method = (checkpoint.quantization_config or {}).get("quant_method", QUANT_METHOD)
-        if method != QUANT_METHOD:
+        config = checkpoint.quantization_config
+        if config is not None and not is_streamed(config):
             raise UnsupportedModelError(
-                f"{checkpoint.name} is quantized by {method}, which cannot be read block by block; "
+                f"{checkpoint.name} is quantized by {config.get('quant_method')}, which cannot be read block by block; "
                 "leave explain out of --measure."
             )
     for key, text in MUST_AGREE.items():

@@ -15,7 +15,9 @@
 
 from typing import Any
 
-from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.formats.reading import decoded, is_read
+from hfcompress.formats.stored import PackedTensor
+from hfcompress.models.checkpoint import Checkpoint, StoredTensor
 from hfcompress.models.manifest import read_manifest
 
 
@@ -31,31 +33,25 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     found: dict[str, Any] = {"model": checkpoint.name, "size_bytes": checkpoint.size_bytes}
     if manifest := read_manifest(checkpoint.folder):
         return found | {key: manifest[key] for key in ("base", "recipe", "linears")}
-    config = checkpoint.quantization_config or {}
-    rows = []
-    stems = dict.fromkeys(n.rpartition(".")[0] for n, t in checkpoint.tensors.items() if _is_matrix(n, t))
-    for stem in stems:
-        parts = {n: t for n, t in checkpoint.tensors.items() if n.startswith((f"{stem}.weight", f"{stem}.q"))}
-        dense = parts.get(f"{stem}.weight")
-        compressed = f"{stem}.weight_scale" in parts or dense is None
-        weights = next(iter(config.get("config_groups", {}).values()), {}).get("weights", {}) if compressed else {}
-        rows.append(
-            {
-                "name": stem,
-                "method": config.get("quant_method", "compressed") if compressed else "dense",
-                "bits": weights.get("num_bits") if compressed else dense.dtype.itemsize * 8,
-                "group_size": weights.get("group_size") or (-1 if compressed else None),
-                "sparsity": None,
-                "bytes": sum(t.nbytes for t in parts.values()),
-                "relative_output_error": None,
-            }
-        )
-    return found | {"linears": rows}
+    config = checkpoint.quantization_config
+    tensors = decoded(checkpoint.tensors, config) if is_read(config) else checkpoint.tensors
+    return found | {"linears": [_row(n, t, config) for n, t in tensors.items() if _is_matrix(n, t)]}
+
+
+def _row(name: str, tensor, config: dict[str, Any] | None) -> dict[str, Any]:
+    packed = isinstance(tensor, PackedTensor)
+    dense = isinstance(tensor, StoredTensor) and name.endswith(".weight")
+    return {
+        "name": name.rpartition(".")[0],
+        "method": "dense" if dense or config is None else config.get("quant_method", "compressed"),
+        "bits": tensor.grid.bits if packed else tensor.dtype.itemsize * 8 if dense else None,
+        "group_size": tensor.grid.group_size if packed else None,
+        "sparsity": None,
+        "bytes": tensor.nbytes,
+        "relative_output_error": None,
+    }
 
 
 def _is_matrix(name: str, tensor) -> bool:
     local = name.rpartition(".")[2]
-    return (local == "weight" and len(tensor.shape) == 2 and "embed" not in name) or local in (
-        "weight_packed",
-        "qweight",
-    )
+    return len(tensor.shape) == 2 and ((local == "weight" and "embed" not in name) or local == "qweight")

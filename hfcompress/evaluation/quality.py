@@ -35,7 +35,7 @@ from hfcompress.calibration.tokens import Tokens, pack_texts
 from hfcompress.errors import CalibrationError, CheckpointError
 from hfcompress.evaluation.comparison import Comparison, whole_model
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
-from hfcompress.formats.compressed_tensors import QUANT_METHOD, decoded
+from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
@@ -316,18 +316,15 @@ def _compare(ours: Tensor, teacher: Distributions, targets: Tensor) -> dict[str,
 
 
 def open_for_logits(checkpoint: Checkpoint, device, dtype) -> "StreamedLogits | WholeLogits":
-    """A dense or compressed-tensors checkpoint streamed; any other quantization loaded whole, by transformers."""
-    config = checkpoint.quantization_config
-    if config is None or config.get("quant_method") == QUANT_METHOD:
+    """A checkpoint that runs block by block as it does whole streamed; any other loaded whole, by transformers."""
+    if is_streamed(checkpoint.quantization_config):
         return StreamedLogits(open_streamed(checkpoint, device, dtype))
     return WholeLogits(checkpoint, device, dtype)
 
 
 def open_streamed(checkpoint: Checkpoint, device, dtype) -> StreamedModel:
-    """A dense or compressed-tensors checkpoint, block by block, the latter through its own decompressor."""
-    config = checkpoint.quantization_config
-    tensors = None if config is None else decoded(checkpoint.tensors, config)
-    return StreamedModel(checkpoint, device, dtype, tensors)
+    """A checkpoint that is dense or in a format that we read, block by block."""
+    return StreamedModel(checkpoint, device, dtype, decoded(checkpoint.tensors, checkpoint.quantization_config))
 
 
 @dataclass

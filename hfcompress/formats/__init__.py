@@ -13,27 +13,38 @@
 # limitations under the License.
 """What a compressed linear looks like on disk: one file per format, and the writer of the folder."""
 
+import importlib
+
 from hfcompress.errors import InvalidValueError, nearest
+from hfcompress.formats.layout import Layout
 
 
-NAMES = ("compressed-tensors", "pack-quantized", "int-quantized", "float-quantized", "dense", "gguf")
+# name -> the module of this package and the class in it: everything that `format=` can be
+FORMATS = {
+    "compressed-tensors": ("compressed_tensors", "CompressedTensors"),
+    "pack-quantized": ("compressed_tensors", "PackQuantized"),
+    "int-quantized": ("compressed_tensors", "IntQuantized"),
+    "float-quantized": ("compressed_tensors", "FloatQuantized"),
+    "gptq": ("gptq", "GPTQ"),
+    "gptq_v2": ("gptq", "GPTQv2"),
+    "awq": ("awq", "AWQ"),
+    "gguf": ("gguf", "GGUF"),
+    "dense": ("dense", "Dense"),
+}
+NAMES = tuple(FORMATS)
 
 
-def get_format(name: str):
+def get_format(name: str) -> Layout:
     """
     The format called `name`.
 
     Args:
-        name (`str`): `"compressed-tensors"` (of its layouts the one that suits each linear), one of its layouts
-            `"pack-quantized"`, `"int-quantized"` and `"float-quantized"`, `"dense"`, or `"gguf"`.
+        name (`str`): of [`FORMATS`]; `"compressed-tensors"` is of its layouts the one that suits each linear.
 
     Raises:
         InvalidValueError: there is no such format.
     """
-    from hfcompress.formats import compressed_tensors, dense, gguf
-
-    every = (compressed_tensors.CompressedTensors(), *compressed_tensors.LAYOUTS, dense.Dense(), gguf.GGUF())
-    formats = {layout.name: layout for layout in every}
-    if name not in formats:
+    if name not in FORMATS:
         raise InvalidValueError(f"There is no format '{name}'; there are {', '.join(NAMES)}.{nearest(name, NAMES)}")
-    return formats[name]
+    module, kind = FORMATS[name]
+    return getattr(importlib.import_module(f"hfcompress.formats.{module}"), kind)()

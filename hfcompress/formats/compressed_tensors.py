@@ -27,8 +27,10 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
-from hfcompress.formats.layout import Layout
+from hfcompress.formats.layout import Layout, kind_of, refuse_conv1d
 from hfcompress.formats.packing import pack, unpack
+from hfcompress.formats.stored import PackedTensor, packed_stems
+from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
@@ -42,31 +44,22 @@ class PackQuantized(Layout):
     """Codes of `bits` bits packed into int32 words."""
 
     name = "pack-quantized"
-    marker = "weight_packed"
+    quant_method = QUANT_METHOD
+    packages = ("compressed-tensors",)
 
-    def check(self, name: str, grid: Grid, transposed: bool) -> None:
-        """
-        Raises:
-            InvalidValueError: this layout cannot hold the linear.
-        """
+    def check(self, shape: LinearShape, grid: Grid) -> None:
         if not self.suits(grid):
-            what = f"{grid.type} codes" if grid.activations == "none" else f"{grid.type} codes and rounded inputs"
             raise InvalidValueError(
-                f"{self.name} is not for {what}, which {name} has; leave the format at compressed-tensors, which "
-                f"writes {CompressedTensors.layout_of(grid).name} there."
+                f"{self.name} is not for {kind_of(grid)}, which {shape.name} has; leave the format at compressed-tensors, "
+                f"which writes {CompressedTensors.layout_of(grid).name} there."
             )
-        if transposed:
-            raise InvalidValueError(
-                f"{self.name} cannot hold {name}: it is a Conv1D, whose weight is stored transposed, and loaders unpack "
-                "nn.Linear only; write plain weights with --set format=dense, or leave it alone with ignore."
-            )
+        refuse_conv1d(self.name, shape)
 
     def suits(self, grid: Grid) -> bool:
         """Whether readers take this layout for such a linear."""
         return grid.type == "int" and grid.activations == "none"
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
-        """The tensors of one linear by their local names."""
         grid = weight.grid
         tensors = {
             "weight_packed": pack(weight.codes, grid.bits),
@@ -77,12 +70,7 @@ class PackQuantized(Layout):
             tensors["weight_zero_point"] = pack(weight.zero_points.T, grid.bits).T.contiguous()
         return tensors
 
-    def values(self, weight: QuantizedWeight) -> Tensor:
-        """What a reader will compute with: float32 `(out_features, in_features)`."""
-        return weight.dequantize()
-
     def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
-        """The inverse of `pack`."""
         rows, columns = tensors["weight_shape"].tolist()
         zero_points = None
         if not grid.symmetric:
@@ -91,23 +79,11 @@ class PackQuantized(Layout):
         return QuantizedWeight(codes, tensors["weight_scale"], zero_points, grid)
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
-        """The dense values of the linear called `stem` on disk: float32 `(out_features, in_features)`."""
         return self.unpack({k: tensors[f"{stem}.{k}"] for k in _local_names(tensors, stem)}, grid).dequantize()
 
     def quantization_config(
         self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
     ) -> dict[str, Any]:
-        """
-        The `quantization_config` of config.json.
-
-        Args:
-            grids (`Mapping[str, Grid]`): module name -> grid, for every linear on a grid.
-            untouched (`list[str]`): the names of the linears that stay dense.
-            kv_cache (`str`, *optional*): `"int"` or `"float"`, the 8-bit codes of the key-value cache.
-
-        Raises:
-            InvalidValueError: readers would not take these grids together.
-        """
         config = _config(lambda grid: self.name, grids, untouched, kv_cache)
         if not all(grid.symmetric for grid in grids.values()):
             if len(set(grids.values())) > 1:
@@ -129,7 +105,6 @@ class IntQuantized(PackQuantized):
     """Codes of up to 8 bits, one byte each; zero points likewise."""
 
     name = "int-quantized"
-    marker = "weight"
 
     def suits(self, grid: Grid) -> bool:
         return grid.type == "int"
@@ -174,8 +149,8 @@ class CompressedTensors(PackQuantized):
         """The layout for such a linear."""
         return next(layout for layout in LAYOUTS if layout.suits(grid))
 
-    def check(self, name: str, grid: Grid, transposed: bool) -> None:
-        self.layout_of(grid).check(name, grid, transposed)
+    def check(self, shape: LinearShape, grid: Grid) -> None:
+        self.layout_of(grid).check(shape, grid)
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         return self.layout_of(weight.grid).pack(weight)
@@ -249,37 +224,23 @@ def _eight_bits(type_: str, dynamic: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class DecodedTensor:
+class CompressedTensor(PackedTensor):
     """
-    A compressed linear that reads as the dense weight it stands for, through the consumer's own decompressor.
+    A compressed linear that reads through the consumer's own decompressor.
 
     Args:
-        parts (`dict`): local name -> stored tensor.
         scheme: the compressed-tensors `QuantizationScheme`.
-        format (`str`): the layout.
-        shape (`tuple[int, int]`): of the dense weight.
     """
 
-    parts: dict[str, Any]
     scheme: Any
-    format: str
-    shape: tuple[int, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts["weight_scale"].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts.values())
 
     def read(self) -> Tensor:
         """The dense weight in float32, free of the rounding to the model's dtype."""
         from compressed_tensors.compressors import BaseCompressor
 
-        tensors = {name: part.read() for name, part in self.parts.items()}
-        tensors["weight_scale"] = tensors["weight_scale"].float()
-        weight = BaseCompressor.get_value_from_registry(self.format).decompress(tensors, self.scheme)["weight"]
+        tensors: dict[str, Tensor | None] = {**self.tensors()}
+        tensors["weight_scale"] = self.parts["weight_scale"].read().float()
+        weight = BaseCompressor.get_value_from_registry(self.layout.name).decompress(tensors, self.scheme)["weight"]
         assert weight is not None
         return weight
 
@@ -288,21 +249,15 @@ class DecodedTensor:
         The codes themselves, on their grid.
 
         Raises:
-            UnsupportedModelError: a grid other than integers with one scale per row, or per row and group of columns.
+            UnsupportedModelError: a grid other than one scale per row, or per row and group of neighbouring columns.
         """
         weights = self.scheme.weights
-        group_size = {"channel": -1, "group": weights.group_size}.get(weights.strategy)
-        if group_size is None or weights.type != "int":
+        if weights.strategy not in ("channel", "group") or weights.actorder is not None:
             raise UnsupportedModelError(
-                "A weight of this checkpoint is on a grid other than integers with one scale per row, or per row and "
-                "group of neighbouring columns; its codes cannot be read."
+                "A weight of this checkpoint is on a grid other than one scale per row, or per row and group of "
+                "neighbouring columns; its codes cannot be read: compress the original model again."
             )
-        layout = {"pack-quantized": PackQuantized(), "int-quantized": IntQuantized()}[self.format]
-        parts = {name: part.read() for name, part in self.parts.items()}
-        return layout.unpack(parts, Grid(weights.num_bits, group_size, weights.symmetric))
-
-    def __getitem__(self, index) -> Tensor:
-        return self.read()[index]
+        return super().quantized()
 
 
 def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -326,24 +281,30 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
             "The quantization_config in config.json is damaged, or of another version of compressed-tensors; "
             "download or copy that file again, or update compressed-tensors."
         ) from error
-    names = [layout.name for layout in LAYOUTS]
+    layouts = {layout.name: layout for layout in LAYOUTS}
     schemes: list[Any] = list(known.config_groups.values())
-    for layout in (known.format, *(scheme.format for scheme in schemes)):
-        if layout not in (*names, MIXED, None):
+    for name in (known.format, *(scheme.format for scheme in schemes)):
+        if name not in (*layouts, MIXED, None):
             raise UnsupportedModelError(
-                f"The compressed-tensors layout '{layout}' is not read yet; {', '.join(names)} are."
+                f"The compressed-tensors layout '{name}' is not read yet; {', '.join(layouts)} are."
             )
     view = dict(tensors)
-    for stem in [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]:
+    for stem in packed_stems(tensors, "weight_scale"):
         parts = {k: view.pop(f"{stem}.{k}") for k in _local_names(tensors, stem)}
         scheme = _scheme_of(stem, schemes)
-        layout = scheme.format or known.format
-        if layout == "pack-quantized":
+        if "weight_shape" in parts:
             rows, columns = parts["weight_shape"].read().tolist()
         else:
             rows, columns = parts["weight"].shape
-        view[f"{stem}.weight"] = DecodedTensor(parts, scheme, layout, (rows, columns))
+        layout = layouts[scheme.format or known.format]
+        view[f"{stem}.weight"] = CompressedTensor(parts, _grid(scheme), layout, (rows, columns), scheme)
     return view
+
+
+def _grid(scheme) -> Grid:
+    weights, inputs = scheme.weights, scheme.input_activations
+    activations = "none" if inputs is None else "dynamic" if inputs.dynamic else "static"
+    return Grid(weights.num_bits, weights.group_size or -1, weights.symmetric, weights.type, activations)
 
 
 def _local_names(tensors: Mapping[str, Any], stem: str) -> Iterator[str]:

@@ -16,20 +16,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfcompress.errors import InvalidValueError
-from hfcompress.formats.layout import Layout
+from hfcompress.formats.layout import Layout, refuse_cache
+from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
 class Dense(Layout):
-    """The dequantized weight in the dtype of its scales; there is no `quantization_config`."""
+    """
+    The dequantized weight; there is no `quantization_config`.
+
+    Args:
+        dtype (`torch.dtype`, *optional*): what it is rounded to; the dtype of its scales if not given.
+    """
 
     name = "dense"
-    marker = "weight"
+    quant_method = None
+    packages = ()
 
-    def check(self, name: str, grid: Grid, transposed: bool) -> None:
+    def __init__(self, dtype: torch.dtype | None = None):
+        self.dtype = dtype
+
+    def check(self, shape: LinearShape, grid: Grid) -> None:
         """
         Any grid fits, but there is no place for what is done to the inputs.
 
@@ -38,35 +49,30 @@ class Dense(Layout):
         """
         if grid.activations != "none":
             raise InvalidValueError(
-                f"The format dense has no place for how the inputs of {name} are rounded; leave the format at "
+                f"The format dense has no place for how the inputs of {shape.name} are rounded; leave the format at "
                 "compressed-tensors, or set activations to none."
             )
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
-        """The tensors of one linear by their local names."""
-        return {"weight": weight.dequantize().to(weight.scales.dtype)}
+        return {"weight": weight.dequantize().to(self.dtype or weight.scales.dtype)}
 
     def values(self, weight: QuantizedWeight) -> Tensor:
-        """What a reader will compute with: float32 `(out_features, in_features)`."""
-        return weight.dequantize().to(weight.scales.dtype).float()
+        return weight.dequantize().to(self.dtype or weight.scales.dtype).float()
+
+    def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
+        """
+        Raises:
+            InvalidValueError: always; plain weights have no codes.
+        """
+        raise InvalidValueError("Plain weights hold no codes; give a checkpoint in a quantized format.")
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
-        """The values of the linear called `stem` on disk: float32 `(out_features, in_features)`."""
         weight = tensors[f"{stem}.weight"].float()
         return weight.T if transposed else weight
 
     def quantization_config(
         self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
     ) -> dict[str, Any] | None:
-        """
-        None: the checkpoint is an ordinary one.
-
-        Raises:
-            InvalidValueError: a cache is to be rounded.
-        """
-        if kv_cache is not None:
-            raise InvalidValueError(
-                "The format dense has no place for the scales of the step kv_cache; leave the format at "
-                "compressed-tensors, or leave out that step."
-            )
+        """None: the checkpoint is an ordinary one."""
+        refuse_cache(self.name, kv_cache)
         return None

@@ -11,30 +11,91 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What every format does unless it says otherwise."""
+"""What a format is: how one linear's tensors are packed and unpacked, and the lines of config.json that name it."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.models.roles import LinearShape
+from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
-class Layout:
-    """The base of the formats; see [`hfcompress.formats.compressed_tensors.PackQuantized`] for all that one does."""
+class Layout(ABC):
+    """
+    The base of the formats.
 
-    def check_model(self, checkpoint: Any) -> None:
+    Attributes:
+        name (`str`): what a recipe calls it.
+        quant_method (`str` or `None`): what config.json calls its family; `None` for an ordinary checkpoint.
+        packages (`tuple[str, ...]`): what transformers needs beside itself to load it.
+    """
+
+    name: ClassVar[str]
+    quant_method: ClassVar[str | None]
+    packages: ClassVar[tuple[str, ...]]
+
+    def check_model(self, checkpoint: Any) -> None:  # noqa: B027 (most hold every model)
         """
         Raises:
             HfcompressError: this format cannot hold the model.
+        """
+
+    @abstractmethod
+    def check(self, shape: LinearShape, grid: Grid) -> None:
+        """
+        Raises:
+            InvalidValueError: this format cannot hold the linear.
         """
 
     def scale_dtype(self, stored: torch.dtype) -> torch.dtype:
         """The dtype that scales are chosen and stored in, for a weight that is stored in `stored`."""
         return stored
 
+    @abstractmethod
+    def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
+        """The tensors of one linear by their local names."""
+
+    def values(self, weight: QuantizedWeight) -> Tensor:
+        """What a reader will compute with: float32 `(out_features, in_features)`."""
+        return weight.dequantize()
+
+    @abstractmethod
+    def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
+        """A weight of the same values as the one that was packed."""
+
+    @abstractmethod
+    def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
+        """The dense values of the linear called `stem` on disk: float32 `(out_features, in_features)`."""
+
+    @abstractmethod
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any] | None:
+        """
+        The `quantization_config` of config.json, or `None` for an ordinary checkpoint.
+
+        Args:
+            grids (`Mapping[str, Grid]`): module name -> grid, for every linear on a grid.
+            untouched (`list[str]`): the names of the linears that stay dense.
+            kv_cache (`str`, *optional*): `"int"` or `"float"`, the 8-bit codes of the key-value cache.
+
+        Raises:
+            InvalidValueError: this format cannot hold these linears together, or has no place for such a cache.
+        """
+
+    def files(self, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """JSON files that belong beside config.json, given the `quantization_config`: name -> contents."""
+        return {}
+
     def write_beside(self, folder: Path, name: str) -> dict[str, Any]:
         """
-        Write what belongs beside the weights.
+        Write what is made from the finished folder and belongs into it.
 
         Args:
             folder (`Path`): complete but for the manifest and the report.
@@ -44,3 +105,32 @@ class Layout:
             `dict`: what the manifest says of it.
         """
         return {}
+
+
+def kind_of(grid: Grid) -> str:
+    """What a grid's codes are, and what is done to the inputs: `int codes and rounded inputs`."""
+    return f"{grid.type} codes" if grid.activations == "none" else f"{grid.type} codes and rounded inputs"
+
+
+def refuse_conv1d(layout: str, shape: LinearShape) -> None:
+    """
+    Raises:
+        InvalidValueError: the linear is a `Conv1D`.
+    """
+    if shape.transposed:
+        raise InvalidValueError(
+            f"{layout} cannot hold {shape.name}: it is a Conv1D, whose weight is stored transposed, and loaders unpack "
+            "nn.Linear only; write plain weights with --set format=dense, or leave it alone with ignore."
+        )
+
+
+def refuse_cache(layout: str, kv_cache: str | None) -> None:
+    """
+    Raises:
+        InvalidValueError: a key-value cache is to be rounded.
+    """
+    if kv_cache is not None:
+        raise InvalidValueError(
+            f"The format {layout} has no place for the scales of the step kv_cache; leave the format at "
+            "compressed-tensors, or leave out that step."
+        )

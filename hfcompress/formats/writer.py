@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hfcompress.errors import OutputError
+from hfcompress.errors import InvalidValueError, OutputError
 
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -113,17 +113,27 @@ class CheckpointWriter:
 
     def write_part(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write one part; it is there whole or not at all."""
-        final = self.part(name)
+        self._write(self.part(name), tensors)
+
+    def read_part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part that was written before."""
+        return load_file(self.part(name))
+
+    def write_stage(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write what a later stage will put into the parts; it is there whole or not at all, and no part itself."""
+        self._write(self.partial / f"{name}.safetensors", tensors)
+
+    def read_stage(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a stage that was written before."""
+        return load_file(self.partial / f"{name}.safetensors")
+
+    def _write(self, final: Path, tensors: dict[str, Tensor]) -> None:
         temporary = final.with_suffix(".tmp")
         with disk_errors(self.output):
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, final)
-
-    def read_part(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a part that was written before."""
-        return load_file(self.part(name))
 
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file into the result."""
@@ -175,6 +185,34 @@ class CheckpointWriter:
 def partial_path(output: Path) -> Path:
     """Where the unfinished work for `output` lies."""
     return output.parent / f".{output.name}.partial"
+
+
+def check_output(output: Path, resume: bool, overwrite: bool, source: Path | None = None) -> None:
+    """
+    Raises:
+        OutputError: the folder is there, or unfinished work is, and nothing was said of it.
+    """
+    if resume and overwrite:
+        raise InvalidValueError("--resume goes on and --overwrite starts again; give one of them.")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; choose another --output.")
+    inside = next((parent for parent in output.parents if parent.exists()), output)
+    if not inside.is_dir():
+        raise OutputError(f"{inside} is a file, so {output} cannot be made; choose another --output.")
+    if source is not None and (output.resolve() in (source, *source.parents) or source in output.resolve().parents):
+        raise OutputError(f"{output} is, holds or lies in the model's own folder; choose another --output.")
+    if output.is_dir() and any(output.iterdir()):
+        if overwrite and output.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise OutputError(f"{output} is or holds the working folder; choose another --output.")
+        if not overwrite and not (resume and partial_path(output).exists()):
+            raise OutputError(f"{output} exists already; give --overwrite to replace it, or choose another --output.")
+    if output.is_mount():
+        raise OutputError(f"{output} is a mount point, which cannot be replaced; choose a folder in it for --output.")
+    if partial_path(output).exists() and not (resume or overwrite):
+        raise OutputError(
+            f"There is unfinished work for {output} in {partial_path(output)}; "
+            "go on with --resume, or start again with --overwrite."
+        )
 
 
 def write_json(path: Path, value: dict) -> None:

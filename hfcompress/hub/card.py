@@ -28,18 +28,20 @@ import yaml
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
 from hfcompress.evaluation.limits import limits
 from hfcompress.evaluation.numbers import number, percent, plus_minus, size
+from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
 from hfcompress.hub.base_card import forbids_derivatives
 from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
 from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
-from hfcompress.models.manifest import HUB
+from hfcompress.models.manifest import EXPORTS, HUB, format_of
 
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-METHODS = {"gptq": "GPTQ", "rtn": "round to nearest"}
+METHODS = {"gptq": "GPTQ", "qat": "quantization-aware training", "rtn": "round to nearest"}
+LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",
     "static": ", inputs rounded to 8 bits by one stored scale",
@@ -48,6 +50,7 @@ PICTURES = (
     *("size_kl", "budget", "layer_errors", "kl_histogram"),
     *("bits_by_layer", "robustness", "explain_blocks", "stability"),
 )
+SERVED = ("compressed-tensors", "pack-quantized", "gguf", "gptq", "awq")
 METRICS = {
     "perplexity": "perplexity",
     "kl_mean": "KL divergence to the base model, mean (nats per token)",
@@ -136,7 +139,9 @@ def make_card(
         again=_again(manifest),
         data=_data_name(report.get("how", {}).get("data", "")),
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
-        layout=manifest["recipe"]["format"],
+        layout=format_of(manifest),
+        packages=_packages(manifest),
+        exports=manifest.get(EXPORTS, []),
         bits=_bits(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
@@ -189,18 +194,33 @@ def _bits(manifest: dict[str, Any]) -> str:
 
 
 def _tags(manifest: dict[str, Any]) -> list[str]:
-    methods = sorted({row["method"] for row in manifest["linears"]})
+    methods = sorted({method for row in manifest["linears"] for method in row["method"].split("+")})
     rows = manifest["linears"]
     bits = sorted({row["bits"] for row in rows})
     kinds = sorted({f"w{row['bits']}a{8 if _rounds_inputs(row) else 16}" for row in rows})
     fp8 = ["fp8"] if any(row.get("type") == "float" for row in rows) else []
-    layout = [] if manifest["recipe"]["format"] == "dense" else ["compressed-tensors"]
-    layout += ["gguf"] if "gguf" in manifest else []
-    return ["hfcompress", *methods, *layout, *[f"{b}-bit" for b in bits], *kinds, *fp8]
+    # GPTQ and the libraries are a method and a format: one tag
+    layout = format_of(manifest)
+    family = layout if layout in LIBRARIES else get_format(layout).quant_method
+    named = [] if family is None or family in methods else [family]
+    named += ["gguf"] if "gguf" in manifest else []
+    return ["hfcompress", *methods, *named, *[f"{b}-bit" for b in bits], *kinds, *fp8]
+
+
+def _packages(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """What a reader has to install beside transformers."""
+    layout = format_of(manifest)
+    return (layout,) if layout in LIBRARIES else get_format(layout).packages
 
 
 def _rounds_inputs(row: dict[str, Any]) -> bool:
     return row.get("activations", "none") != "none"
+
+
+def _package(manifest: dict[str, Any]) -> str:
+    """What a reader has to install beside transformers."""
+    layout = manifest["recipe"]["format"]
+    return layout if layout in LIBRARIES else "compressed-tensors"
 
 
 def _groups(manifest: dict[str, Any]) -> list[str]:
@@ -208,7 +228,8 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     keys = ("method", "bits", "group_size", "symmetric", "type", "activations")
     kinds = Counter(tuple(row.get(key) for key in keys) for row in manifest["linears"])
     groups = [
-        f"{count} linears: {METHODS.get(method, method)}, {bits} bits{' (E4M3)' if kind == 'float' else ''}, "
+        f"{count} linears: {' and '.join(METHODS.get(part, part) for part in method.split('+'))}, "
+        f"{bits} bits{' (E4M3)' if kind == 'float' else ''}, "
         f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
         f"{'symmetric' if symmetric else 'with zero points'}{INPUTS.get(inputs, '')}"
         for (method, bits, group, symmetric, kind, inputs), count in kinds.most_common()
@@ -235,10 +256,9 @@ def _served(manifest: dict[str, Any]) -> bool:
     """
     if manifest.get("kv_cache") == "int":
         return False
-    layout = manifest["recipe"]["format"]
-    packed = layout in ("compressed-tensors", "gguf")
+    layout = format_of(manifest)
     symmetric = all(row["symmetric"] for row in manifest["linears"])
-    return layout == "dense" or (packed and symmetric and _bits(manifest) in ("4", "8", "4/8"))
+    return layout == "dense" or (layout in SERVED and symmetric and _bits(manifest) in ("4", "8", "4/8"))
 
 
 def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[EvalResult]":

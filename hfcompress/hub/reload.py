@@ -16,7 +16,7 @@ The check before a push: the folder, reloaded in a fresh process, says what the 
 
 The manifest holds what the solved model made of a few tokens (its witness). The folder is loaded whole by plain
 transformers where the dense weights fit in memory, and block by block through the consumer's own decompressor where
-they do not; `python -m hfcompress.hub.reload FOLDER whole|streamed [trusted]` is what the fresh process runs.
+they do not, or where transformers would need a package that is not there; `python -m hfcompress.hub.reload FOLDER whole|streamed|read [trusted]` is what the fresh process runs.
 """
 
 import json
@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from hfcompress.errors import CheckpointError, RefusedError
+from hfcompress.models.manifest import is_as_solved
 
 
-WHOLE, STREAMED = "whole", "streamed"
+WHOLE, STREAMED, READ = "whole", "streamed", "read"
 HOW = {
     WHOLE: "whole, by plain transformers",
     STREAMED: "block by block, through the decompressor that transformers uses",
+    READ: "block by block, through hfcompress's own reader of the format",
 }
 TRUSTED = "trusted"  # an argument: the checkpoint's own modelling code may run
 TOLERANCE = 1e-3  # nats; a right folder differs by 1e-6 where both compute in float32
@@ -71,11 +73,10 @@ def check_reload(folder: Path, manifest: dict[str, Any], trust_remote_code: bool
         raise CheckpointError(
             f"{folder} carries no witness of what was solved; compress it again with `hfcompress run`."
         )
-    mode = WHOLE if _fits(folder, trust_remote_code) else STREAMED
+    mode = _mode(folder, trust_remote_code)
     difference = _in_fresh_process(folder, mode, trust_remote_code)
-    exact = not manifest.get("kv_cache") and all(
-        row["symmetric"] and row.get("activations", "none") == "none" for row in manifest["linears"]
-    )
+    exact = is_as_solved(manifest) and not manifest.get("kv_cache")
+    exact = exact and all(row["symmetric"] and row.get("activations", "none") == "none" for row in manifest["linears"])
     bound = TOLERANCE if witness["dtype"] == "float32" and exact else ROUNDED_TOLERANCE
     if not difference <= bound:
         raise RefusedError(
@@ -95,19 +96,22 @@ def _in_fresh_process(folder: Path, mode: str, trust_remote_code: bool) -> float
     return json.loads(done.stdout.splitlines()[-1])["difference"]
 
 
-def _fits(folder: Path, trust_remote_code: bool) -> bool:
-    """Whether the dense weights fit in half of the free memory."""
+def _mode(folder: Path, trust_remote_code: bool) -> str:
+    """Whole where transformers can load the format here, and the dense weights fit in half of the free memory."""
     import psutil
     import torch
 
     from hfcompress.evaluation.quality import open_streamed
+    from hfcompress.formats.reading import is_read_by_us, missing_packages
     from hfcompress.models.checkpoint import Checkpoint
 
-    skeleton = open_streamed(
-        Checkpoint.open(folder, trust_remote_code=trust_remote_code), "cpu", torch.float32
-    ).skeleton
+    checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
+    config = checkpoint.quantization_config
+    skeleton = open_streamed(checkpoint, "cpu", torch.float32).skeleton
     weights = sum(parameter.numel() for parameter in skeleton.parameters())
-    return weights * BYTES_PER_WEIGHT < psutil.virtual_memory().available // 2
+    if not missing_packages(config) and weights * BYTES_PER_WEIGHT < psutil.virtual_memory().available // 2:
+        return WHOLE
+    return READ if is_read_by_us(config) else STREAMED
 
 
 def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):
@@ -138,7 +142,7 @@ def _difference(folder: Path, mode: str, trust_remote_code: bool = False) -> flo
     import torch
 
     witness = json.loads((folder / "hfcompress.json").read_text())["witness"]
-    logits_of = {WHOLE: _whole_logits, STREAMED: _streamed_logits}[mode]
+    logits_of = {WHOLE: _whole_logits, STREAMED: _streamed_logits, READ: _streamed_logits}[mode]
     logits = logits_of(folder, torch.tensor([witness["input_ids"]]), trust_remote_code)
     ours = torch.log_softmax(logits[0].double(), -1).gather(-1, torch.tensor(witness["top_ids"]))
     return (ours - torch.tensor(witness["top_log_probs"], dtype=torch.float64)).abs().max().item()

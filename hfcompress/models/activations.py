@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
+QUANT_METHOD = "compressed-tensors"
 INPUT = "input_scale"
 CACHE = ("k_scale", "v_scale")
 
@@ -39,8 +40,11 @@ def round_activations(model: PreTrainedModel, config: Mapping[str, Any]) -> None
 
     Args:
         model (`PreTrainedModel`): the model; needs no weights.
-        config (`Mapping`): a `quantization_config` of compressed-tensors; what it says of the weights is not done.
+        config (`Mapping`): a `quantization_config`; what it says of the weights is not done. One of another method than
+            compressed-tensors says nothing of activations.
     """
+    if config.get("quant_method") != QUANT_METHOD:
+        return
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
     known = QuantizationConfig.model_validate({k: v for k, v in config.items() if k != "dequantize"})

@@ -22,6 +22,7 @@ from hfcompress.models.tiny import TINY_NAME, tiny_folder
 
 
 MANIFEST = "hfcompress.json"
+EXPORTS = "exports"  # its key for the formats that a checkpoint has gone through since it was compressed
 HUB, FOLDER, MEMORY, BUNDLED = "hub", "folder", "memory", "bundled"  # where a base came from
 
 
@@ -64,3 +65,14 @@ def base_of(folder: Path | None) -> str | Path:
         return Path(manifest["base"]["model"])
     model, revision = manifest["base"]["model"], manifest["base"]["revision"]
     return f"{model.partition('@')[0]}@{revision}" if revision else model
+
+
+def format_of(manifest: dict[str, Any]) -> str:
+    """The format of the checkpoint now: the recipe's, or that of its last export."""
+    exports = manifest.get(EXPORTS)
+    return exports[-1]["format"] if exports else manifest["recipe"]["format"]
+
+
+def is_as_solved(manifest: dict[str, Any]) -> bool:
+    """Whether no export has changed a value."""
+    return all(made["lossless"] for made in manifest.get(EXPORTS, []))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How a user points at linears: `Linear`, a name, the last part of a name, or a pattern."""
+"""Names of linears: how a user points at them (`Linear`, a name, its last part, a pattern), and what they tell."""
 
 import re
 
@@ -31,3 +31,10 @@ def matches(linear: str, patterns: tuple[str, ...]) -> bool:
         elif pattern == ALL_LINEARS or linear == pattern or linear.endswith(f".{pattern}"):
             return True
     return False
+
+
+def block_list(name: str) -> str | None:
+    """The module name of the list that a block's linear is in (`model.layers`), or `None` outside of every list."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
+    return None if number is None else ".".join(parts[:number])

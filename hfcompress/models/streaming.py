@@ -211,6 +211,13 @@ class StreamedModel:
         finally:
             _release(module)
 
+    def whole(self) -> PreTrainedModel:
+        """The model with all its weights, which stay."""
+        self._load(list(self.tensors))
+        self.skeleton.tie_weights()
+        _require_loaded(self.skeleton, type(self.skeleton).__name__, self.checkpoint.name)
+        return self.skeleton.eval()
+
     def keys_of_block(self, index: int) -> list[str]:
         """The names on disk of the tensors of block `index`."""
         return self._keys_of_block[index]
@@ -237,6 +244,17 @@ class StreamedModel:
             inside = {id(p) for block in self._blocks for p in block.parameters()}
             _release(self.skeleton, keep=inside)
 
+    @contextlib.contextmanager
+    def loaded(self) -> Generator[PreTrainedModel]:
+        """The model with all its weights, for what must see all blocks at once; they are given up on leaving."""
+        try:
+            model = self.whole()
+            if self._returns_tuple is None:
+                self._learn_return_type(model, self._blocks[0])
+            yield model
+        finally:
+            _release(self.skeleton)
+
     # running
 
     @torch.no_grad()
@@ -244,15 +262,33 @@ class StreamedModel:
         """What the first block receives for each batch, and how every block is called."""
         streams: list[Stream] = []
         with self.outside(head=False) as model:
-            self._learn_return_type(model)
+            if self._returns_tuple is None:
+                with self.block(0) as block:
+                    self._learn_return_type(model, block)
             for batch in batches:
-                recorder = _Recorder(len(self), self._returns_tuple)
-                self._run(model, batch, recorder)
-                calls = recorder.calls
+                stream = self.stream(model, batch)
                 if streams and streams[-1].batch.input_ids.shape == batch.input_ids.shape:
-                    calls = _shared_where_equal(calls, streams[-1].calls)
-                streams.append(Stream(batch, recorder.first, calls))
+                    stream.calls = _shared_where_equal(stream.calls, streams[-1].calls)
+                streams.append(stream)
         return streams
+
+    def stream(self, model: nn.Module, batch: Batch) -> Stream:
+        """What the first block receives for a batch, and how every block is called."""
+        recorder = _Recorder(len(self), self._returns_tuple)
+        self._run(model, batch, recorder)
+        return Stream(batch, recorder.first, recorder.calls)
+
+    def final_hidden(self, model: nn.Module, batch: Batch) -> Tensor:
+        """
+        What the last block returns, `(rows, seq_len, hidden_size)`; gradients flow.
+
+        Args:
+            model (`nn.Module`): from [`StreamedModel.loaded`].
+        """
+        stream = self.stream(model, batch)
+        for index, block in enumerate(self._blocks):
+            stream = stream.advanced(self.call(block, index, stream))
+        return stream.hidden
 
     def probe(self) -> Stream:
         """A stream of a few tokens, to look at how a block treats its inputs."""
@@ -284,9 +320,21 @@ class StreamedModel:
             stream (`Stream`): the stream.
             gradients (`bool`, *optional*, defaults to `False`): keep what is needed to go back from them.
         """
-        recorder = _Recorder(len(self), self._returns_tuple, final=stream.hidden)
         with torch.set_grad_enabled(gradients):
-            return self._run(model, stream.batch, recorder).logits
+            return self.head_logits(model, stream.hidden, stream.batch)
+
+    def head_logits(self, model: nn.Module, hidden: Tensor, batch: Batch | None = None) -> Tensor:
+        """
+        The logits of what the last block returns, position by position; gradients flow.
+
+        Args:
+            model (`nn.Module`): with the weights that lie outside the blocks.
+            hidden (`Tensor`): `(rows, seq_len, hidden_size)`.
+            batch (`Batch`, *optional*): the tokens that they come from; which ones they are makes no difference.
+        """
+        if batch is None:
+            batch = Batch(torch.zeros(hidden.shape[:2], dtype=torch.long))
+        return self._run(model, batch, _Recorder(len(self), self._returns_tuple, final=hidden)).logits
 
     @torch.no_grad()
     def head_input(self, model: nn.Module, head: nn.Module, stream: Stream) -> Tensor:
@@ -310,24 +358,22 @@ class StreamedModel:
             handle.remove()
         return seen[0]
 
-    def _learn_return_type(self, model: nn.Module) -> None:
+    @torch.no_grad()
+    def _learn_return_type(self, model: nn.Module, block: nn.Module) -> None:
         """Whether a block returns a tensor or a tuple, seen on the first block with a few tokens."""
-        if self._returns_tuple is not None:
-            return
         seen = []
 
         def stop(module, args, output):
             seen.append(isinstance(output, tuple))
             raise _Stop
 
-        with self.block(0) as block:
-            handle = block.register_forward_hook(stop)
-            try:
-                model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
-            except _Stop:
-                pass
-            finally:
-                handle.remove()
+        handle = block.register_forward_hook(stop)
+        try:
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
         self._returns_tuple = seen[0]
 
     def _run(self, model: nn.Module, batch: Batch, recorder: "_Recorder"):
@@ -468,7 +514,7 @@ def _refuse_fused_experts(model: PreTrainedModel, block_names: list[str]) -> Non
                 )
 
 
-def _require_loaded(module: nn.Module, name: str, checkpoint: str, awaited: AbstractSet[str]) -> None:
+def _require_loaded(module: nn.Module, name: str, checkpoint: str, awaited: AbstractSet[str] = frozenset()) -> None:
     missing = [n for n, p in module.named_parameters() if p.device.type == "meta" and f"{name}.{n}" not in awaited]
     if missing:
         raise CheckpointError(

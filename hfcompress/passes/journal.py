@@ -32,6 +32,7 @@ class Journal:
         folds (`dict[str, list[dict]]`): finished block -> what is reported of each pair between which factors moved.
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
         budget (`dict` or `None`): what a budget was settled to, once it is.
+        stages (`dict[str, dict]`): finished stage after the block pass -> what there is to report of it.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]):
@@ -40,6 +41,7 @@ class Journal:
         self.folds: dict[str, list[dict[str, Any]]] = {}
         self.witness: dict[str, Any] | None = None
         self.budget: dict[str, Any] | None = None
+        self.stages: dict[str, dict[str, Any]] = {}
 
     def resume(self) -> None:
         """
@@ -61,7 +63,7 @@ class Journal:
                 "give the same options, or start again with --overwrite."
             )
         self.blocks, self.folds, self.witness = found["blocks"], found.get("folds", {}), found["witness"]
-        self.budget = found.get("budget")
+        self.budget, self.stages = found.get("budget"), found.get("stages", {})
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -83,7 +85,15 @@ class Journal:
         if write:
             self._write()
 
+    def commit_stage(
+        self, name: str, record: dict[str, Any], blocks: dict[str, list[dict[str, Any]]], witness: dict[str, Any]
+    ) -> None:
+        """Stage `name` is finished; `blocks` and `witness` are what is true after it."""
+        self.stages[name], self.blocks = record, blocks
+        self.testify(witness)
+
     def _write(self) -> None:
         if self.path is not None:
-            state = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness, "budget": self.budget}
+            state = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
+            state |= {"budget": self.budget, "stages": self.stages}
             write_json(self.path, {"fingerprint": self.fingerprint, **state})

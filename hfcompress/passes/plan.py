@@ -119,7 +119,7 @@ class LinearTask:
         settings (`Quantizer`): what is done to it.
         grid (`Grid`): the grid it ends on.
         stem (`str`): its name on disk, without `.weight`.
-        scale_dtype (`torch.dtype`): the dtype of its weight on disk.
+        scale_dtype (`torch.dtype`): the dtype of its scales on disk, or of its weight where that is written dense.
         fallback (`str` or `None`): what was done instead of what was asked for.
     """
 
@@ -235,7 +235,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
-    _check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    check_patterns(steps, [name for group in [*shapes, head] for name in group])
     folds, tuning = _steps_before_rounding(steps), _step_after_rounding(steps)
     rounding = [step for step in steps if hasattr(step, "quantize")]
     tasks: dict[str, LinearTask] = {}
@@ -259,7 +259,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
                 fallback = f"one scale per row: {shape.in_features} is no multiple of {settings.group_size}"
             group_size = -1 if fallback else settings.group_size
             grid = Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
-            layout.check(shape.name, grid, shape.transposed)
+            layout.check(shape, grid)
             stem, dtype = _stored_as(model, shape.name)
             tasks[shape.name] = LinearTask(shape, settings, grid, stem, layout.scale_dtype(dtype), fallback)
     if indivisible:
@@ -381,7 +381,11 @@ def _named(name: str, targets: tuple[str, ...]) -> bool:
     return matches(name, tuple(t for t in targets if t != ALL_LINEARS))
 
 
-def _check_patterns(steps: Sequence[Step], names: list[str]) -> None:
+def check_patterns(steps: Sequence[Step], names: list[str]) -> None:
+    """
+    Raises:
+        InvalidValueError: a pattern of a step means none of the linears `names`; the nearest is named.
+    """
     for step in steps:
         for pattern in (*step.targets, *step.ignore, *step.overrides):
             if pattern != ALL_LINEARS and not any(matches(name, (pattern,)) for name in names):

@@ -15,20 +15,25 @@
 
 from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
+from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
+from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.tune import Tune
 
 
 __all__ = [
     "AWQ",
     "GPTQ",
+    "QAT",
     "RTN",
+    "BitsAndBytes",
     "Budget",
     "Job",
     "KVCache",
@@ -36,6 +41,7 @@ __all__ = [
     "Rotate",
     "Smooth",
     "Steps",
+    "TorchAo",
     "Tune",
     "job_from_dict",
     "load_job",

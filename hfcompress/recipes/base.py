@@ -16,7 +16,7 @@
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -68,6 +68,14 @@ class Recipe:
         own = {f.name for f in dataclasses.fields(Recipe)}
         check_keys(changes, [f.name for f in dataclasses.fields(self) if f.name not in own], f"{self.name}.overrides")
         return dataclasses.replace(self, **{"overrides": {}, **changes})
+
+    def check_place(self, before: "Sequence[Recipe]", after: "Sequence[Recipe]") -> None:
+        """
+        Whether the step can stand between the steps `before` it and `after` it.
+
+        Raises:
+            InvalidValueError: it cannot.
+        """
 
     def for_linear(self, linear: str) -> Self | None:
         """The settings for a linear, or `None` if the step leaves it alone."""

@@ -30,17 +30,23 @@ from hfcompress.evaluation.report import PARTS
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
+from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget, find_budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
+from hfcompress.recipes.library_step import LibraryStep
+from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
+from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-STEPS: dict[str, type[Recipe]] = {step.name: step for step in (RTN, AWQ, Smooth, GPTQ, Tune, Rotate, Budget, KVCache)}
+EVERY_STEP = (RTN, AWQ, Smooth, GPTQ, Tune, Rotate, Budget, KVCache, QAT, BitsAndBytes, TorchAo)
+STEPS: dict[str, type[Recipe]] = {step.name: step for step in EVERY_STEP}
+DEFAULT_FORMAT = "compressed-tensors"
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -159,7 +165,7 @@ class Job:
     """
 
     steps: tuple[Recipe, ...]
-    format: str = "compressed-tensors"
+    format: str = DEFAULT_FORMAT
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     name: str = "recipe"
@@ -168,17 +174,33 @@ class Job:
     dropped_tasks: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self):
+        for index, step in enumerate(self.steps):
+            step.check_place(self.steps[:index], self.steps[index + 1 :])
         rotation = rotation_of(self.steps)  # its place among the steps is checked
         if find_budget(self.steps) and rotation is not None and rotation.when == "better":
             raise InvalidValueError(
                 "rotate decides by a trial of the steps behind it, whose bits a budget has not settled yet; set "
                 "rotate.when to always, or leave one of the two out."
             )
+        if self.library is not None:
+            if self.format not in (DEFAULT_FORMAT, self.library.name):
+                raise InvalidValueError(f"{self.library.name} writes its own format; leave out format={self.format}.")
+            object.__setattr__(self, "format", self.library.name)
 
     @property
     def rotation(self) -> Rotate | None:
         """The step that rotates the model before the others, if there is one."""
         return rotation_of(self.steps)
+
+    @property
+    def training(self) -> Any:
+        """The step that trains the whole model after the block pass, if there is one."""
+        return next((step for step in self.steps if isinstance(step, QAT)), None)
+
+    @property
+    def library(self) -> Any:
+        """The step that another library does whole, if it is one."""
+        return next((step for step in self.steps if isinstance(step, LibraryStep)), None)
 
     @classmethod
     def of(cls, recipe: "Job | Recipe | Steps") -> "Job":

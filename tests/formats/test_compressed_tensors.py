@@ -24,10 +24,10 @@ from compressed_tensors.quantization import (
 )
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
-from hfcompress.formats import get_format
+from hfcompress.formats import NAMES, get_format
 from hfcompress.formats.compressed_tensors import (
+    CompressedTensor,
     CompressedTensors,
-    DecodedTensor,
     FloatQuantized,
     IntQuantized,
     PackQuantized,
@@ -35,6 +35,7 @@ from hfcompress.formats.compressed_tensors import (
 )
 from hfcompress.formats.dense import Dense
 from hfcompress.models.checkpoint import StoredTensor
+from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
@@ -116,7 +117,6 @@ def test_names_and_dtypes(layout, grid):
         assert tensors["weight"].dtype == torch.int8
         assert tensors["weight"].shape == (13, 96)
     assert all(tensor.is_contiguous() for tensor in tensors.values())
-    assert layout.marker in tensors
 
 
 @every_layout
@@ -163,14 +163,14 @@ def test_dense_holds_the_values_in_the_dtype_of_the_scales_and_any_orientation()
     restored = Dense().restore({f"{STEM}.weight": tensor.T.contiguous()}, STEM, weight.grid, transposed=True)
     assert torch.equal(restored, weight.dequantize().bfloat16().float())
     assert Dense().quantization_config({STEM: weight.grid}, []) is None
-    Dense().check(STEM, weight.grid, transposed=True)
+    Dense().check(LinearShape(STEM, 96, 13, True), weight.grid)
 
 
 @every_layout
 def test_a_transposed_weight_is_refused_in_a_sentence(layout):
-    layout.check(STEM, Grid(4), transposed=False)
+    layout.check(LinearShape(STEM, 96, 13, False), Grid(4))
     with pytest.raises(InvalidValueError, match="Conv1D") as refused:
-        layout.check("transformer.h.0.attn.c_attn", Grid(4), transposed=True)
+        layout.check(LinearShape("transformer.h.0.attn.c_attn", 96, 13, True), Grid(4))
     sentence = str(refused.value)
     assert layout.name in sentence
     assert "transformer.h.0.attn.c_attn" in sentence
@@ -184,6 +184,7 @@ def test_formats_by_name():
     assert get_format("int-quantized").name == "int-quantized"
     assert get_format("float-quantized").name == "float-quantized"
     assert get_format("dense").name == "dense"
+    assert all(get_format(name).name == name for name in NAMES)
     with pytest.raises(InvalidValueError, match=r"no format 'int-quantised'.*Did you mean 'int-quantized'"):
         get_format("int-quantised")
 
@@ -361,7 +362,7 @@ def test_another_layout_is_refused_by_name():
 def test_codes_are_read_as_they_were_written(layout, grid):
     weight = make_weight(grid)
     stored = {k: StoredTensor(k, v.dtype, tuple(v.shape), value=v) for k, v in layout.pack(weight).items()}
-    read = DecodedTensor(stored, scheme_of(layout, grid), layout.name, (13, 96)).quantized()
+    read = CompressedTensor(stored, grid, layout, (13, 96), scheme_of(layout, grid)).quantized()
     assert read.grid == grid
     assert torch.equal(read.codes, weight.codes)
     assert torch.equal(read.scales, weight.scales)
@@ -372,7 +373,7 @@ def test_codes_are_read_as_they_were_written(layout, grid):
 def test_codes_on_another_grid_are_refused():
     scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=8, strategy="tensor"))
     with pytest.raises(UnsupportedModelError, match="its codes cannot be read"):
-        DecodedTensor({}, scheme, "int-quantized", (2, 2)).quantized()
+        CompressedTensor({}, Grid(8), IntQuantized(), (2, 2), scheme).quantized()
 
 
 # eight bits of inputs and of floats
@@ -487,22 +488,25 @@ def test_a_mixture_of_layouts_is_mixed_precision_and_reads_group_by_group():
         (IntQuantized(), Grid(8, type="float"), "int-quantized is not for float codes, which.*float-quantized"),
         (FloatQuantized(), Grid(8), "float-quantized is not for int codes, which.*writes pack-quantized there"),
         (Dense(), W8A8, "dense has no place for how the inputs.*compressed-tensors.*activations to none"),
+        (get_format("gptq"), W8A8, "gptq is not for int codes and rounded inputs, which.*compressed-tensors"),
+        (get_format("awq"), Grid(8, type="float"), "awq is not for float codes, which.*compressed-tensors"),
+        (get_format("gguf"), FP8, "gguf is not for float codes and rounded inputs.*writes float-quantized"),
         (CompressedTensors(), W8A8, None),
         (Dense(), Grid(8, type="float"), None),
     ],
 )
 def test_a_layout_refuses_what_it_cannot_hold(layout, grid, said):
     if said is None:
-        layout.check(STEM, grid, transposed=False)
+        layout.check(LinearShape(STEM, 96, 13, False), grid)
         return
     with pytest.raises(InvalidValueError, match=said) as refused:
-        layout.check(STEM, grid, transposed=False)
+        layout.check(LinearShape(STEM, 96, 13, False), grid)
     assert STEM in str(refused.value)
 
 
 def test_a_conv1d_is_refused_by_the_layout_that_would_hold_it():
     with pytest.raises(InvalidValueError, match="int-quantized cannot hold c_attn: it is a Conv1D"):
-        CompressedTensors().check("c_attn", W8A8, transposed=True)
+        CompressedTensors().check(LinearShape("c_attn", 96, 13, True), W8A8)
 
 
 def test_a_cache_is_refused_where_its_scheme_would_be_lost():
@@ -510,6 +514,9 @@ def test_a_cache_is_refused_where_its_scheme_would_be_lost():
         get_format("gguf").quantization_config({STEM: Grid(4, 32)}, [], "float")
     with pytest.raises(InvalidValueError, match="dense has no place for the scales of the step kv_cache"):
         Dense().quantization_config({STEM: Grid(8)}, [], "float")
+    for name in ("gptq", "gptq_v2", "awq"):
+        with pytest.raises(InvalidValueError, match=f"{name} has no place for the scales of the step kv_cache"):
+            get_format(name).quantization_config({STEM: Grid(4, 32)}, [], "float")
     asymmetric = {STEM: Grid(4, 32, symmetric=False)}
     with pytest.raises(InvalidValueError, match=r"asymmetric grid beside the step kv_cache.*format=int-quantized"):
         CompressedTensors().quantization_config(asymmetric, [], "float")

@@ -373,9 +373,9 @@ def test_a_tensor_without_a_name_is_refused(tmp_path, saved_llama):
 
 def test_another_quantization_is_refused(tmp_path, saved_llama):
     config = json.loads((saved_llama / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "hqq", "bits": 4}
     (saved_llama / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match="is quantized by gptq"):
+    with pytest.raises(UnsupportedModelError, match="is quantized by hqq"):
         write_gguf(saved_llama, tmp_path / "file.gguf")
 
 

@@ -14,7 +14,7 @@
 """GGUF, the one-file format of llama.cpp: blocks, names, tokenizer and file, and the layout that writes one beside."""
 
 from hfcompress.formats.gguf.layout import GGUF
-from hfcompress.formats.gguf.writer import write_gguf
+from hfcompress.formats.gguf.writer import write_called_after_type, write_gguf
 
 
-__all__ = ["GGUF", "write_gguf"]
+__all__ = ["GGUF", "write_called_after_type", "write_gguf"]

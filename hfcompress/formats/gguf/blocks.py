@@ -107,7 +107,7 @@ class Blocks:
 
 def block_type(grid: Grid, in_features: int) -> str | None:
     """The type whose grid holds this one, code for code; `None` if none does."""
-    if grid.columns(in_features) % BLOCK:
+    if grid.type != "int" or grid.columns(in_features) % BLOCK:
         return None
     if grid.symmetric:
         return "Q4_0" if grid.bits <= 4 else "Q8_0"

@@ -23,6 +23,8 @@ from torch import Tensor
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.compressed_tensors import PackQuantized
 from hfcompress.formats.gguf.blocks import BLOCK
+from hfcompress.formats.layout import refuse_cache
+from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
@@ -40,16 +42,16 @@ class GGUF(PackQuantized):
 
     name = "gguf"
 
-    def check(self, name: str, grid: Grid, transposed: bool) -> None:
-        super().check(name, grid, transposed)
+    def check(self, shape: LinearShape, grid: Grid) -> None:
+        super().check(shape, grid)
         if not grid.symmetric:
             raise InvalidValueError(
-                f"GGUF rounds the offsets of an asymmetric grid, so the file and the folder would differ in {name}; set "
+                f"GGUF rounds the offsets of an asymmetric grid, so the file and the folder would differ in {shape.name}; set "
                 "symmetric=true."
             )
         if grid.group_size == -1 or grid.group_size % BLOCK:
             raise InvalidValueError(
-                f"GGUF has a scale for each {BLOCK} weights of a row, and {name} is to have one per row; set group_size to "
+                f"GGUF has a scale for each {BLOCK} weights of a row, and {shape.name} is to have one per row; set group_size to "
                 "32, 64 or 128, or leave the linear alone with ignore."
             )
 
@@ -76,18 +78,14 @@ class GGUF(PackQuantized):
     def quantization_config(
         self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
     ) -> dict[str, Any]:
-        if kv_cache is not None:
-            raise InvalidValueError("gguf has no place for the scales of the step kv_cache; leave one of the two out.")
+        refuse_cache(self.name, kv_cache)
         return PackQuantized().quantization_config(grids, untouched)
 
     def write_beside(self, folder: Path, name: str) -> dict[str, Any]:
         """The GGUF file, and what there is to say of it in the manifest."""
-        from hfcompress.formats.gguf.writer import main_type, write_gguf
+        from hfcompress.formats.gguf.writer import write_called_after_type
 
-        written = write_gguf(folder, folder / "model.gguf", name=name)
-        written["file"] = f"model-{main_type(written['types']).lower()}.gguf"
-        (folder / "model.gguf").replace(folder / written["file"])
-        return {"gguf": written}
+        return {"gguf": write_called_after_type(folder, folder, name=name)}
 
 
 def _held_by_both(weight: QuantizedWeight) -> QuantizedWeight:

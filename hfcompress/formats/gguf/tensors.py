@@ -25,9 +25,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from hfcompress.errors import UnsupportedModelError
-from hfcompress.formats.compressed_tensors import DecodedTensor
 from hfcompress.formats.gguf import blocks
 from hfcompress.formats.gguf.architecture import Architecture, rope_rows
+from hfcompress.formats.layout import kind_of
+from hfcompress.formats.stored import PackedTensor
 from hfcompress.solvers.grid import QuantizedWeight
 
 
@@ -117,7 +118,7 @@ class TensorPlan:
     def _tensor(self, name: str, source: str, tensor: Any) -> GgufTensor:
         settle = partial(GgufTensor, name, source, tuple(tensor.shape))
         rows = self._rows(name)
-        if isinstance(tensor, DecodedTensor):
+        if isinstance(tensor, PackedTensor):
             return self._linear(settle, source, tensor, rows)
         if len(tensor.shape) < 2:  # llama.cpp wants norms and biases in float32
             return settle("F32", True, partial(self._vector, tensor, source, rows))
@@ -145,7 +146,7 @@ class TensorPlan:
         return _ordered(value, rows).numpy()
 
     def _linear(
-        self, settle: Callable[..., GgufTensor], source: str, tensor: DecodedTensor, rows: np.ndarray | None
+        self, settle: Callable[..., GgufTensor], source: str, tensor: PackedTensor, rows: np.ndarray | None
     ) -> GgufTensor:
         weight = tensor.quantized()
         kind = blocks.block_type(weight.grid, weight.codes.shape[1])
@@ -153,7 +154,7 @@ class TensorPlan:
         if held and (exact or self.lossy):
             return settle(kind, exact, partial(_blocks, tensor, rows))
         if not self.lossy:
-            raise UnsupportedModelError(f"{_why_not(source, weight, kind, held)} round it with lossy=True.")
+            raise UnsupportedModelError(f"{_why_not(source, weight, kind, held)} round it with lossy=True (--lossy).")
         width = weight.codes.shape[1]
         kind = "F16" if width % blocks.BLOCK else "Q8_0"
         return settle(kind, False, partial(_rounded, tensor, kind, rows))
@@ -161,6 +162,8 @@ class TensorPlan:
 
 def _why_not(source: str, weight: QuantizedWeight, kind: str | None, held: bool) -> str:
     grid, width = weight.grid, weight.codes.shape[1]
+    if grid.type != "int":
+        return f"GGUF has no type of {kind_of(grid)}, which {source} has; compress with integer codes, or"
     if grid.columns(width) % blocks.BLOCK:
         return (
             f"GGUF's blocks hold {blocks.BLOCK} weights of a row, and {source} has a scale for each {grid.columns(width)}; "
@@ -207,7 +210,7 @@ def _floats(tensor: Any, kind: str, rows: np.ndarray | None) -> np.ndarray:
     return value.to({"F16": torch.float16, "F32": torch.float32}[kind]).numpy()
 
 
-def _blocks(tensor: DecodedTensor, rows: np.ndarray | None) -> np.ndarray:
+def _blocks(tensor: PackedTensor, rows: np.ndarray | None) -> np.ndarray:
     weight = tensor.quantized()
     if rows is not None:
         order = torch.from_numpy(rows)
@@ -216,7 +219,7 @@ def _blocks(tensor: DecodedTensor, rows: np.ndarray | None) -> np.ndarray:
     return blocks.pack(weight).data
 
 
-def _rounded(tensor: DecodedTensor, kind: str, rows: np.ndarray | None) -> np.ndarray:
+def _rounded(tensor: PackedTensor, kind: str, rows: np.ndarray | None) -> np.ndarray:
     import gguf
 
     value = _ordered(tensor.read(), rows).numpy()

@@ -22,17 +22,18 @@ its turn comes. The file has a temporary name until it is complete.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hfcompress.errors import InvalidValueError, MissingExtraError, UnsupportedModelError, nearest
-from hfcompress.formats.compressed_tensors import QUANT_METHOD, decoded
 from hfcompress.formats.gguf.architecture import Architecture, describe
 from hfcompress.formats.gguf.tensors import GgufTensor, TensorNames, TensorPlan
 from hfcompress.formats.gguf.vocabulary import Vocabulary, read_vocabulary
+from hfcompress.formats.reading import decoded, has_codes
+from hfcompress.formats.stored import PackedTensor
 from hfcompress.formats.writer import disk_errors
 from hfcompress.models.checkpoint import Checkpoint
 
@@ -55,7 +56,7 @@ def write_gguf(
     weight of up to 4 bits becomes Q4_0, one of up to 8 bits Q8_0, an asymmetric one of up to 4 bits Q4_1.
 
     Args:
-        checkpoint_folder (`str` or `Path`): pack-quantized, int-quantized or plain weights.
+        checkpoint_folder (`str` or `Path`): compressed-tensors, GPTQ, AWQ or plain weights.
         output_file (`str` or `Path`): the file; one that is there is replaced when the new one is complete.
         embeddings (`str`, *optional*, defaults to `"f16"`): `"f16"` for 16 bits (float16, or bfloat16 or 32 bits where
             float16 would change a value), `"q8_0"` for 8 bits, which rounds.
@@ -84,7 +85,7 @@ def write_gguf(
     checkpoint = Checkpoint.open(checkpoint_folder)
     architecture = check_gguf(checkpoint)
     config, quantization = checkpoint.config, checkpoint.quantization_config
-    stored = checkpoint.tensors if quantization is None else decoded(checkpoint.tensors, quantization)
+    stored = decoded(checkpoint.tensors, quantization)
     tensors = list(TensorPlan(architecture, config, embeddings, lossy).tensors(stored))
     assert checkpoint.folder is not None
     vocabulary = read_vocabulary(checkpoint.folder, checkpoint.tokenizer, config.vocab_size)
@@ -108,8 +109,18 @@ def write_gguf(
         "types": _types(tensors),
         "exact": all(tensor.exact for tensor in tensors),
         "inexact": [tensor.source for tensor in tensors if not tensor.exact],
-        "notes": [*architecture.notes, *vocabulary.notes, *_notes(tensors, quantization)],
+        "notes": [*architecture.notes, *vocabulary.notes, *_notes(tensors, stored)],
     }
+
+
+def write_called_after_type(
+    checkpoint_folder: Path, folder: Path, *, lossy: bool = False, name: str | None = None
+) -> dict[str, Any]:
+    """Write `model-q4_0.gguf` into `folder`, or as the type of most linears is called; see [`write_gguf`]."""
+    written = write_gguf(checkpoint_folder, folder / "model.gguf", lossy=lossy, name=name)
+    written["file"] = f"model-{main_type(written['types']).lower()}.gguf"
+    (folder / "model.gguf").replace(folder / written["file"])
+    return written
 
 
 def check_gguf(checkpoint: Checkpoint) -> Architecture:
@@ -126,14 +137,14 @@ def check_gguf(checkpoint: Checkpoint) -> Architecture:
     except ImportError as error:
         raise MissingExtraError("Writing GGUF needs the package gguf: pip install 'hfcompress[gguf]'.") from error
     quantization = checkpoint.quantization_config
-    if quantization is not None and quantization.get("quant_method") != QUANT_METHOD:
+    if quantization is not None and not has_codes(quantization):
         raise UnsupportedModelError(
-            f"{checkpoint.name} is quantized by {quantization.get('quant_method')}; GGUF is written from compressed-tensors "
-            "checkpoints and from plain weights."
+            f"{checkpoint.name} is quantized by {quantization.get('quant_method')}; GGUF is written from "
+            "compressed-tensors, GPTQ and AWQ checkpoints and from plain weights."
         )
     architecture = describe(checkpoint.config)
     names = TensorNames(architecture.name, checkpoint.config)
-    stored = checkpoint.tensors if quantization is None else decoded(checkpoint.tensors, quantization)
+    stored = decoded(checkpoint.tensors, quantization)
     for tensor in stored:
         names.find(tensor)
     if checkpoint.folder is not None:
@@ -222,20 +233,19 @@ def _types(tensors: Iterable[GgufTensor]) -> dict[str, dict[str, int]]:
     return counted
 
 
-def _notes(tensors: list[GgufTensor], quantization: dict[str, Any] | None) -> list[str]:
+def _notes(tensors: list[GgufTensor], stored: Mapping[str, Any]) -> list[str]:
     notes = []
     rounded = [tensor for tensor in tensors if not tensor.exact]
     if rounded:
         notes.append(f"{len(rounded)} tensors are rounded, {rounded[0].source} the first: the others are exact")
-    groups = [] if quantization is None else list(quantization["config_groups"].values())
-    bits = sorted({group["weights"]["num_bits"] for group in groups if group.get("weights")})
-    smaller = [str(width) for width in bits if width not in (4, 8)]
+    grids = {tensor.grid for tensor in stored.values() if isinstance(tensor, PackedTensor)}
+    smaller = [str(width) for width in sorted({grid.bits for grid in grids}) if width not in (4, 8)]
     if smaller:
         notes.append(
             f"codes of {' and '.join(smaller)} bits take the room of GGUF's next wider type, with the same values"
         )
-    if any(group.get("input_activations") for group in groups):
+    if any(grid.activations != "none" for grid in grids):
         notes.append("the activations' own quantization has no place in GGUF")
-    if quantization is None:
+    if not grids:
         notes.append("these are plain weights: for 4 bits, compress with the recipe gguf-q4_0 or with format=gguf")
     return notes

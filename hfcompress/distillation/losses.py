@@ -1,0 +1,113 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a student is told by its teacher: sums over positions, in chunks, so that no whole batch of logits exists."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """
+    `KL(teacher || student)` at every position, in nats.
+
+    Args:
+        teacher_logits (`Tensor`): `(positions, vocabulary)`.
+        student_logits (`Tensor`): likewise.
+
+    Returns:
+        `Tensor`: float32 `(positions,)`.
+    """
+    theirs = torch.log_softmax(teacher_logits.float(), -1)
+    ours = torch.log_softmax(student_logits.float(), -1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    targets: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
+    cross_entropy: float = 0.0,
+    chunk: int = 512,
+    parameters: Sequence[nn.Parameter] = (),
+) -> Tensor:
+    """
+    `sum KL(teacher || student) + cross_entropy * sum -log student(target)` over the given positions.
+
+    A sum, so that whoever divides it by the number of positions of a whole optimizer step has the same loss whatever
+    the accumulation, the chunks and the padding (which is left out before the logits are made).
+
+    Args:
+        student_hidden (`Tensor`): `(positions, hidden_size)`, what the student's head receives.
+        teacher_hidden (`Tensor`): likewise the teacher's; no gradient goes there.
+        targets (`Tensor`): int64 `(positions,)`, the token that follows.
+        student_logits (`Callable`): from `(positions, hidden_size)` to `(positions, vocabulary)`.
+        teacher_logits (`Callable`): likewise.
+        cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow.
+        chunk (`int`, *optional*, defaults to 512): positions whose logits exist at a time.
+        parameters (`Sequence[nn.Parameter]`, *optional*): of the student's head, where it learns too.
+    """
+
+    def of_chunk(ours: Tensor, start: int) -> Tensor:
+        part = slice(start, start + chunk)
+        with torch.no_grad():
+            theirs = teacher_logits(teacher_hidden[part])
+        logits = student_logits(ours)
+        loss = forward_kl(theirs, logits).sum()
+        if cross_entropy:
+            loss = loss + cross_entropy * nn.functional.cross_entropy(logits.float(), targets[part], reduction="sum")
+        return loss
+
+    return _ChunkedSum.apply(of_chunk, chunk, student_hidden, *parameters)
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """
+    The sum of a function over chunks of rows. The gradients are made chunk by chunk on the way forward and kept
+    instead of the logits; they are as large as the hidden states and the parameters are.
+    """
+
+    @staticmethod
+    def forward(ctx, function, chunk, hidden, *parameters):
+        total = torch.zeros((), device=hidden.device)
+        wanted = [p for p, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True) if needed]
+        learns = any(ctx.needs_input_grad[2:])
+        to_hidden = torch.zeros_like(hidden if learns else hidden[:0])
+        to_parameters = [torch.zeros_like(p) for p in wanted]
+        for start in range(0, len(hidden), chunk):
+            part = hidden[start : start + chunk].detach()
+            if not learns:
+                total += function(part, start)
+                continue
+            with torch.enable_grad():
+                loss = function(part.requires_grad_(), start)
+            grads = torch.autograd.grad(loss, [part, *wanted])
+            to_hidden[start : start + chunk] = grads[0]
+            for sum_, grad in zip(to_parameters, grads[1:], strict=True):
+                sum_ += grad
+            total += loss.detach()
+        ctx.to_hidden, ctx.to_parameters = to_hidden, to_parameters
+        return total
+
+    @staticmethod
+    def backward(ctx, *grads):
+        left = iter(ctx.to_parameters)
+        to_parameters = [grads[0] * next(left) if needed else None for needed in ctx.needs_input_grad[3:]]
+        return None, None, grads[0] * ctx.to_hidden, *to_parameters

@@ -1,0 +1,209 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A `transformers.Trainer` for students whose teacher has already spoken.
+
+How it works: the teacher is streamed once, before the student is loaded, and only what its last block returned is kept,
+`hidden_size` numbers a token. The student runs up to the same place, and both go through the model's own head a few
+hundred positions at a time ([`distillation_loss`]). The loss is a sum over positions, divided by the number of
+positions of the whole optimizer step, so that it does not depend on how a step is divided.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from hfcompress.distillation.losses import distillation_loss
+from hfcompress.models.streaming import Batch, StreamedModel
+
+
+IGNORED = -100  # a label that is no target
+LOGIT_BYTES = 1 << 26  # of one chunk's logits in float32
+WARMUP = 0.1  # of the steps
+DEFAULT_CONTEXT = 2048
+
+
+class TaughtRows(Dataset):
+    """
+    Rows of tokens, and what the teacher's last block made of them.
+
+    Args:
+        input_ids (`Tensor`): int64 `(rows, seq_len)`.
+        mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
+        hidden (`Tensor`): `(rows, seq_len, hidden_size)`.
+    """
+
+    def __init__(self, input_ids: Tensor, mask: Tensor | None, hidden: Tensor):
+        self.input_ids, self.mask, self.hidden = input_ids, mask, hidden
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = {"input_ids": self.input_ids[index], "teacher_hidden": self.hidden[index]}
+        return row if self.mask is None else {**row, "mask": self.mask[index]}
+
+    def split(self, rows: Tensor) -> "tuple[TaughtRows, TaughtRows]":
+        """Those that `rows` names (int64 `(n,)`), and the others."""
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[rows] = True
+        parts = []
+        for which in (chosen, ~chosen):
+            mask = None if self.mask is None else self.mask[which]
+            parts.append(TaughtRows(self.input_ids[which], mask, self.hidden[which]))
+        return parts[0], parts[1]
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch, with the tokens that have a predecessor as `labels`; padding and first tokens are no targets."""
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    target = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    target[:, 0] = False
+    if "mask" in batch:
+        target &= batch["mask"]
+        target[:, 1:] &= batch["mask"][:, :-1]
+    return {**batch, "labels": batch["input_ids"].masked_fill(~target, IGNORED)}
+
+
+class Student(nn.Module):
+    """
+    A whole model as the trainer sees it.
+
+    Args:
+        streamed (`StreamedModel`): knows how blocks and head are called.
+        model (`nn.Module`): from its `loaded()`; what is to be trained requires a gradient, nothing else does.
+        teacher_logits (`Callable`, *optional*): from `(positions, hidden_size)` to `(positions, vocabulary)`; the
+            student's own head if left out, which must then be the teacher's.
+    """
+
+    accepts_loss_kwargs = True  # so the trainer counts the labels of a whole optimizer step
+
+    def __init__(
+        self, streamed: StreamedModel, model: nn.Module, teacher_logits: Callable[[Tensor], Tensor] | None = None
+    ):
+        super().__init__()
+        self.streamed, self.model = streamed, model
+        self.teacher_logits = teacher_logits or self.logits
+        config = streamed.skeleton.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+        self.chunk = max(1, min(LOGIT_BYTES // (4 * config.vocab_size), context))
+        blocks = {id(p) for name in streamed.block_names for p in streamed.skeleton.get_submodule(name).parameters()}
+        self.head_parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in blocks]
+
+    def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the last block returns: `(rows, seq_len, hidden_size)`."""
+        return self.streamed.final_hidden(self.model, Batch(input_ids, mask))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """From `(positions, hidden_size)` to `(positions, vocabulary)`."""
+        return self.streamed.head_logits(self.model, hidden[None])[0]
+
+    def loss(self, batch: dict[str, Tensor], cross_entropy: float = 0.0) -> Tensor:
+        """The [`distillation_loss`] of a batch from [`collate`]: a sum over its labels."""
+        hidden = self(batch["input_ids"], batch.get("mask"))
+        labels = batch["labels"][:, 1:].to(hidden.device)
+        predicted = labels != IGNORED
+        return distillation_loss(
+            hidden[:, :-1][predicted],
+            batch["teacher_hidden"][:, :-1].to(hidden.device)[predicted],
+            labels[predicted],
+            self.logits,
+            self.teacher_logits,
+            cross_entropy,
+            self.chunk,
+            self.head_parameters,
+        )
+
+    @torch.no_grad()
+    def divergence(self, rows: TaughtRows, batch_size: int) -> float:
+        """The mean KL to the teacher over every predicted position of the rows, in nats."""
+        total, count = 0.0, 0
+        for start in range(0, len(rows), batch_size):
+            batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+            total += self.loss(batch).item()
+            count += int((batch["labels"] != IGNORED).sum())
+        return total / max(count, 1)
+
+
+class DistillationTrainer(Trainer):
+    """
+    Args:
+        cross_entropy (`float`): weight of the tokens that really follow.
+        kwargs: of `transformers.Trainer`.
+    """
+
+    def __init__(self, *, cross_entropy: float = 0.0, **kwargs):
+        super().__init__(data_collator=collate, **kwargs)
+        self.cross_entropy = cross_entropy
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a micro-batch: its sum over the labels of the whole optimizer step."""
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        loss = model.loss(inputs, self.cross_entropy) / num_items_in_batch
+        return (loss, {}) if return_outputs else loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """
+    Args:
+        steps (`int`): optimizer steps.
+        batch_size (`int`): rows per step.
+        accumulation (`int`): parts that a step's rows go through the model in.
+        seed (`int`): of the order of the rows.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int
+    seed: int
+
+    def arguments(self, folder: Path, device: torch.device) -> TrainingArguments:
+        """For a trainer that is silent, writes nothing and stays on one device; `folder` is a place it may make."""
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=self.steps,
+            per_device_train_batch_size=self.batch_size // self.accumulation,
+            gradient_accumulation_steps=self.accumulation,
+            lr_scheduler_type="cosine",
+            warmup_steps=int(WARMUP * self.steps),
+            seed=self.seed,
+            use_cpu=device.type == "cpu",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            report_to="none",
+            logging_strategy="no",
+            save_strategy="no",
+            eval_strategy="no",
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # it would copy the model to every GPU that it sees
+        return arguments
+
+
+class AfterSteps(TrainerCallback):
+    """Calls `function(step)` after every optimizer step."""
+
+    def __init__(self, function: Callable[[int], None]):
+        self.function = function
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.function(state.global_step)

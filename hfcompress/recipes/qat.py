@@ -1,0 +1,89 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Quantization-aware training, from where another step has rounded to."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.recipes.base import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class QAT(Recipe):
+    """
+    Train the codes and scales that the steps before it have found, so that the model gives the dense model's
+    distributions (forward KL, no labels needed): `GPTQ(bits=3) >> QAT()`. Needs the whole model in memory, with
+    gradients and optimizer; see `passes.qat_pass`. The rows that are held out decide which iterate is kept, so on them
+    the result is never worse than the start.
+
+    Args:
+        epochs (`int`, *optional*, defaults to 8): times that the calibration rows are gone through.
+        steps (`int`, *optional*): optimizer steps, instead of `epochs`.
+        learning_rate (`float`, *optional*, defaults to 0.01): of the weights, in steps of their grids.
+        scale_learning_rate (`float`, *optional*, defaults to 0.003): of the scales, as a fraction of each.
+        batch_size (`int`, *optional*, defaults to 4): rows per optimizer step.
+        accumulation (`int`, *optional*, defaults to 1): parts that a step's rows go through the model in: less memory,
+            the same result.
+        held_out (`int`, *optional*, defaults to 16): calibration rows that are not trained on.
+        train (`str`, *optional*, defaults to `"scales"`): `"scales"` (the codes stay; helps from the first steps on),
+            `"weights"`, or `"both"` (at first worse than the start: worth hundreds of steps at 2 bits).
+        cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow, beside the KL.
+        seed (`int`, *optional*, defaults to 0): which rows are held out, and the order of the others.
+        targets (`tuple[str, ...]`, *optional*): which of the quantized linears are trained; see [`Recipe`].
+        ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
+    """
+
+    name: ClassVar[str] = "qat"
+    needs_inputs: ClassVar[bool] = True
+
+    epochs: int = 8
+    steps: int | None = None
+    learning_rate: float = 0.01
+    scale_learning_rate: float = 0.003
+    batch_size: int = 4
+    accumulation: int = 1
+    held_out: int = 16
+    train: Literal["scales", "weights", "both"] = "scales"
+    cross_entropy: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("epochs", "steps", "batch_size", "accumulation", "held_out"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InvalidValueError(f"qat.{key} is {value}; it must be at least 1.")
+        for key in ("learning_rate", "scale_learning_rate", "cross_entropy", "seed"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise InvalidValueError(f"qat.{key} is {getattr(self, key)}; it must be 0 or more.")
+        if self.batch_size % self.accumulation:
+            raise InvalidValueError(
+                f"qat.accumulation ({self.accumulation}) must divide qat.batch_size ({self.batch_size})."
+            )
+        if self.overrides:
+            raise InvalidValueError("qat takes no overrides: all linears are trained together; use targets or ignore.")
+
+    def check_place(self, before, after):
+        """It comes last, after a step that quantizes."""
+        if not any(hasattr(step, "quantize") for step in before):
+            raise InvalidValueError("qat starts from a quantized model: put gptq or rtn before it.")
+        folding = next((step for step in before if hasattr(step, "candidates")), None)
+        if folding is not None:
+            raise InvalidValueError(
+                f"qat starts from the weights as they are stored, and {folding.name} rescales them first; leave one of the "
+                "two out."
+            )
+        if after:
+            raise InvalidValueError(f"qat must be the last step; put {after[0].name} before it.")
