@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 
 # one thread per worker: the models are tiny, and two workers fill two cores
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not consumers" tests
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not consumers" tests
 
 # the written formats, loaded by others' loaders in environments of their own: one rule per environment
 CONSUMERS = .consumers

@@ -79,6 +79,7 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
     orders, feedbacks, damped = [], [], []
     first = 0
     for block in curvatures:
+        block = block.cpu()  # where the sweep runs
         largest = block.diagonal().max()
         block = block / largest if largest > 0 else block
         factor = factorize(block, damping)
