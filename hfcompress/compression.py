@@ -16,9 +16,6 @@
 import dataclasses
 import datetime
 import json
-import platform
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,44 +26,35 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from hfcompress.budgeting.choices import Choices
 from hfcompress.budgeting.settle import plan_of, settle
-from hfcompress.calibration.overlap import sketch
-from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
-from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.calibration.tokens import Tokens, load_tokens
+from hfcompress.errors import HfcompressError, InvalidValueError, OutputError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.measure import check, tasks_of, units
 from hfcompress.evaluation.measure import measure as measure_all
 from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
-from hfcompress.formats import get_format
 from hfcompress.formats.layout import Layout
-from hfcompress.formats.writer import CheckpointWriter, check_output
-from hfcompress.hub.base_card import base_card
+from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.devices import find_device, find_dtype
-from hfcompress.models.locate import is_hub_id
-from hfcompress.models.manifest import BUNDLED, FOLDER, HUB, MANIFEST, MEMORY, base_of, read_manifest
+from hfcompress.models.manifest import MANIFEST
 from hfcompress.models.streaming import StreamedModel
-from hfcompress.models.tiny import TINY_NAME, tiny_folder
+from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
-from hfcompress.passes.library_pass import LibraryPass
-from hfcompress.passes.plan import Plan, make_plan
-from hfcompress.passes.processes import Processes
+from hfcompress.passes.plan import Plan
 from hfcompress.passes.qat_pass import NAME as QAT_STAGE
 from hfcompress.passes.qat_pass import QatPass
-from hfcompress.passes.rotate import RotationChoice
 from hfcompress.passes.trial import trial_on
+from hfcompress.phases import Phases
+from hfcompress.preparing import Prepared, asked_job, prepare, quantization_config
 from hfcompress.progress import Progress, Silent
-from hfcompress.recipes import Job, Recipe, Steps, load_job
-from hfcompress.recipes.budget import find_budget
-from hfcompress.recipes.job import RECOVERY
+from hfcompress.provenance import described_base, described_calibration, fingerprint, versions
+from hfcompress.recipes import Job, Recipe, Steps
 
 
 MICRO_BATCH_TOKENS = 4096
-VERSIONS = ("hfcompress", "torch", "transformers", "accelerate", "compressed-tensors", "safetensors")
 
 
 @dataclass
@@ -173,57 +161,28 @@ def compress(
     """
     progress = progress or Silent()
     phases = Phases()
-    job = _job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit)
+    job = asked_job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit)
     if not evaluate and (job.evaluation.gate or measure or tasks):
         asked = "The recipe has a gate" if job.evaluation.gate else "Measurements are asked for"
         raise InvalidValueError(f"{asked}, which needs the evaluation; leave out --no-eval, or leave out that.")
-    _heed_dropped_tasks(job, progress)
-    layout = None if job.library is not None else get_format(job.format)
-    original = read_manifest(job.origin)
-    again = bool(original) and model is None
-    if again:
-        model = base_of(job.origin)
-        dtype = dtype or original.get("dtype")
-        samples, seq_len = _as_calibrated(original, job, calibration)
-    checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
-    if checkpoint.folder == tiny_folder():
-        checkpoint.name = TINY_NAME
-    if checkpoint.quantization_config is not None:
-        raise UnsupportedModelError(
-            f"{checkpoint.name} is already quantized ({checkpoint.quantization_config.get('quant_method')}); "
-            "give the original model."
-        )
-    output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
-    check_output(output, resume, overwrite, checkpoint.folder)
-    if job.origin is not None and output.resolve() == job.origin.resolve():
-        raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
-    processes = Processes(find_device(device))
-    streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
-    library = None if job.library is None else LibraryPass(streamed, job.library)
-    rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
-    source = streamed if rotation is None else rotation.model
-    choices = Choices(source, job.steps, layout) if find_budget(job.steps) else None
-    if library is not None:
-        plan = library.plan
-    else:
-        plan = make_plan(source, job.steps, layout) if choices is None else choices.draft
-    tokens = None
-    if plan.needs_inputs or job.training is not None or (rotation is not None and rotation.needs_trial):
-        tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
-    if rotation is not None:
-        streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
-        if choices is not None:  # a rotation that was not possible
-            choices = Choices(streamed, job.steps, layout)
-        plan = settled if choices is None else choices.draft
-    quantization_config = None if library is not None else _quantization_config(plan, layout)
-    training = None
-    if job.training is not None and tokens is not None:
-        training = QatPass(streamed, plan, layout, job.training, tokens)
-        training.check(processes, memory_limit)
-    if quantization_config is not None:
-        streamed.will_round_activations(quantization_config)
-    if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
-        progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
+    ready = prepare(
+        job,
+        model,
+        output_dir,
+        tokenizer=tokenizer,
+        calibration=calibration,
+        samples=samples,
+        seq_len=seq_len,
+        device=device,
+        dtype=dtype,
+        memory_limit=memory_limit,
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+    checkpoint, streamed, layout, processes = ready.checkpoint, ready.streamed, ready.layout, ready.processes
+    rotation, output, tokens = ready.rotation, ready.output, ready.tokens
     evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress) if evaluate else None
     names, comparison = job.evaluation.measurements, None
     if evaluation_tokens is not None:
@@ -241,8 +200,8 @@ def compress(
     phases.end("prepare")
 
     writer = CheckpointWriter(output)
-    base = _described_base(checkpoint)
-    journal = Journal(writer.partial / "journal.json", _fingerprint(job, base, tokens, streamed, processes, rotation))
+    base = described_base(checkpoint)
+    journal = Journal(writer.partial / "journal.json", fingerprint(job, base, tokens, streamed, processes, rotation))
     if overwrite and processes.writes:
         writer.discard()
     if resume:
@@ -250,66 +209,26 @@ def compress(
     if processes.writes:
         writer.open()
     processes.wait()
-    settling = 2 * len(streamed) if choices is not None and journal.budget is None else 0
-    passes = (1 if training is None else 2) * len(streamed)
-    progress.start(passes + settling + (units(comparison, names) if comparison else 0))
+    passes = (1 if ready.training is None else 2) + (2 if ready.choices is not None and journal.budget is None else 0)
+    progress.start(passes * len(streamed) + (units(comparison, names) if comparison else 0))
     try:
-        if choices is not None and tokens is not None:
-            settled = journal.budget
-            if settled is None:
-
-                def run(plan: Plan, seen: Tokens, unseen: Tokens) -> float:
-                    rows = (t.batch(slice(None)) for t in (seen, unseen))
-                    return trial_on(streamed, plan, layout, *rows, checkpoint, processes, memory_limit is None)
-
-                settled = settle(
-                    choices, tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run
-                )
-                journal.settle(settled, write=processes.writes)
-                phases.end("budget")
-            plan = plan_of(choices, settled)
-            quantization_config = _quantization_config(plan, layout)
-            if training is not None:
-                training = QatPass(streamed, plan, layout, job.training, tokens)
-        if library is not None:
-            results, quantization_config = library.run(writer, journal, processes, progress)
+        if ready.choices is not None:
+            _settle_budget(ready, job, writer, journal, progress, memory_limit)
+            phases.end("budget")
+        if ready.library is not None:
+            results, ready.quantization_config = ready.library.run(writer, journal, processes, progress)
         else:
-            results = _run_pass(
-                streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
-            )
+            results = _run_pass(ready, writer, journal, progress, memory_limit)
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
         if not processes.writes:
             return Result(output, {})
         changes = {} if rotation is None else rotation.config_changes
-        _write_companions(writer, checkpoint, layout, changes, quantization_config)
+        _write_companions(writer, checkpoint, layout, changes, ready.quantization_config)
         beside = {} if layout is None else layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
-        manifest = {
-            "hfcompress": version("hfcompress"),
-            "versions": _versions(),
-            "recipe": job.to_dict(),
-            "base": base,
-            "calibration": _described(tokens, job),
-            "seed": job.calibration.seed,
-            **({} if rotation is None else {"rotation": rotation.manifest}),
-            "linears": results,
-            "kv_cache": plan.kv_cache,
-            "skipped": plan.skipped,
-            "folds": [pair for pairs in journal.folds.values() for pair in pairs],
-            "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
-            "fallbacks": sum(1 for row in results if row["fallback"]),
-            "training": journal.stages.get(QAT_STAGE),
-            "witness": journal.witness,
-            **({} if journal.budget is None else {"budget": journal.budget}),
-            "sha256": made.sha256,
-            **beside,
-            "device": str(processes.device),
-            "dtype": str(streamed.dtype).removeprefix("torch."),
-            "processes": processes.count,
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        manifest = {**_manifest(ready, job, base, journal, results), "sha256": made.sha256, **beside}
         writer.write_json(MANIFEST, manifest)  # the measurements read it
         phases.end("write")
         report = None
@@ -334,111 +253,6 @@ def compress(
     return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
 
 
-class Phases:
-    """Seconds and peak memory, phase by phase."""
-
-    def __init__(self):
-        self.ended: dict[str, dict[str, float]] = {}
-        self._since = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        """The phase `name` ends now, and the next begins."""
-        now = time.perf_counter()
-        self.ended[name] = {"seconds": round(now - self._since, 3), "peak_rss_bytes": peak_rss_bytes()}
-        if torch.cuda.is_available():
-            self.ended[name]["peak_cuda_bytes"] = torch.cuda.max_memory_allocated()
-        self._since = now
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has had so far."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _short_name(checkpoint: Checkpoint) -> str:
-    """What the default output is called after."""
-    if checkpoint.folder is not None and checkpoint.revision is None and checkpoint.name != TINY_NAME:
-        return checkpoint.folder.name
-    return Path(checkpoint.name.partition("@")[0]).name
-
-
-def _job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit) -> Job:
-    job = load_job(recipe) if isinstance(recipe, str) else Job.of(recipe)
-    calibrated = {"data": _source(calibration), "samples": samples, "seq_len": seq_len, "seed": seed}
-    evaluated = {
-        "data": _source(eval_data),
-        "measure": None if measure is None else tuple(measure),
-        "tasks": None if tasks is None else tuple(tasks),
-        "limit": limit,
-    }
-    return dataclasses.replace(
-        job, calibration=_changed(job.calibration, calibrated), evaluation=_changed(job.evaluation, evaluated)
-    )
-
-
-def _source(data: Any) -> str | None:
-    """What a recipe says of the data that it was given."""
-    if data is None:
-        return None
-    return str(data) if isinstance(data, (str, Path)) else GIVEN
-
-
-def _changed(settings: Any, changes: dict[str, Any]) -> Any:
-    return dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
-
-
-def _as_calibrated(original: dict[str, Any], job: Job, calibration: Any) -> tuple[int | None, int | None]:
-    """The rows that a checkpoint was calibrated on, as far as nothing else is asked for."""
-    described, settings = original["calibration"], job.calibration
-    if described is None:
-        return None, None
-    if calibration is None and settings.data == GIVEN:
-        raise InvalidValueError(
-            "That checkpoint was calibrated on token ids that were given in Python; give them again with --calibration."
-        )
-    then = original["recipe"]["calibration"]
-    given = {key: getattr(settings, key) for key in ("samples", "seq_len")}
-    samples, seq_len = (described[key] if value == then[key] else value for key, value in given.items())
-    return samples, seq_len
-
-
-def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
-    if not job.dropped_tasks or job.evaluation.tasks:
-        return
-    said = f"the checkpoint's recipe names {', '.join(job.dropped_tasks)}, and a task file may hold code"
-    if RECOVERY in job.evaluation.gate:
-        raise InvalidValueError(f"The gate on recovery needs tasks: {said}; give it yourself with --tasks.")
-    progress.note(f"{said}, so it is not run unless you give it with --tasks")
-
-
-def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens:
-    settings = job.calibration
-    tokens = load_tokens(
-        settings.data if calibration is None or isinstance(calibration, (str, Path)) else calibration,
-        checkpoint,
-        samples=samples,
-        seq_len=seq_len,
-        seed=settings.seed,
-        tiny_folder=tiny_folder(),
-        default_samples=settings.samples,
-        default_seq_len=settings.seq_len,
-    )
-    if tokens.note:
-        progress.note(tokens.note)
-    widest = plan.widest
-    if plan.needs_inputs and tokens.count < widest.shape.in_features:
-        progress.note(
-            f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "
-            "matrix is singular, and the result may be no better than rounding to nearest; give more --samples"
-        )
-    return tokens
-
-
 def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
     settings = job.evaluation
     tokens = load_tokens(
@@ -454,9 +268,52 @@ def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
     return tokens
 
 
-def _quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
-    grids = {name: task.grid for name, task in plan.tasks.items()}
-    return layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+def _manifest(
+    ready: Prepared, job: Job, base: dict[str, Any], journal: Journal, results: list[dict]
+) -> dict[str, Any]:
+    """What `hfcompress.json` says, but for what is known of the folder alone."""
+    return {
+        "hfcompress": version("hfcompress"),
+        "versions": versions(),
+        "recipe": job.to_dict(),
+        "base": base,
+        "calibration": described_calibration(ready.tokens, job),
+        "seed": job.calibration.seed,
+        **({} if ready.rotation is None else {"rotation": ready.rotation.manifest}),
+        "linears": results,
+        "kv_cache": ready.plan.kv_cache,
+        "skipped": ready.plan.skipped,
+        "folds": [pair for pairs in journal.folds.values() for pair in pairs],
+        "coverage": {"compressed": len(results), "linears": len(results) + len(ready.plan.untouched)},
+        "fallbacks": sum(1 for row in results if row["fallback"]),
+        "training": journal.stages.get(QAT_STAGE),
+        "witness": journal.witness,
+        **({} if journal.budget is None else {"budget": journal.budget}),
+        "device": str(ready.processes.device),
+        "dtype": str(ready.streamed.dtype).removeprefix("torch."),
+        "processes": ready.processes.count,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress: Progress, memory_limit) -> None:
+    """Bits and group sizes, chosen now or by the run that this one goes on with, become the plan."""
+    choices, tokens, processes = ready.choices, ready.tokens, ready.processes
+    assert choices is not None
+    assert tokens is not None
+
+    def run(plan: Plan, seen: Tokens, unseen: Tokens) -> float:
+        rows = (t.batch(slice(None)) for t in (seen, unseen))
+        return trial_on(ready.streamed, plan, ready.layout, *rows, ready.checkpoint, processes, memory_limit is None)
+
+    if journal.budget is None:
+        settled = settle(choices, tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run)
+        journal.settle(settled, write=processes.writes)
+    assert journal.budget is not None
+    ready.plan = plan_of(choices, journal.budget)
+    ready.quantization_config = quantization_config(ready.plan, ready.layout)
+    if ready.training is not None:
+        ready.training = QatPass(ready.streamed, ready.plan, ready.layout, job.training, tokens)
 
 
 def _rows_at_once(tokens: Tokens) -> int:
@@ -464,9 +321,8 @@ def _rows_at_once(tokens: Tokens) -> int:
     return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
 
 
-def _run_pass(
-    streamed, plan, layout, writer, journal, processes, progress, tokens, memory_limit, training
-) -> list[dict]:
+def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, memory_limit) -> list[dict]:
+    streamed, plan, processes, tokens = ready.streamed, ready.plan, ready.processes, ready.tokens
     batches = []
     if tokens is not None:
         share = processes.share(len(tokens.input_ids))
@@ -475,12 +331,12 @@ def _run_pass(
     suspended = _fits_suspended(
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )
-    run = BlockPass(streamed, plan, layout, writer, journal, processes, progress, suspended)
+    run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended)
     if not writer.merged:
         if journal.witness is None:
             run.run(batches)
-        if training is not None:
-            training.run(writer, journal, progress)
+        if ready.training is not None:
+            ready.training.run(writer, journal, progress)
         if processes.writes:
             progress.step("writing", amount=0)
             writer.merge()
@@ -531,45 +387,3 @@ def _write_companions(
         for name, value in ({} if layout is None else layout.files(quantization_config)).items():
             writer.write_json(name, value)
     writer.write_json("config.json", config)
-
-
-def _described_base(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The base in the manifest: where it came from, so that the same one can be found again."""
-    name = checkpoint.name
-    if checkpoint.folder is None:
-        kind = HUB if is_hub_id(name) else MEMORY
-    elif checkpoint.revision is not None:
-        kind = HUB
-    elif name == TINY_NAME:
-        kind = BUNDLED
-    else:
-        kind, name = FOLDER, str(checkpoint.folder)
-    described = {"model": name, "kind": kind, "revision": checkpoint.revision, "sha256": checkpoint.sha256}
-    return {**described, "card": base_card(checkpoint.folder)}
-
-
-def _described(tokens: Tokens | None, job: Job) -> dict[str, Any] | None:
-    if tokens is None:
-        return None
-    rows, seq_len = tokens.input_ids.shape
-    settings = {"seed": job.calibration.seed, "samples": rows, "seq_len": seq_len}
-    described = {"data": tokens.source, "sha256": tokens.sha256, "tokens": tokens.count, **settings}
-    return {**described, "sketch": sketch(tokens)}
-
-
-def _fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, processes, rotation) -> dict[str, Any]:
-    described = job.to_dict()
-    return {
-        "the base model": base["sha256"],
-        "the recipe": {"recipe": described["recipe"], "format": described["format"]},
-        "the calibration data": tokens.sha256 if tokens is not None else None,
-        "the versions": _versions(),
-        "the dtype": str(streamed.dtype),
-        "the device": streamed.device.type,
-        "the number of processes": processes.count,
-        "the rotation": None if rotation is None else rotation.applied,
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}

@@ -1,0 +1,237 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What will be done to which model on what data, settled before any work starts."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfcompress.budgeting.choices import Choices
+from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
+from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.formats import get_format
+from hfcompress.formats.writer import check_output
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.models.manifest import base_of, read_manifest
+from hfcompress.models.streaming import StreamedModel
+from hfcompress.models.tiny import TINY_NAME, tiny_folder
+from hfcompress.passes.library_pass import LibraryPass
+from hfcompress.passes.plan import Plan, make_plan
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.qat_pass import QatPass
+from hfcompress.passes.rotate import RotationChoice
+from hfcompress.progress import Progress
+from hfcompress.recipes import Job, load_job
+from hfcompress.recipes.budget import find_budget
+from hfcompress.recipes.job import RECOVERY
+
+
+@dataclass
+class Prepared:
+    """
+    Args:
+        checkpoint (`Checkpoint`): the model as it was given.
+        streamed (`StreamedModel`): the model that the pass walks; rotated if that was chosen.
+        output (`Path`): the folder to make.
+        processes (`Processes`): who takes part.
+        layout (`Layout` or `None`): the format; `None` where another library has its own.
+        plan (`Plan`): what is done to which linear; a draft where a budget is still to be settled.
+        tokens (`Tokens` or `None`): the calibration data.
+        rotation (`RotationChoice` or `None`): whether the model was rotated, and why.
+        choices (`Choices` or `None`): what a budget may choose.
+        training (`QatPass` or `None`): what follows the block pass on the whole model.
+        library (`LibraryPass` or `None`): the library that does it all.
+        quantization_config (`dict` or `None`): what config.json will say.
+    """
+
+    checkpoint: Checkpoint
+    streamed: StreamedModel
+    output: Path
+    processes: Processes
+    layout: Any
+    plan: Plan
+    tokens: Tokens | None
+    rotation: RotationChoice | None
+    choices: Choices | None
+    training: QatPass | None
+    library: LibraryPass | None
+    quantization_config: dict[str, Any] | None
+
+
+def prepare(
+    job: Job,
+    model: Any,
+    output_dir: str | Path | None,
+    *,
+    tokenizer: Any,
+    calibration: Any,
+    samples: int | None,
+    seq_len: int | None,
+    device: str,
+    dtype: str | None,
+    memory_limit: int | None,
+    resume: bool,
+    overwrite: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> Prepared:
+    """
+    See [`hfcompress.compression.compress`] for the arguments.
+
+    Raises:
+        HfcompressError: something the user can put right, in one sentence.
+    """
+    _heed_dropped_tasks(job, progress)
+    layout: Any = None if job.library is not None else get_format(job.format)
+    original = read_manifest(job.origin)
+    again = bool(original) and model is None
+    if again:
+        model = base_of(job.origin)
+        dtype = dtype or original.get("dtype")
+        samples, seq_len = _as_calibrated(original, job, calibration)
+    checkpoint = _open(model, tokenizer, trust_remote_code)
+    output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
+    check_output(output, resume, overwrite, checkpoint.folder)
+    if job.origin is not None and output.resolve() == job.origin.resolve():
+        raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
+    processes = Processes(find_device(device))
+    streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
+    library = None if job.library is None else LibraryPass(streamed, job.library)
+    rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
+    source = streamed if rotation is None else rotation.model
+    choices = Choices(source, job.steps, layout) if find_budget(job.steps) else None
+    if library is not None:
+        plan = library.plan
+    else:
+        plan = make_plan(source, job.steps, layout) if choices is None else choices.draft
+    tokens = None
+    if plan.needs_inputs or job.training is not None or (rotation is not None and rotation.needs_trial):
+        tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
+    if rotation is not None:
+        streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
+        if choices is not None:  # a rotation that was not possible
+            choices = Choices(streamed, job.steps, layout)
+        plan = settled if choices is None else choices.draft
+    training = None
+    if job.training is not None and tokens is not None:
+        training = QatPass(streamed, plan, layout, job.training, tokens)
+        training.check(processes, memory_limit)
+    config = None if library is not None else quantization_config(plan, layout)
+    if config is not None:
+        streamed.will_round_activations(config)
+    if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
+        progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
+    return Prepared(
+        *(checkpoint, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library, config)
+    )
+
+
+def _open(model: Any, tokenizer: Any, trust_remote_code: bool) -> Checkpoint:
+    checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
+    if checkpoint.folder == tiny_folder():
+        checkpoint.name = TINY_NAME
+    if checkpoint.quantization_config is not None:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is already quantized ({checkpoint.quantization_config.get('quant_method')}); "
+            "give the original model."
+        )
+    return checkpoint
+
+
+def _short_name(checkpoint: Checkpoint) -> str:
+    """What the default output is called after."""
+    if checkpoint.folder is not None and checkpoint.revision is None and checkpoint.name != TINY_NAME:
+        return checkpoint.folder.name
+    return Path(checkpoint.name.partition("@")[0]).name
+
+
+def asked_job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit) -> Job:
+    """The recipe, with what is asked for besides in its place."""
+    job = load_job(recipe) if isinstance(recipe, str) else Job.of(recipe)
+    calibrated = {"data": _source(calibration), "samples": samples, "seq_len": seq_len, "seed": seed}
+    evaluated = {
+        "data": _source(eval_data),
+        "measure": None if measure is None else tuple(measure),
+        "tasks": None if tasks is None else tuple(tasks),
+        "limit": limit,
+    }
+    return dataclasses.replace(
+        job, calibration=_changed(job.calibration, calibrated), evaluation=_changed(job.evaluation, evaluated)
+    )
+
+
+def _source(data: Any) -> str | None:
+    """What a recipe says of the data that it was given."""
+    if data is None:
+        return None
+    return str(data) if isinstance(data, (str, Path)) else GIVEN
+
+
+def _changed(settings: Any, changes: dict[str, Any]) -> Any:
+    return dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _as_calibrated(original: dict[str, Any], job: Job, calibration: Any) -> tuple[int | None, int | None]:
+    """The rows that a checkpoint was calibrated on, as far as nothing else is asked for."""
+    described, settings = original["calibration"], job.calibration
+    if described is None:
+        return None, None
+    if calibration is None and settings.data == GIVEN:
+        raise InvalidValueError(
+            "That checkpoint was calibrated on token ids that were given in Python; give them again with --calibration."
+        )
+    then = original["recipe"]["calibration"]
+    given = {key: getattr(settings, key) for key in ("samples", "seq_len")}
+    samples, seq_len = (described[key] if value == then[key] else value for key, value in given.items())
+    return samples, seq_len
+
+
+def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
+    if not job.dropped_tasks or job.evaluation.tasks:
+        return
+    said = f"the checkpoint's recipe names {', '.join(job.dropped_tasks)}, and a task file may hold code"
+    if RECOVERY in job.evaluation.gate:
+        raise InvalidValueError(f"The gate on recovery needs tasks: {said}; give it yourself with --tasks.")
+    progress.note(f"{said}, so it is not run unless you give it with --tasks")
+
+
+def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens:
+    settings = job.calibration
+    tokens = load_tokens(
+        settings.data if calibration is None or isinstance(calibration, (str, Path)) else calibration,
+        checkpoint,
+        samples=samples,
+        seq_len=seq_len,
+        seed=settings.seed,
+        tiny_folder=tiny_folder(),
+        default_samples=settings.samples,
+        default_seq_len=settings.seq_len,
+    )
+    if tokens.note:
+        progress.note(tokens.note)
+    widest = plan.widest
+    if plan.needs_inputs and tokens.count < widest.shape.in_features:
+        progress.note(
+            f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "
+            "matrix is singular, and the result may be no better than rounding to nearest; give more --samples"
+        )
+    return tokens
+
+
+def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
+    """What config.json will say of a plan's linears."""
+    grids = {name: task.grid for name, task in plan.tasks.items()}
+    return layout.quantization_config(grids, plan.untouched, plan.kv_cache)
