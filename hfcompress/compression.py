@@ -436,7 +436,8 @@ def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
 
 def _quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
     grids = {name: task.grid for name, task in plan.tasks.items()}
-    return layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+    config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+    return layout.config_with_embeddings(config, grids, [] if plan.embeddings is None else [plan.embeddings.name])
 
 
 def _rows_at_once(tokens: Tokens) -> int:
