@@ -149,6 +149,8 @@ def export(
     packed = _packed_linears(streamed, layout)
     grids = {name: tensor.grid for name, tensor in packed.items()}
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
+    embeddings = [name for name in packed if isinstance(streamed.skeleton.get_submodule(name), nn.Embedding)]
+    config = layout.config_with_embeddings(config, grids, embeddings)
     writer = CheckpointWriter(output)
     if overwrite:
         writer.discard()
@@ -230,9 +232,11 @@ def _packed_linears(streamed: StreamedModel, layout: Layout) -> dict[str, Packed
     packed = {}
     for name, module in streamed.skeleton.named_modules():
         tensor = streamed.tensors.get(streamed.sources.get(f"{name}.weight", ""))
-        if isinstance(module, nn.Linear) and isinstance(tensor, PackedTensor):
+        if isinstance(module, (nn.Linear, nn.Embedding)) and isinstance(tensor, PackedTensor):
             rows, columns = tensor.shape
             layout.check(LinearShape(name, columns, rows, False), tensor.grid)
+            if isinstance(module, nn.Embedding):
+                layout.check_embeddings(name, tensor.grid)
             packed[name] = tensor
     known = {id(tensor) for tensor in packed.values()}
     for key, tensor in streamed.tensors.items():

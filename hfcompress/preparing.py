@@ -234,4 +234,5 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
 def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
     """What config.json will say of a plan's linears."""
     grids = {name: task.grid for name, task in plan.tasks.items()}
-    return layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+    config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+    return layout.config_with_embeddings(config, grids, [] if plan.embeddings is None else [plan.embeddings.name])

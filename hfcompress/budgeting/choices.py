@@ -56,6 +56,11 @@ class Choices:
             self.step = opened
         self.forecast = Forecast(model, layout)
         self.draft = make_plan(model, self._steps(dataclasses.replace(self.step, group_size=-1)), layout)
+        if self.draft.embeddings is not None:
+            raise InvalidValueError(
+                f"A budget gives linears grids of their own, beside which quantized embeddings do not load; take "
+                f"{self.draft.embeddings.name} out of targets."
+            )
         self.draft.needs_inputs = True
         self._check_patterns()
         self.options = {name: found for name in self.draft.tasks if (found := self._options(name))}

@@ -54,4 +54,5 @@ def _row(name: str, tensor, config: dict[str, Any] | None) -> dict[str, Any]:
 
 def _is_matrix(name: str, tensor) -> bool:
     local = name.rpartition(".")[2]
-    return len(tensor.shape) == 2 and ((local == "weight" and "embed" not in name) or local == "qweight")
+    embeddings = "embed" in name and not isinstance(tensor, PackedTensor)
+    return len(tensor.shape) == 2 and ((local == "weight" and not embeddings) or local == "qweight")

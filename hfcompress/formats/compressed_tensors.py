@@ -16,10 +16,13 @@
 
 A symmetric weight has no zero point. The packed layout with zero points does not load by transformers' default path
 (compressed-tensors 0.20 sizes `weight_zero_point` as if it were not packed), so such a checkpoint says
-`"dequantize": true` in its `quantization_config`: transformers then unpacks while loading.
+`"dequantize": true` in its `quantization_config`: transformers then unpacks while loading. So does one with quantized
+input embeddings, of which the default path loads neither packed ones nor any that the output head shares. What is
+unpacked while loading is read by one scheme, the first, and rounds no activations: packed weights must share a grid,
+those of one byte a group size, and what does not load is refused.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +57,13 @@ class PackQuantized(Layout):
                 f"which writes {CompressedTensors.layout_of(grid).name} there."
             )
         refuse_conv1d(self.name, shape)
+
+    def check_embeddings(self, name: str, grid: Grid) -> None:
+        if grid.type != "int" or grid.activations != "none":
+            raise InvalidValueError(
+                f"{name} is looked up by token ids and holds {kind_of(grid)} nowhere; give it a step of its own whose type "
+                f"is int and whose activations are none, such as rtn with targets: [{name.rpartition('.')[2]}]."
+            )
 
     def suits(self, grid: Grid) -> bool:
         """Whether readers take this layout for such a linear."""
@@ -99,6 +109,35 @@ class PackQuantized(Layout):
                 )
             config["dequantize"] = True
         return config
+
+    def config_with_embeddings(
+        self, config: dict[str, Any] | None, grids: Mapping[str, Grid], embeddings: Collection[str]
+    ) -> dict[str, Any] | None:
+        if config is None or not embeddings:
+            return config
+        names = " and ".join(embeddings)
+        groups = config["config_groups"]
+        if config.get("kv_cache_scheme") or any(group["input_activations"] for group in groups.values()):
+            raise InvalidValueError(
+                f"Beside quantized embeddings transformers unpacks all weights while loading and rounds neither inputs nor "
+                f"the key-value cache; take {names} out of targets, or leave activations at none and out the step kv_cache."
+            )
+        if config["format"] == IntQuantized.name:
+            if len({grid.group_size for grid in grids.values()}) > 1:
+                raise InvalidValueError(
+                    f"int-quantized holds embeddings only at the group_size of the linears (transformers applies one scheme "
+                    f"while unpacking), and that of {names} or of a linear differs; set them alike, -1 for whole rows."
+                )
+        elif len(groups) > 1:
+            raise InvalidValueError(
+                f"{self.name} holds embeddings only on the grid of the linears (transformers applies one scheme while "
+                f"unpacking), and that of {names} or of a linear differs; set bits, group_size, symmetric and type alike, or "
+                "write --set format=int-quantized, to which other bits are no matter."
+            )
+        if len(groups) == 1:
+            linears = ["Linear"] if len(grids) > len(embeddings) else []
+            groups = {name: {**group, "targets": [*linears, *embeddings]} for name, group in groups.items()}
+        return {**config, "config_groups": groups, "dequantize": True}
 
 
 class IntQuantized(PackQuantized):

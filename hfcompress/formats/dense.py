@@ -53,6 +53,9 @@ class Dense(Layout):
                 "compressed-tensors, or set activations to none."
             )
 
+    def check_embeddings(self, name: str, grid: Grid) -> None:
+        """Any grid fits."""
+
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         return {"weight": weight.dequantize().to(self.dtype or weight.scales.dtype)}
 

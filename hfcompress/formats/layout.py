@@ -14,7 +14,7 @@
 """What a format is: how one linear's tensors are packed and unpacked, and the lines of config.json that name it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +53,16 @@ class Layout(ABC):
             InvalidValueError: this format cannot hold the linear.
         """
 
+    def check_embeddings(self, name: str, grid: Grid) -> None:
+        """
+        Raises:
+            InvalidValueError: this format cannot hold input embeddings on a grid.
+        """
+        raise InvalidValueError(
+            f"{self.name} has no place for quantized embeddings; take {name} out of targets, or write --set "
+            "format=compressed-tensors."
+        )
+
     def scale_dtype(self, stored: torch.dtype) -> torch.dtype:
         """The dtype that scales are chosen and stored in, for a weight that is stored in `stored`."""
         return stored
@@ -88,6 +98,22 @@ class Layout(ABC):
         Raises:
             InvalidValueError: this format cannot hold these linears together, or has no place for such a cache.
         """
+
+    def config_with_embeddings(
+        self, config: dict[str, Any] | None, grids: Mapping[str, Grid], embeddings: Collection[str]
+    ) -> dict[str, Any] | None:
+        """
+        The `quantization_config` where input embeddings are on a grid too.
+
+        Args:
+            config (`dict` or `None`): what [`Layout.quantization_config`] says of the same `grids`.
+            grids (`Mapping[str, Grid]`): module name -> grid, the embeddings among them.
+            embeddings (`Collection[str]`): which of them are embeddings; none is nothing to change.
+
+        Raises:
+            InvalidValueError: this format cannot hold them together.
+        """
+        return config
 
     def files(self, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """JSON files that belong beside config.json, given the `quantization_config`: name -> contents."""

@@ -77,6 +77,8 @@ def check_reload(folder: Path, manifest: dict[str, Any], trust_remote_code: bool
     difference = _in_fresh_process(folder, mode, trust_remote_code)
     exact = is_as_solved(manifest) and not manifest.get("kv_cache")
     exact = exact and all(row["symmetric"] and row.get("activations", "none") == "none" for row in manifest["linears"])
+    config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+    exact = exact and not config.get("dequantize")
     bound = TOLERANCE if witness["dtype"] == "float32" and exact else ROUNDED_TOLERANCE
     if not difference <= bound:
         raise RefusedError(

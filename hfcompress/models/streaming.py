@@ -218,6 +218,12 @@ class StreamedModel:
         _require_loaded(self.skeleton, type(self.skeleton).__name__, self.checkpoint.name)
         return self.skeleton.eval()
 
+    def reading(self, tensors: Mapping[str, Any]) -> "StreamedModel":
+        """The same model, with these weights, by their names on disk, in place of its own."""
+        other = copy.copy(self)
+        other.tensors = {**self.tensors, **tensors}
+        return other
+
     def keys_of_block(self, index: int) -> list[str]:
         """The names on disk of the tensors of block `index`."""
         return self._keys_of_block[index]

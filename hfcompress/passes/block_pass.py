@@ -38,6 +38,7 @@ from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
 from hfcompress.passes.rows import first_rows, held_out
+from hfcompress.passes.solved_weight import SolvedWeight
 from hfcompress.passes.solving import errors, solve_group
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.tuning import BlockTuner
@@ -46,7 +47,7 @@ from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
 
-HEAD = "head"
+HEAD, EMBEDDINGS = "head", "embeddings"
 
 
 class BlockPass:
@@ -99,8 +100,11 @@ class BlockPass:
         self.first_rows = first_rows(batches, self.processes)
         if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
             self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
+        unrounded_hidden = self._finish_embeddings(batches)
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
+        if unrounded_hidden:
+            dense = [stream.advanced(hidden) for stream, hidden in zip(dense, unrounded_hidden, strict=True)]
         probe = self.model.probe() if self.plan.needs_inputs else None
         self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
         witness, *others = self.model.embed([Batch(witness_ids(self.model)), *held_out])
@@ -326,6 +330,30 @@ class BlockPass:
 
     # outside the blocks
 
+    def _finish_embeddings(self, batches: list[Batch]) -> list[Tensor]:
+        """
+        Let everything from here on read the input embeddings as they will be: solved, or as an earlier run has solved
+        them. What the dense stream begins with is returned where it then differs.
+        """
+        task = self.plan.embeddings
+        if task is None:
+            return []
+        self.progress.step("embeddings", amount=0)
+        hidden = [s.hidden for s in self.model.embed(batches)] if self.plan.needs_dense_stream else []
+        if self.journal.done(EMBEDDINGS):
+            assert self.writer is not None
+            tensors = self.writer.read_part(EMBEDDINGS)
+        else:
+            with self.model.outside(head=False) as model:
+                table: Any = model.get_input_embeddings()  # its weight is rounded like that of a linear
+                [(_, quantized, result)] = solve_group({task.name: task}, {task.name: table}, None, self.layout)
+            packed = self._packed(task, quantized, {})
+            tensors = {f"{task.stem}.{local}": tensor for local, tensor in packed.items()}
+            result = {**result, "bytes": sum(t.nbytes for t in packed.values())}
+            self._commit(EMBEDDINGS, EMBEDDINGS, tensors, [result], [])
+        self.model = self.model.reading({f"{task.stem}.weight": SolvedWeight(task, tensors, self.layout)})
+        return hidden
+
     def _finish_head(self, model: PreTrainedModel, task: LinearTask, streams: list[Stream]) -> None:
         """The output head, on what comes out of the final norm; solved, or as an earlier run has solved it."""
         head = model.get_output_embeddings()
@@ -352,10 +380,10 @@ class BlockPass:
 
     def _write_outside(self) -> None:
         """What lies outside the blocks, as it is, one tensor at a time."""
-        replaced = f"{self.plan.head.stem}.weight" if self.plan.head is not None else None
+        replaced = {f"{task.stem}.weight" for task in (self.plan.head, self.plan.embeddings) if task is not None}
         if self.writer is not None and self.processes.writes:
             for number, key in enumerate(self.model.outside_keys):
-                if key != replaced:
+                if key not in replaced:
                     self.writer.write_part(f"outside-{number:05d}", {key: self.model.tensors[key].read()})
         self.processes.wait()
 

@@ -60,9 +60,9 @@ class Forecast:
             replaced = {f"{task.stem}.weight" for task in tasks.values()}
             kept = {key: stored[key] for key in self.model.keys_of_block(index) if key not in replaced}
             yield {**self._named(tasks.values()), **kept}
-        head = [] if plan.head is None else [plan.head]
-        yield self._named(head)
-        replaced = {f"{task.stem}.weight" for task in head}
+        outside = [task for task in (plan.embeddings, plan.head) if task is not None]
+        yield from (self._named([task]) for task in outside)
+        replaced = {f"{task.stem}.weight" for task in outside}
         yield from ({key: stored[key]} for key in self.model.outside_keys if key not in replaced)
 
     def _named(self, tasks: Iterable[LinearTask]) -> dict[str, Tensor]:

@@ -186,6 +186,7 @@ class Plan:
         needs_dense_stream (`bool`): whether the dense model's stream is carried beside.
         needs_curvature (`bool`): whether the gradients of the predictions are wanted.
         caches (`list[dict[str, CacheTask]]`): for each block, the attentions whose cache is rounded.
+        embeddings (`LinearTask` or `None`): the input embeddings, if they were asked for.
         folds (`list[Smoother]`): steps that come before any rounding, block by block.
         tuning (`Tuning` or `None`): the step that comes after it, block by block.
     """
@@ -199,6 +200,7 @@ class Plan:
     needs_curvature: bool = False
     folds: list[Smoother] = field(default_factory=list)
     tuning: Any = None
+    embeddings: LinearTask | None = None
     caches: list[dict[str, CacheTask]] = field(default_factory=list)
 
     @property
@@ -210,7 +212,7 @@ class Plan:
     def tasks(self) -> dict[str, LinearTask]:
         """All of them, by name."""
         tasks = {name: task for block in self.blocks for name, task in block.items()}
-        return tasks if self.head is None else {**tasks, self.head.name: self.head}
+        return {**tasks, **{task.name: task for task in (self.head, self.embeddings) if task is not None}}
 
     @property
     def widest(self) -> LinearTask:
@@ -235,18 +237,20 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     head_name = None if found is None else found[0]
     shapes = [_block_shapes(model, index) for index in range(len(model))]
     head = {} if found is None else {found[0]: linear_shape(*found)}
-    check_patterns(steps, [name for group in [*shapes, head] for name in group])
+    embeddings = _input_embeddings(model)
+    named_only = {*head, *embeddings}
+    check_patterns(steps, [name for group in [*shapes, head, embeddings] for name in group])
     folds, tuning = _steps_before_rounding(steps), _step_after_rounding(steps)
     rounding = [step for step in steps if hasattr(step, "quantize")]
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
     indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}
-    for shape in (shape for group in [*shapes, head] for shape in group.values()):
-        for settings in _settings_for(shape.name, rounding, in_blocks=shape.name != head_name):
+    for shape in (shape for group in [*shapes, head, embeddings] for shape in group.values()):
+        for settings in _settings_for(shape.name, rounding, in_blocks=shape.name not in named_only):
             if shape.name == head_name and head_name in _tied_names(model):
                 raise InvalidValueError(
-                    f"{head_name} shares its weight with the embeddings, which stay dense, so compressing it would add "
-                    "bytes; take it out of targets."
+                    f"{head_name} shares its weight with the embeddings; take it out of targets, or name "
+                    f"{' and '.join(embeddings)} there instead, in an rtn step, to quantize both as one."
                 )
             fallback = None
             if settings.group_size != -1 and shape.in_features % settings.group_size:
@@ -266,11 +270,14 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         _refuse_indivisible(indivisible)
     if not tasks:
         raise InvalidValueError("The recipe leaves every linear of this model alone; check its targets and ignore.")
+    for name in (name for name in embeddings if name in tasks):
+        _check_embeddings(tasks[name], layout)
     caches = _cache_tasks(model, steps)
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
     return Plan(
         blocks=[{name: tasks[name] for name in group if name in tasks} for group in shapes],
         head=tasks.get(head_name) if head_name else None,
+        embeddings=next((tasks[name] for name in embeddings if name in tasks), None),
         untouched=[name for name in linears if name not in tasks],
         skipped=skipped,
         needs_inputs=bool(folds)
@@ -354,6 +361,24 @@ def untied_head(model: StreamedModel) -> str | None:
     return None if found is None or found[0] in _tied_names(model) else found[0]
 
 
+def _input_embeddings(model: StreamedModel) -> dict[str, LinearShape]:
+    """The name and the shape of the table that token ids look up; a token is a row, as an output of a linear is."""
+    module = model.skeleton.get_input_embeddings()
+    if not isinstance(module, torch.nn.Embedding):
+        return {}
+    names = (name for name, other in model.skeleton.named_modules() if other is module)
+    return {name: LinearShape(name, module.embedding_dim, module.num_embeddings, False) for name in names}
+
+
+def _check_embeddings(task: LinearTask, layout) -> None:
+    if task.settings.needs_inputs:
+        raise InvalidValueError(
+            f"{task.settings.name} needs the inputs of what it rounds, and {task.name} is looked up by token ids; take it "
+            f"out of its targets and give it a step of its own: rtn with targets: [{task.name.rpartition('.')[2]}]."
+        )
+    layout.check_embeddings(task.name, task.grid)
+
+
 def _tied_names(model: StreamedModel) -> set[str]:
     if not model.skeleton.config.get_text_config().tie_word_embeddings:
         return set()
@@ -361,7 +386,7 @@ def _tied_names(model: StreamedModel) -> set[str]:
 
 
 def _settings_for(name: str, steps: Sequence[Step], in_blocks: bool) -> list[Quantizer]:
-    """The one step that is for this linear; the output head must be asked for by name."""
+    """The one step that is for this linear; the output head and the embeddings must be asked for by name."""
     found = []
     for step in steps:
         if not in_blocks and all(target == ALL_LINEARS for target in step.targets):
