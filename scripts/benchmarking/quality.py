@@ -14,12 +14,12 @@
 """What is lost: every rung of the ladder and every peer, over the seeds."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarking.bench import PEER_GPTQ, PEER_RTN, Bench, Peer, Progress, Setting, over
 from benchmarking.errors import RunError
-from benchmarking.ladder import Rung, ladder
+from benchmarking.ladder import ladder
 from benchmarking.table import number
 
 
@@ -68,9 +68,9 @@ class Outcome:
     error: str | None = None
 
     def __str__(self) -> str:
-        if self.quality is None:
+        if self.error or self.skipped or self.seconds is None:
             return self.error or self.skipped or ""
-        return f"KL {self.quality['kl']:.5f}, {self.seconds:.1f} s"
+        return f"{self.seconds:.1f} s" + (f", KL {self.quality['kl']:.5f}" if self.quality else "")
 
 
 def run_quality(bench: Bench) -> list[Row]:
@@ -101,33 +101,32 @@ def run_quality(bench: Bench) -> list[Row]:
 def run_ladder(bench: Bench, setting: Setting, seed: int, progress: Progress) -> dict[str, Outcome]:
     """Label -> outcome of every rung: all are compressed in one process, and measured in another."""
     rungs = ladder(setting, seed)
-    outcomes = {rung.label: Outcome(error="it was not reached") for rung in rungs}
     folders = {rung.label: bench.work / f"rung-{index}" for index, rung in enumerate(rungs)}
-    _compress(bench, rungs, folders, seed, outcomes)
-    made = [rung.label for rung in rungs if outcomes[rung.label].seconds is not None]
-    measured = bench.measure([folders[label] for label in made])
+    outcomes = {}
+    compressed = bench.compress_ours([(rung.recipe, folders[rung.label]) for rung in rungs], seed)
     for rung in rungs:
-        end, outcome = progress.begin(setting, _named(rung.label, seed)), outcomes[rung.label]
-        if rung.label in made:
-            try:
-                outcome.quality = next(measured, None)
-                outcome.error = None if outcome.quality else "it was not measured"
-            except RunError as error:
-                outcome.error = str(error)
-        end(str(outcome))
+        end = progress.begin(setting, _named(rung.label, seed))
+        told = _next(compressed)
+        outcomes[rung.label] = Outcome(told.get("seconds"), skipped=told.get("skipped"), error=told.get("error"))
+        end(str(outcomes[rung.label]))
+    made = [label for label, outcome in outcomes.items() if outcome.seconds is not None]
+    measured = bench.measure([folders[label] for label in made])
+    for label in made:
+        told = _next(measured)
+        if "error" in told:
+            outcomes[label].error = told["error"]
+        else:
+            outcomes[label].quality = told
     bench.clear()
     return outcomes
 
 
-def _compress(bench: Bench, rungs: Sequence[Rung], folders: dict, seed: int, outcomes: dict[str, Outcome]) -> None:
-    jobs = [(rung.recipe, folders[rung.label]) for rung in rungs]
-    labels = iter([rung.label for rung in rungs])
+def _next(answers: Iterator[dict]) -> dict:
+    """The next answer, or the error in its place; after a process failed there are none."""
     try:
-        for told in bench.compress_ours(jobs, seed):
-            label = next(labels)
-            outcomes[label] = Outcome(told.get("seconds"), skipped=told.get("skipped"), error=told.get("error"))
+        return next(answers, {"error": "not reached: the process had failed before"})
     except RunError as error:
-        outcomes[next(labels)].error = str(error)
+        return {"error": str(error)}
 
 
 def run_peer(bench: Bench, peer: Peer, setting: Setting, seed: int) -> Outcome:

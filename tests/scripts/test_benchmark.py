@@ -260,7 +260,10 @@ def test_what_a_dying_process_had_not_reached_is_an_error(bench, monkeypatch):
     monkeypatch.setattr(Bench, "measure", lambda self, outputs: iter([{"kl": 0.1} for _ in outputs]))
     outcomes = list(quality.run_ladder(bench, W4, 0, quality.Progress(14)).values())
     assert outcomes[0].quality == {"kl": 0.1}
-    assert [outcome.error for outcome in outcomes[1:3]] == ["killed by signal 9", "it was not reached"]
+    assert [outcome.error for outcome in outcomes[1:3]] == [
+        "killed by signal 9",
+        "not reached: the process had failed before",
+    ]
 
 
 # speed
