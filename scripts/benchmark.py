@@ -37,7 +37,8 @@ A peer takes part if the Python of its environment is given; `--peer-scripts` is
 output folder, bits and group size (-1: a scale per row), and ends with a JSON line `{"seconds": ..., "peak_mib": ...}`.
 Runs are processes of their own, on the CPU, in a temporary folder; those of one ladder and seed share one, so trust
 the seconds of `speed`. Seconds of hfcompress are those of reading, compressing and writing; of a peer, what its script
-counts.
+counts. The file of results grows setting by setting, so that of an interrupted benchmark the settings that are done
+remain.
 """
 
 import sys

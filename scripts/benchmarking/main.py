@@ -19,7 +19,6 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,23 +132,26 @@ def bundled_model() -> Path:
 def benchmark(options: argparse.Namespace) -> int:
     """One command, in a temporary folder."""
     output = (options.output or RESULTS / f"{options.command}.json").absolute()
+    lost = options.command == "quality"
     with tempfile.TemporaryDirectory(prefix="hfcompress-benchmark-", ignore_cleanup_errors=True) as folder:
         bench = prepare(options, Path(folder))
-        if options.command == "quality":
-            rows: Sequence[Any] = quality.run_quality(bench)
-            dense = next((row.dense_perplexity for row in rows if row.dense_perplexity is not None), None)
-            show(quality.COLUMNS, rows, f"{bench.model.name}: perplexity {number(dense, '.3f')} before compression")
-        else:
-            rows = speed.run_speed(bench, options.repeats)
-            show(speed.COLUMNS, rows, f"{bench.model.name}: {options.repeats} runs each, in turn")
-        found = report(bench, options, rows)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=2) + "\n")
+        found, rows = described_run(bench, options), []
+        of_settings = quality.run_quality(bench) if lost else speed.run_speed(bench, options.repeats)
+        for more in of_settings:  # a long benchmark that is interrupted keeps the settings that are done
+            rows += more
+            found["rows"] = [asdict(row) for row in rows]
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(found, indent=2) + "\n")
+    if lost:
+        dense = next((row.dense_perplexity for row in rows if row.dense_perplexity is not None), None)
+        show(quality.COLUMNS, rows, f"{bench.model.name}: perplexity {number(dense, '.3f')} before compression")
+    else:
+        show(speed.COLUMNS, rows, f"{bench.model.name}: {options.repeats} runs each, in turn")
     return FAILED if any(row.error for row in rows if row.ours) else OK
 
 
-def report(bench: Bench, options: argparse.Namespace, rows: Sequence[Any]) -> dict[str, Any]:
-    """The JSON: what was measured, on what, by what."""
+def described_run(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """What the JSON tells beside the rows: what was asked for, on what, by what."""
     told = {name: plain(value) for name, value in vars(options).items() if name not in ("command", "output")}
     return {
         "command": options.command,
@@ -163,7 +165,6 @@ def report(bench: Bench, options: argparse.Namespace, rows: Sequence[Any]) -> di
         "machine": answer([sys.executable, DOOR, "machine"], bench.work, True),
         "versions": next(versions("hfcompress", "torch", "transformers")),
         "peers": peer_versions(bench),
-        "rows": [asdict(row) for row in rows],
     }
 
 

@@ -73,12 +73,11 @@ class Outcome:
         return f"{self.seconds:.1f} s" + (f", KL {self.quality['kl']:.5f}" if self.quality else "")
 
 
-def run_quality(bench: Bench) -> list[Row]:
-    """A row for every method and setting."""
+def run_quality(bench: Bench) -> Iterator[list[Row]]:
+    """The rows of every setting, as soon as they are known: one for every method."""
     peers = bench.peers((*PEER_GPTQ, *PEER_RTN))
     seeds = range(len(bench.calibration))
     progress = Progress(sum(len(ladder(s)) + len(peers) for s in bench.settings) * len(seeds))
-    rows = []
     for setting in bench.settings:
         rungs = ladder(setting)
         outcomes: dict[str, list[Outcome]] = {method.label: [] for method in (*rungs, *peers)}
@@ -94,8 +93,7 @@ def run_quality(bench: Bench) -> list[Row]:
         for row in (*ours, *theirs):
             summarize(row, outcomes[row.method])
         compare(ours, theirs)
-        rows += [*ours, *theirs]
-    return rows
+        yield [*ours, *theirs]
 
 
 def run_ladder(bench: Bench, setting: Setting, seed: int, progress: Progress) -> dict[str, Outcome]:

@@ -14,7 +14,7 @@
 """How long it takes: the methods in turn, so that a busy moment of the machine hits all of them."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarking.bench import PEER_GPTQ, Bench, Peer, Progress, Setting, over, seconds_and_peak
@@ -60,26 +60,29 @@ class SpeedRow:
         self.peak_rss_mib = max(self.peak_rss_mib or 0, peak_rss_mib)
 
 
-def run_speed(bench: Bench, repeats: int) -> list[SpeedRow]:
-    """A row for every method and setting; the methods take turns."""
+def run_speed(bench: Bench, repeats: int) -> Iterator[list[SpeedRow]]:
+    """The rows of every setting, as soon as they are known; the methods take turns."""
     methods: list[str | Peer] = [OURS, RECOMPUTED, FULL, *bench.peers(PEER_GPTQ)]
-    rows = {(s, m): SpeedRow(m if isinstance(m, str) else m.label, s.name) for s in bench.settings for m in methods}
-    progress = Progress(len(rows) * repeats)
-    for setting, method in [(s, m) for s in bench.settings for _ in range(repeats) for m in methods]:
-        row = rows[setting, method]
-        end = progress.begin(setting, row.method)
-        if row.error is None:
-            try:
-                row.add(*timed(bench, method, setting))
-            except RunError as error:
-                row.error = str(error)
-            bench.clear()
-        end(row.error or f"{row.runs[-1]:.1f} s")
-    for (setting, _), row in rows.items():
-        row.ratio = over(rows[setting, OURS].seconds, row.seconds)
-        row.ratio_recomputed = over(rows[setting, RECOMPUTED].seconds, row.seconds)
-        row.ratio_full = over(rows[setting, FULL].seconds, row.seconds)
-    return list(rows.values())
+    progress = Progress(len(bench.settings) * len(methods) * repeats)
+    for setting in bench.settings:
+        rows = {
+            method: SpeedRow(method if isinstance(method, str) else method.label, setting.name) for method in methods
+        }
+        for method in methods * repeats:
+            row = rows[method]
+            end = progress.begin(setting, row.method)
+            if row.error is None:
+                try:
+                    row.add(*timed(bench, method, setting))
+                except RunError as error:
+                    row.error = str(error)
+                bench.clear()
+            end(row.error or f"{row.runs[-1]:.1f} s")
+        for row in rows.values():
+            row.ratio = over(rows[OURS].seconds, row.seconds)
+            row.ratio_recomputed = over(rows[RECOMPUTED].seconds, row.seconds)
+            row.ratio_full = over(rows[FULL].seconds, row.seconds)
+        yield list(rows.values())
 
 
 def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, int]:

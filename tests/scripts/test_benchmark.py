@@ -171,7 +171,8 @@ def test_quality_of_a_short_ladder_over_two_seeds(tmp_path, monkeypatch, capsys)
         scripts=None,
         work=tmp_path / "work",
     )
-    rows = {row.method: row for row in run_quality(bench)}
+    [found] = run_quality(bench)
+    rows = {row.method: row for row in found}
     r, g = rows["RTN"], rows["GPTQ"]
     assert len(g.kls) == 2
     assert g.kls[0] != g.kls[1]  # calibrated on other rows
@@ -234,7 +235,7 @@ def test_the_best_peer_stands_beside_every_row(bench, monkeypatch):
     def found(kl=0.01):
         return Outcome(1.0, {"kl": kl, "perplexity": 2.0, "dense_perplexity": 1.9, "top1": 0.9, "tokens": 1})
 
-    rows = {(row.setting, row.method): row for row in run_quality(bench)}
+    rows = {(row.setting, row.method): row for rows in run_quality(bench) for row in rows}
     assert rows["w4g128", "llm-compressor GPTQ"].error == "ValueError: no kernel in kernel.so"
     assert rows["w4g128", "GPTQModel GPTQ"].kls == [0.02, 0.02]
     assert rows["w4g128", "GPTQModel GPTQ"].ratio_to_peer == 1
@@ -278,7 +279,7 @@ def test_speed_takes_turns_and_outlives_a_failing_peer(bench, monkeypatch, capsy
         yield {"seconds": next(times), "peak_mib": 50}
 
     monkeypatch.setattr(Bench, "compress_ours", ours)
-    rows = {(row.setting, row.method): row for row in speed.run_speed(bench, repeats=3)}
+    rows = {(row.setting, row.method): row for rows in speed.run_speed(bench, repeats=3) for row in rows}
     gptq, recomputed, full = (rows["w4g128", label] for label in (speed.OURS, speed.RECOMPUTED, speed.FULL))
     assert (gptq.runs, gptq.seconds, gptq.fastest, gptq.slowest) == ([3, 1, 2], 2, 1, 3)
     assert (recomputed.runs, recomputed.seconds, recomputed.ratio) == ([6, 7, 8], 7, 2 / 7)
