@@ -23,27 +23,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarking import bench as bench_module
+from benchmarking import main as main_module
+from benchmarking import quality, speed
+from benchmarking import tokens as tokens_module
+from benchmarking.bench import Bench, Peer, Setting
+from benchmarking.errors import RunError, UsageError
+from benchmarking.ladder import WHOLE, Rung, ladder
+from benchmarking.main import plain
+from benchmarking.processes import answer, answers
+from benchmarking.quality import Outcome, Row, run_quality, summarize
+from benchmarking.table import show
+from benchmarking.tokens import draw, tokenize
+from benchmarking.workers import WORKERS, missing
+from hfcompress.models.tiny import tiny_folder
+from hfcompress.recipes import job_from_dict
+
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))  # as it is for who runs the script
-
-from benchmarking import bench as bench_module  # noqa: E402
-from benchmarking import quality, speed  # noqa: E402
-from benchmarking import tokens as tokens_module  # noqa: E402
-from benchmarking.bench import Bench, Peer, Setting  # noqa: E402
-from benchmarking.errors import RunError, UsageError  # noqa: E402
-from benchmarking.ladder import WHOLE, Rung, ladder  # noqa: E402
-from benchmarking.main import plain  # noqa: E402
-from benchmarking.processes import answer, answers  # noqa: E402
-from benchmarking.quality import Outcome, Row, run_quality, summarize  # noqa: E402
-from benchmarking.table import show  # noqa: E402
-from benchmarking.tokens import draw, tokenize  # noqa: E402
-from benchmarking.workers import WORKERS, missing  # noqa: E402
-
-from hfcompress.models.tiny import tiny_folder  # noqa: E402
-from hfcompress.recipes import job_from_dict  # noqa: E402
-
-
 PYTHON = Path(sys.executable)
 W4, W4_CHANNEL = Setting.parse("w4g128"), Setting.parse("w4channel")
 
@@ -265,6 +262,20 @@ def test_what_a_dying_process_had_not_reached_is_an_error(bench, monkeypatch):
         "killed by signal 9",
         "not reached: the process had failed before",
     ]
+
+
+def test_an_interrupted_benchmark_keeps_the_settings_that_are_done(tmp_path, monkeypatch):
+    def interrupted(bench):
+        yield [Row("RTN", "w4g128", kl=0.5)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "run_quality", interrupted)
+    monkeypatch.setattr(main_module, "described_run", lambda bench, options: {"command": options.command})
+    output = tmp_path / "new" / "quality.json"
+    with pytest.raises(KeyboardInterrupt):
+        main_module.benchmark(main_module.parser().parse_args(["quality", "--rows", "2", "--output", str(output)]))
+    found = json.loads(output.read_text())
+    assert (found["command"], [(row["method"], row["kl"]) for row in found["rows"]]) == ("quality", [("RTN", 0.5)])
 
 
 # speed
