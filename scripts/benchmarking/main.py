@@ -1,0 +1,202 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The two commands and their options."""
+
+import argparse
+import datetime
+import json
+import signal
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarking import quality, speed
+from benchmarking.bench import PEERS, Bench, Setting
+from benchmarking.errors import RunError, UsageError
+from benchmarking.processes import DOOR, answer
+from benchmarking.table import number, show
+from benchmarking.tokens import ROWS, cut, described, draw, tokenize
+from benchmarking.workers import WORKERS, versions
+
+
+RESULTS = DOOR.parent / "benchmark_results"
+SETTINGS = "w4g128,w4channel,w3g128,w2g64,w2g32"
+OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The two commands and their options."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--model", type=Path, metavar="DIR", help="default: the bundled tiny model")
+    common.add_argument("--calibration", type=Path, metavar="FILE.npy", help="default: DIR/calibration.npy")
+    common.add_argument("--evaluation", type=Path, metavar="FILE.npy", help="default: DIR/evaluation.npy")
+    common.add_argument(
+        "--text", type=Path, nargs=2, metavar=("CALIBRATION.txt", "EVALUATION.txt"), help="texts instead of tokens"
+    )
+    common.add_argument(
+        "--seq-len", type=positive, default=512, help="tokens in a row of --text; default: %(default)s"
+    )
+    common.add_argument("--settings", default=SETTINGS, help="default: %(default)s")
+    common.add_argument(
+        "--rows", type=positive, metavar="N", help="only so many rows, of each seed and to evaluate on"
+    )
+    common.add_argument("--output", type=Path, metavar="FILE.json", help="default: benchmark_results/COMMAND.json")
+    common.add_argument("--peer-scripts", type=Path, metavar="DIR", help="the folder with the peers' run scripts")
+    for peer, package in PEERS.items():
+        common.add_argument(f"--{peer}", type=Path, metavar="PYTHON", help=f"an interpreter that has {package}")
+    top = argparse.ArgumentParser(description="Benchmark hfcompress, step by step and against its peers.")
+    commands = top.add_subparsers(dest="command", required=True)
+    lost = commands.add_parser("quality", parents=[common], help="what is lost, with every step added one at a time")
+    lost.add_argument("--seeds", type=positive, default=1, help="draws of calibration rows; default: %(default)s")
+    took = commands.add_parser("speed", parents=[common], help="how long it takes")
+    took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
+    return top
+
+
+def positive(text: str) -> int:
+    """A whole number from one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 on")
+    return int(text)
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> Bench:
+    """
+    What the runs need, in a temporary folder.
+
+    Raises:
+        UsageError: an option is missing, or names nothing.
+    """
+    settings = tuple(map(Setting.parse, options.settings.split(",")))
+    interpreters = {peer: getattr(options, peer).absolute() for peer in PEERS if getattr(options, peer) is not None}
+    scripts = check_peers(interpreters, options.peer_scripts)
+    model = options.model.absolute() if options.model is not None else bundled_model()
+    if not model.is_dir():
+        raise UsageError(f"There is no folder {model}; --model must be one.")
+    seeds = getattr(options, "seeds", 1)
+    if options.text is None:
+        calibration = (options.calibration or model / "calibration.npy").absolute()
+        evaluation = (options.evaluation or model / "evaluation.npy").absolute()
+    else:
+        if options.calibration or options.evaluation:
+            raise UsageError("--text takes the place of --calibration and --evaluation; give one or the other.")
+        rows = options.rows or ROWS
+        first, second = (text.absolute() for text in options.text)
+        calibration = tokenize(model, first, rows * seeds, options.seq_len, folder / "calibration-text")
+        evaluation = tokenize(model, second, rows, options.seq_len, folder / "evaluation-text")
+    work = folder / "work"
+    work.mkdir()
+    return Bench(
+        model=model,
+        calibration=draw(calibration, options.rows, seeds, folder / "calibration"),
+        evaluation=cut(evaluation, options.rows, folder / "evaluation"),
+        settings=settings,
+        interpreters=interpreters,
+        scripts=scripts,
+        work=work,
+    )
+
+
+def check_peers(interpreters: dict[str, Path], scripts: Path | None) -> Path | None:
+    """The folder of their scripts, looked at."""
+    for peer, python in interpreters.items():
+        if not python.is_file():
+            raise UsageError(f"There is no file {python}; --{peer} must be the Python of an environment.")
+        if scripts is None:
+            raise UsageError(f"--{peer} needs --peer-scripts: the folder with {peer}_run.py.")
+        if not (scripts / f"{peer}_run.py").is_file():
+            raise UsageError(f"There is no {peer}_run.py in {scripts}, which --{peer} needs.")
+    return None if scripts is None else scripts.absolute()
+
+
+def bundled_model() -> Path:
+    """The tiny model that comes with hfcompress."""
+    from hfcompress.models.tiny import tiny_folder
+
+    return tiny_folder()
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """One command, in a temporary folder."""
+    output = (options.output or RESULTS / f"{options.command}.json").absolute()
+    lost = options.command == "quality"
+    with tempfile.TemporaryDirectory(prefix="hfcompress-benchmark-", ignore_cleanup_errors=True) as folder:
+        bench = prepare(options, Path(folder))
+        found, rows = described_run(bench, options), []
+        of_settings = quality.run_quality(bench) if lost else speed.run_speed(bench, options.repeats)
+        for more in of_settings:  # a long benchmark that is interrupted keeps the settings that are done
+            rows += more
+            found["rows"] = [asdict(row) for row in rows]
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(found, indent=2) + "\n")
+    if lost:
+        dense = next((row.dense_perplexity for row in rows if row.dense_perplexity is not None), None)
+        show(quality.COLUMNS, rows, f"{bench.model.name}: perplexity {number(dense, '.3f')} before compression")
+    else:
+        show(speed.COLUMNS, rows, f"{bench.model.name}: {options.repeats} runs each, in turn")
+    return FAILED if any(row.error for row in rows if row.ours) else OK
+
+
+def described_run(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """What the JSON tells beside the rows: what was asked for, on what, by what."""
+    told = {name: plain(value) for name, value in vars(options).items() if name not in ("command", "output")}
+    return {
+        "command": options.command,
+        "options": told,
+        "data": {
+            "model": bench.model.name,
+            "calibration": described(bench.calibration),
+            "evaluation": described((bench.evaluation,)),
+        },
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": answer([sys.executable, DOOR, "machine"], bench.work, True),
+        "versions": next(versions("hfcompress", "torch", "transformers")),
+        "peers": peer_versions(bench),
+    }
+
+
+def plain(value: Any) -> Any:
+    """An option without the machine's folders."""
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return value.name if isinstance(value, Path) else value
+
+
+def peer_versions(bench: Bench) -> dict[str, dict]:
+    """As the peers' interpreters tell them."""
+    found = {}
+    for peer, python in bench.interpreters.items():
+        try:
+            found[peer] = answer([python, DOOR, "versions", PEERS[peer], "torch", "transformers"], bench.work, False)
+        except RunError as error:
+            found[peer] = {"error": str(error)}
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """A command, or one of the workers that the runs are made of."""
+    if arguments and arguments[0] in WORKERS:
+        for told in WORKERS[arguments[0]](*arguments[1:]):
+            print(json.dumps(told), flush=True)
+        return OK
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run and its folder go too
+    try:
+        return benchmark(parser().parse_args(arguments))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,197 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is lost: every rung of the ladder and every peer, over the seeds."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from benchmarking.bench import PEER_GPTQ, PEER_RTN, Bench, Peer, Progress, Setting, over
+from benchmarking.errors import RunError
+from benchmarking.ladder import ladder
+from benchmarking.table import number
+
+
+@dataclass
+class Row:
+    """
+    What one method did in one setting; `None` where there is nothing to tell. Spreads are standard deviations over
+    the seeds.
+    """
+
+    method: str
+    setting: str
+    base: str | None = None  # what it adds a step to
+    recipe: list[dict] | None = None  # ours, with seed 0
+    kls: list[float] = field(default_factory=list)  # one for each seed
+    kl: float | None = None  # their mean
+    kl_spread: float | None = None
+    change: float | None = None  # of the KL against that of the base, seed by seed; -0.1 is a tenth less
+    change_spread: float | None = None
+    ratio_to_peer: float | None = None  # KL over that of the best peer
+    perplexity: float | None = None
+    dense_perplexity: float | None = None
+    top1: float | None = None
+    seconds: float | None = None
+    skipped: str | None = None  # why this version cannot do it
+    error: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether hfcompress did it."""
+        return self.recipe is not None
+
+    @property
+    def remark(self) -> str:
+        """Why there are no figures."""
+        return self.error or self.skipped or ""
+
+
+@dataclass
+class Outcome:
+    """One run, of one seed."""
+
+    seconds: float | None = None
+    quality: dict[str, float] | None = None
+    skipped: str | None = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.error or self.skipped or self.seconds is None:
+            return self.error or self.skipped or ""
+        return f"{self.seconds:.1f} s" + (f", KL {self.quality['kl']:.5f}" if self.quality else "")
+
+
+def run_quality(bench: Bench) -> Iterator[list[Row]]:
+    """The rows of every setting, as soon as they are known: one for every method."""
+    peers = bench.peers((*PEER_GPTQ, *PEER_RTN))
+    seeds = range(len(bench.calibration))
+    progress = Progress(sum(len(ladder(s)) + len(peers) for s in bench.settings) * len(seeds))
+    for setting in bench.settings:
+        rungs = ladder(setting)
+        outcomes: dict[str, list[Outcome]] = {method.label: [] for method in (*rungs, *peers)}
+        for seed in seeds:
+            for label, outcome in run_ladder(bench, setting, seed, progress).items():
+                outcomes[label].append(outcome)
+            for peer in peers:
+                end = progress.begin(setting, _named(peer.label, seed))
+                outcomes[peer.label].append(run_peer(bench, peer, setting, seed))
+                end(str(outcomes[peer.label][-1]))
+        ours = [Row(r.label, setting.name, r.base, r.recipe) for r in rungs]
+        theirs = [Row(p.label, setting.name) for p in peers]
+        for row in (*ours, *theirs):
+            summarize(row, outcomes[row.method])
+        compare(ours, theirs)
+        yield [*ours, *theirs]
+
+
+def run_ladder(bench: Bench, setting: Setting, seed: int, progress: Progress) -> dict[str, Outcome]:
+    """Label -> outcome of every rung: all are compressed in one process, and measured in another."""
+    rungs = ladder(setting, seed)
+    folders = {rung.label: bench.work / f"rung-{index}" for index, rung in enumerate(rungs)}
+    outcomes = {}
+    compressed = bench.compress_ours([(rung.recipe, folders[rung.label]) for rung in rungs], seed)
+    for rung in rungs:
+        end = progress.begin(setting, _named(rung.label, seed))
+        told = _next(compressed)
+        outcomes[rung.label] = Outcome(told.get("seconds"), skipped=told.get("skipped"), error=told.get("error"))
+        end(str(outcomes[rung.label]))
+    made = [label for label, outcome in outcomes.items() if outcome.seconds is not None]
+    measured = bench.measure([folders[label] for label in made])
+    for label in made:
+        told = _next(measured)
+        if "error" in told:
+            outcomes[label].error = told["error"]
+        else:
+            outcomes[label].quality = told
+    bench.clear()
+    return outcomes
+
+
+def _next(answers: Iterator[dict]) -> dict:
+    """The next answer, or the error in its place; after a process failed there are none."""
+    try:
+        return next(answers, {"error": "not reached: the process had failed before"})
+    except RunError as error:
+        return {"error": str(error)}
+
+
+def run_peer(bench: Bench, peer: Peer, setting: Setting, seed: int) -> Outcome:
+    """Compress and measure."""
+    refused = peer.refuses(setting)
+    if refused:
+        return Outcome(error=refused)
+    output = bench.work / "output"
+    outcome = Outcome()
+    try:
+        outcome.seconds, _ = bench.compress(peer, setting, output, seed)
+        reader = bench.interpreters[peer.peer] if peer.own_reader else None
+        [outcome.quality] = bench.measure([output], reader)
+    except RunError as error:
+        outcome.error = str(error)
+    bench.clear()
+    return outcome
+
+
+def summarize(row: Row, outcomes: Sequence[Outcome]) -> None:
+    """The seeds of one method in one row; one that failed leaves no figures."""
+    row.error = next((outcome.error for outcome in outcomes if outcome.error), None)
+    row.skipped = next((outcome.skipped for outcome in outcomes if outcome.skipped), None)
+    measured = [outcome.quality for outcome in outcomes if outcome.quality]
+    if row.error or row.skipped or not measured:
+        return
+    row.kls = [quality["kl"] for quality in measured]
+    row.kl, row.kl_spread = mean_and_spread(row.kls)
+    for key in ("perplexity", "dense_perplexity", "top1"):
+        setattr(row, key, statistics.mean(quality[key] for quality in measured))
+    row.seconds = statistics.mean(outcome.seconds for outcome in outcomes if outcome.seconds is not None)
+
+
+def compare(ours: Sequence[Row], theirs: Sequence[Row]) -> None:
+    """Every rung beside the one that it adds to, and every row beside the best peer."""
+    kls = {row.method: row.kls for row in ours}
+    for row in ours:
+        base = kls.get(row.base or "", [])
+        if row.kls and base:
+            changes = [kl / before - 1 for kl, before in zip(row.kls, base, strict=True)]
+            row.change, row.change_spread = mean_and_spread(changes)
+    best = min((row.kl for row in theirs if row.kl is not None), default=None)
+    for row in (*ours, *theirs):
+        row.ratio_to_peer = over(row.kl, best)
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation; of one value there is none."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _named(label: str, seed: int) -> str:
+    return label if seed == 0 else f"{label}, seed {seed}"
+
+
+def _with_spread(value: float | None, spread: float | None, form: str) -> str:
+    return number(value, form) if spread is None else f"{number(value, form)} ± {number(spread, form.lstrip('+'))}"
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "method": lambda row: row.method,
+    "setting": lambda row: row.setting,
+    "KL": lambda row: _with_spread(row.kl, row.kl_spread, ".5f"),
+    "change": lambda row: _with_spread(row.change, row.change_spread, "+.1%"),
+    "against": lambda row: row.base or "",
+    "to best peer": lambda row: number(row.ratio_to_peer, ".2f"),
+    "perplexity": lambda row: number(row.perplexity, ".3f"),
+    "top-1": lambda row: number(row.top1, ".3f"),
+    "seconds": lambda row: number(row.seconds, ".1f"),
+}

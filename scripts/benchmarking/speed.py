@@ -1,0 +1,119 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How long it takes: the methods in turn, so that a busy moment of the machine hits all of them."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from benchmarking.bench import PEER_GPTQ, Bench, Peer, Progress, Setting, over, seconds_and_peak
+from benchmarking.errors import RunError
+from benchmarking.ladder import WHOLE, ladder
+from benchmarking.table import number
+
+
+OURS, RECOMPUTED, FULL = "hfcompress GPTQ", "hfcompress GPTQ, recomputed", "hfcompress GPTQ, full"
+
+
+@dataclass
+class SpeedRow:
+    """The times of one method in one setting."""
+
+    method: str
+    setting: str
+    runs: list[float] = field(default_factory=list)  # seconds, in order
+    seconds: float | None = None  # the median
+    fastest: float | None = None
+    slowest: float | None = None
+    ratio: float | None = None  # median of OURS over median of this
+    ratio_recomputed: float | None = None  # the same with RECOMPUTED
+    ratio_full: float | None = None  # the same with FULL
+    peak_rss_mib: int | None = None  # the largest of the runs
+    error: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether hfcompress did it."""
+        return self.method in (OURS, RECOMPUTED, FULL)
+
+    @property
+    def remark(self) -> str:
+        """Why there are no figures."""
+        return self.error or ""
+
+    def add(self, seconds: float, peak_rss_mib: int) -> None:
+        """One more run."""
+        self.runs.append(seconds)
+        self.seconds = statistics.median(self.runs)
+        self.fastest, self.slowest = min(self.runs), max(self.runs)
+        self.peak_rss_mib = max(self.peak_rss_mib or 0, peak_rss_mib)
+
+
+def run_speed(bench: Bench, repeats: int) -> Iterator[list[SpeedRow]]:
+    """The rows of every setting, as soon as they are known; the methods take turns."""
+    methods: list[str | Peer] = [OURS, RECOMPUTED, FULL, *bench.peers(PEER_GPTQ)]
+    progress = Progress(len(bench.settings) * len(methods) * repeats)
+    for setting in bench.settings:
+        rows = {
+            method: SpeedRow(method if isinstance(method, str) else method.label, setting.name) for method in methods
+        }
+        for method in methods * repeats:
+            row = rows[method]
+            end = progress.begin(setting, row.method)
+            if row.error is None:
+                try:
+                    row.add(*timed(bench, method, setting))
+                except RunError as error:
+                    row.error = str(error)
+                bench.clear()
+            end(row.error or f"{row.runs[-1]:.1f} s")
+        for row in rows.values():
+            row.ratio = over(rows[OURS].seconds, row.seconds)
+            row.ratio_recomputed = over(rows[RECOMPUTED].seconds, row.seconds)
+            row.ratio_full = over(rows[FULL].seconds, row.seconds)
+        yield list(rows.values())
+
+
+def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, int]:
+    """
+    Seconds and peak MiB of one run in a process of its own.
+
+    Raises:
+        RunError: it failed.
+    """
+    output = bench.work / "output"
+    if isinstance(method, Peer):
+        refused = method.refuses(setting)
+        if refused:
+            raise RunError(refused)
+        return bench.compress(method, setting, output)
+    plain = [{"gptq": {"bits": setting.bits, "group_size": setting.group_size}}]
+    whole = next(rung.recipe for rung in ladder(setting) if rung.label == WHOLE)
+    limit = 1 if method == RECOMPUTED else None  # of one byte: nothing can be kept
+    [told] = bench.compress_ours([(whole if method == FULL else plain, output)], memory_limit=limit)
+    if "error" in told or "skipped" in told:
+        raise RunError(told.get("error") or told["skipped"])
+    return seconds_and_peak(told)
+
+
+COLUMNS: dict[str, Callable[[SpeedRow], str]] = {
+    "method": lambda row: row.method,
+    "setting": lambda row: row.setting,
+    "median s": lambda row: number(row.seconds, ".1f"),
+    "min-max s": lambda row: "-" if not row.runs else f"{row.fastest:.1f}-{row.slowest:.1f}",
+    "hfcompress / it": lambda row: number(row.ratio, ".2f"),
+    "recomputed / it": lambda row: number(row.ratio_recomputed, ".2f"),
+    "full / it": lambda row: number(row.ratio_full, ".2f"),
+    "peak RSS MiB": lambda row: number(row.peak_rss_mib, ""),
+}

@@ -1,0 +1,190 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What runs in a process of its own, started as `benchmark.py NAME ARGUMENTS`; each gives its answers one by one.
+
+Nothing heavy is imported on top, here or in what imports this: the peers' environments run these too, and a process
+counts the memory of the one that started it in its own peak.
+"""
+
+import json
+import os
+import platform
+import re
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarking.processes import without_folders
+
+
+MEASURED_AT_ONCE = 4096  # tokens
+MEASURED_TOGETHER = 4  # models beside the dense one
+GEMM_SIZE, GEMM_REPEATS = 2048, 5
+
+
+def compress(told: str) -> Iterator[dict[str, Any]]:
+    """
+    hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, and `jobs`, pairs of steps and
+    output folder. For each job `{"seconds", "peak_mib"}`, `{"skipped": why}` or `{"error": what}`.
+    """
+    import hfcompress
+    from hfcompress.recipes import job_from_dict
+
+    common = json.loads(told)
+    for recipe, output in common["jobs"]:
+        lacking = missing(recipe)
+        if lacking is not None:
+            yield {"skipped": lacking}
+            continue
+        try:
+            result = hfcompress.compress(
+                common["model"],
+                job_from_dict({"recipe": recipe}),
+                output,
+                calibration=common["calibration"],
+                device="cpu",
+                memory_limit=common["memory_limit"],
+                overwrite=True,
+                evaluate=False,
+            )
+        except (ValueError, RuntimeError, OSError) as error:  # the other jobs go on; the row says what happened
+            message = " ".join(str(error).split())
+            yield {"error": without_folders(f"{type(error).__name__}: {message}")}
+            continue
+        seconds = sum(phase["seconds"] for phase in result.manifest["phases"].values())
+        yield {"seconds": round(seconds, 3), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def missing(recipe: Sequence[dict[str, dict[str, Any]]]) -> str | None:
+    """What a recipe asks for that this version of hfcompress does not have."""
+    import dataclasses
+
+    from hfcompress.recipes.job import STEPS
+
+    for name, settings in ((name, settings) for step in recipe for name, settings in step.items()):
+        if name not in STEPS:
+            return f"skipped: this version has no step {name}"
+        unknown = set(settings) - {field.name for field in dataclasses.fields(STEPS[name])}
+        if unknown:
+            return f"skipped: this version has no {name}.{min(unknown)}"
+    return None
+
+
+def measure(dense: str, tokens: str, *candidates: str) -> Iterator[dict[str, float]]:
+    """All folders loaded by plain transformers; KL(dense || candidate) in nats over every predicted position."""
+    import numpy as np
+    import torch
+
+    ids = torch.from_numpy(np.load(tokens).astype(np.int64))
+    for start in range(0, len(candidates), MEASURED_TOGETHER):
+        yield from _measure_together(dense, candidates[start : start + MEASURED_TOGETHER], ids)
+
+
+def _measure_together(dense: str, candidates: Sequence[str], ids) -> Iterator[dict[str, float]]:
+    import math
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    reference, *models = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in (dense, *candidates)
+    )
+    found = [{"nll": 0.0, "kl": 0.0, "agree": 0} for _ in models]
+    dense_nll, count = 0.0, 0
+
+    def log_probabilities(model, batch):
+        return model(input_ids=batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+
+    with torch.no_grad():
+        for batch in ids.split(max(1, MEASURED_AT_ONCE // ids.shape[1])):
+            targets = batch[:, 1:, None]
+            p = log_probabilities(reference, batch)
+            dense_nll -= p.gather(-1, targets).double().sum().item()
+            count += targets.numel()
+            for model, sums in zip(models, found, strict=True):
+                q = log_probabilities(model, batch)
+                sums["nll"] -= q.gather(-1, targets).double().sum().item()
+                sums["kl"] += (p.exp() * (p - q)).sum(-1).double().sum().item()
+                sums["agree"] += int((p.argmax(-1) == q.argmax(-1)).sum())
+    for sums in found:
+        perplexities = {
+            "perplexity": math.exp(sums["nll"] / count),
+            "dense_perplexity": math.exp(dense_nll / count),
+        }
+        yield {**perplexities, "kl": sums["kl"] / count, "top1": sums["agree"] / count, "tokens": count}
+
+
+def tokenize(model: str, text: str, rows: str, seq_len: str, output: str) -> Iterator[dict[str, Any]]:
+    """A text as rows of token ids by the model's own tokenizer, written to a `.npy`; or `{"error": what}`."""
+    import numpy as np
+
+    from hfcompress.calibration.tokens import load_tokens
+    from hfcompress.errors import HfcompressError
+    from hfcompress.models.checkpoint import Checkpoint
+
+    try:
+        tokens = load_tokens(text, Checkpoint.open(model), samples=int(rows), seq_len=int(seq_len))
+    except HfcompressError as error:
+        yield {"error": str(error)}
+        return
+    np.save(output, tokens.input_ids.astype(np.int32))
+    yield {"rows": len(tokens.input_ids)}
+
+
+def machine() -> Iterator[dict[str, Any]]:
+    """What the times were taken on."""
+    import torch
+
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
+    seconds = []
+    for _ in range(GEMM_REPEATS + 1):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    yield {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "fp32_gemm_gflops": round(2 * GEMM_SIZE**3 / min(seconds[1:]) / 1e9, 1),
+        "system": platform.system(),
+    }
+
+
+def cpu_model() -> str:
+    """The name that the CPU gives itself."""
+    try:
+        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def versions(*packages: str) -> Iterator[dict[str, str | None]]:
+    """Of the packages in this interpreter's environment."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    yield found
+
+
+WORKERS: dict[str, Callable[..., Iterator[dict]]] = {
+    f.__name__: f for f in (compress, measure, tokenize, machine, versions)
+}
