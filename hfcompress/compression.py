@@ -279,7 +279,8 @@ def compress(
             "kv_cache": plan.kv_cache,
             "skipped": plan.skipped,
             "folds": [pair for pairs in journal.folds.values() for pair in pairs],
-            "coverage": {"compressed": len(results), "linears": len(results) + len(plan.untouched)},
+            "coverage": _coverage(results, plan, made.config.get_text_config().tie_word_embeddings),
+            **({} if plan.embeddings is None else {"embeddings": plan.embeddings.name}),
             "fallbacks": sum(1 for row in results if row["fallback"]),
             "witness": journal.witness,
             **({} if journal.budget is None else {"budget": journal.budget}),
@@ -438,6 +439,13 @@ def _quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
     grids = {name: task.grid for name, task in plan.tasks.items()}
     config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
     return layout.config_with_embeddings(config, grids, [] if plan.embeddings is None else [plan.embeddings.name])
+
+
+def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str, int]:
+    """How many linears are compressed, of how many; embeddings are one only where the head shares their weight."""
+    embeddings = plan.embeddings is not None
+    every = len(results) + len(plan.untouched) - embeddings
+    return {"compressed": len(results) - (embeddings and not tied), "linears": every}
 
 
 def _rows_at_once(tokens: Tokens) -> int:
