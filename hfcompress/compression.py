@@ -228,7 +228,7 @@ def compress(
         beside = {} if layout is None else layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
-        manifest = {**_manifest(ready, job, base, journal, results), "sha256": made.sha256, **beside}
+        manifest = {**_manifest(ready, job, base, journal, results, made), **beside}
         writer.write_json(MANIFEST, manifest)  # the measurements read it
         phases.end("write")
         report = None
@@ -269,9 +269,9 @@ def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
 
 
 def _manifest(
-    ready: Prepared, job: Job, base: dict[str, Any], journal: Journal, results: list[dict]
+    ready: Prepared, job: Job, base: dict[str, Any], journal: Journal, results: list[dict], made: Checkpoint
 ) -> dict[str, Any]:
-    """What `hfcompress.json` says, but for what is known of the folder alone."""
+    """What `hfcompress.json` says; phases come later."""
     return {
         "hfcompress": version("hfcompress"),
         "versions": versions(),
@@ -284,10 +284,12 @@ def _manifest(
         "kv_cache": ready.plan.kv_cache,
         "skipped": ready.plan.skipped,
         "folds": [pair for pairs in journal.folds.values() for pair in pairs],
-        "coverage": {"compressed": len(results), "linears": len(results) + len(ready.plan.untouched)},
+        "coverage": _coverage(results, ready.plan, made.config.get_text_config().tie_word_embeddings),
+        **({} if ready.plan.embeddings is None else {"embeddings": ready.plan.embeddings.name}),
         "fallbacks": sum(1 for row in results if row["fallback"]),
         "training": journal.stages.get(QAT_STAGE),
         "witness": journal.witness,
+        "sha256": made.sha256,
         **({} if journal.budget is None else {"budget": journal.budget}),
         "device": str(ready.processes.device),
         "dtype": str(ready.streamed.dtype).removeprefix("torch."),
@@ -314,6 +316,13 @@ def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress
     ready.quantization_config = quantization_config(ready.plan, ready.layout)
     if ready.training is not None:
         ready.training = QatPass(ready.streamed, ready.plan, ready.layout, job.training, tokens)
+
+
+def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str, int]:
+    """How many linears are compressed, of how many; embeddings are one only where the head shares their weight."""
+    embeddings = plan.embeddings is not None
+    every = len(results) + len(plan.untouched) - embeddings
+    return {"compressed": len(results) - (embeddings and not tied), "linears": every}
 
 
 def _rows_at_once(tokens: Tokens) -> int:

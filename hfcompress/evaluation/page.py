@@ -224,8 +224,10 @@ def method(manifest: dict[str, Any]) -> str:
     bits = " and ".join(map(str, kinds("bits")))
     inputs = ["8-bit inputs"] if set(kinds("activations")) - {"none"} else []
     cache = ["8-bit keys and values"] if manifest.get("kv_cache") else []
-    linears = (manifest.get("coverage") or {}).get("linears")
-    covered = f"{len(rows)} of {linears} linears" if linears else f"{len(rows)} linears"
+    coverage = manifest.get("coverage") or {}
+    linears, compressed = coverage.get("linears"), coverage.get("compressed", len(rows))
+    covered = f"{compressed} of {linears} linears" if linears else f"{len(rows)} linears"
+    covered += " and the embeddings" if manifest.get("embeddings") else ""
     return ", ".join([*kinds("method"), *([f"{bits} bits"] if bits else []), *groups, *inputs, *cache, covered])
 
 

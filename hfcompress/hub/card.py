@@ -226,13 +226,15 @@ def _package(manifest: dict[str, Any]) -> str:
 def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
     keys = ("method", "bits", "group_size", "symmetric", "type", "activations")
-    kinds = Counter(tuple(row.get(key) for key in keys) for row in manifest["linears"])
+    named = [{**row, "embeddings": row["name"] == manifest.get("embeddings")} for row in manifest["linears"]]
+    kinds = Counter(tuple(row.get(key) for key in ("embeddings", *keys)) for row in named)
     groups = [
-        f"{count} linears: {' and '.join(METHODS.get(part, part) for part in method.split('+'))}, "
+        f"{'embeddings' if embeddings else f'{count} linears'}: "
+        f"{' and '.join(METHODS.get(part, part) for part in method.split('+'))}, "
         f"{bits} bits{' (E4M3)' if kind == 'float' else ''}, "
         f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
         f"{'symmetric' if symmetric else 'with zero points'}{INPUTS.get(inputs, '')}"
-        for (method, bits, group, symmetric, kind, inputs), count in kinds.most_common()
+        for (embeddings, method, bits, group, symmetric, kind, inputs), count in kinds.most_common()
     ]
     if cache := manifest.get("kv_cache"):
         codes = "E4M3" if cache == "float" else "integers"
@@ -252,9 +254,10 @@ def _calibration(manifest: dict[str, Any]) -> str | None:
 
 def _served(manifest: dict[str, Any]) -> bool:
     """
-    Whether vLLM documents that it reads this: packed, 8 bits or plain, without zero points, and of caches E4M3 alone.
+    Whether vLLM documents that it reads this: packed, 8 bits or plain, without zero points, of caches E4M3 alone,
+    and the embeddings as they were.
     """
-    if manifest.get("kv_cache") == "int":
+    if manifest.get("kv_cache") == "int" or (manifest.get("embeddings") and format_of(manifest) != "dense"):
         return False
     layout = format_of(manifest)
     symmetric = all(row["symmetric"] for row in manifest["linears"])

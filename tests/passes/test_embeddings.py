@@ -204,6 +204,18 @@ def test_inspect_shows_them_without_a_manifest(made, tmp_path):
     assert not open_streamed(checkpoint, "cpu", torch.float32).converts
 
 
+@pytest.mark.parametrize(("case", "compressed", "linears"), [("untied", 22, 22), ("tied", 22, 22), ("alone", 1, 22)])
+def test_the_card_and_the_manifest_tell_them_from_linears(made, case, compressed, linears):
+    manifest = made[case].manifest
+    assert manifest["embeddings"] == "model.embed_tokens"
+    assert manifest["coverage"] == {"compressed": compressed, "linears": linears}
+    card = (made[case].output_dir / "README.md").read_text()
+    assert f"{compressed} of its {linears} linears and its embeddings in" in card
+    assert "embeddings: round to nearest, " in card
+    assert "everything else (norms" in card
+    assert "vllm serve" not in card
+
+
 def test_they_are_exported(made, tmp_path):
     source = made["tied"].output_dir
     for layout, options in (("int-quantized", {}), ("dense", {"dtype": "float32"}), ("pack-quantized", {})):
@@ -357,6 +369,7 @@ def test_from_the_command_line(tmp_path, tiny, capsys):
     _guarded(app, ["run", str(recipe), "--output", str(tmp_path / "out"), "--no-eval"])
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert [row["name"] for row in manifest["linears"]] == ["model.embed_tokens"]
+    assert _difference(tmp_path / "out", WHOLE) < 0.05
     assert Checkpoint.open(tmp_path / "out").size_bytes < Checkpoint.open(tiny).size_bytes - 1024 * 256 // 2
     recipe.write_text("recipe:\n  - gptq: {targets: [embed_tokens]}\n")
     capsys.readouterr()
