@@ -199,7 +199,7 @@ def test_what_stays_dense_is_not_scaled(llama, tmp_path):
 def test_what_does_not_pay_by_the_step_that_rounds_is_left_alone(llama, tmp_path, monkeypatch):
     """Candidates that do better when rounded to nearest must do so by the step itself; here all are equally bad."""
 
-    def to_zero(self, weight, statistics, grid, scale_dtype, linears):
+    def to_zero(self, weight, statistics, grid, scale_dtype, linears, curvature=None):
         return rtn(torch.zeros_like(weight), grid, scale_dtype), {}
 
     recipe = hfc.AWQ(grid=3, rows=2) >> hfc.GPTQ(bits=3, group_size=32)

@@ -39,7 +39,7 @@ def units(llama):
     model, layout = StreamedModel(Checkpoint.open(llama)), get_format("compressed-tensors")
     options: dict = {}
     for choice, bits in CHOICES.items():
-        plan = make_plan(model, [hfc.RTN(bits=bits, group_size=32, targets=TARGETS)], layout)
+        plan = make_plan(model, [hfc.RTN(bits=bits, group_size=32, scales="minmax", targets=TARGETS)], layout)
         for name, task in plan.tasks.items():
             options.setdefault(name, {})[choice] = task
     ids = torch.from_numpy(token_ids(6, 24))
@@ -71,7 +71,9 @@ def test_what_is_measured_is_what_the_whole_model_says(units, llama):
             kept = {name: llama.get_submodule(name).weight.data.clone() for name in unit.names}
             for name, weight in kept.items():
                 grid = options[name][choice].grid
-                llama.get_submodule(name).weight.data.copy_(rtn(weight, grid, torch.float32).dequantize())
+                llama.get_submodule(name).weight.data.copy_(
+                    rtn(weight, grid, torch.float32, search=False).dequantize()
+                )
             other = whole_log_probs(llama, batch)
             for name, weight in kept.items():
                 llama.get_submodule(name).weight.data.copy_(weight)
@@ -89,7 +91,7 @@ def test_the_errors_are_those_of_the_outputs(units, llama):
     for choice, errors in unit.errors.items():
         for name, error in errors.items():
             weight = llama.get_submodule(name).weight.data
-            rounded = rtn(weight, options[name][choice].grid, torch.float32).dequantize()
+            rounded = rtn(weight, options[name][choice].grid, torch.float32, search=False).dequantize()
             expected = (x @ (weight - rounded).double().T).square().mean(0)
             torch.testing.assert_close(error.double(), expected, rtol=1e-3, atol=1e-9)
 
