@@ -15,16 +15,17 @@
 
     python scripts/benchmark.py quality [--model DIR] [--calibration FILE.npy] [--evaluation FILE.npy]
         [--text CALIBRATION.txt EVALUATION.txt] [--seq-len N] [--settings w4g128,w4channel,w3g128,w2g64,w2g32]
-        [--rows N] [--seeds N] [--output FILE.json]
+        [--rows N] [--seeds N] [--without awq,tune] [--output FILE.json]
         [--peer-scripts DIR] [--llmcompressor PYTHON] [--gptqmodel PYTHON] [--autoround PYTHON]
-    python scripts/benchmark.py speed [the same options, but --repeats 3 instead of --seeds]
+    python scripts/benchmark.py speed [the same options, but --repeats 3 instead of --seeds and --without]
 
 `quality` climbs a ladder in every setting: rounding to nearest, then one step more on each rung, then each further
 step alone on top of all that (`benchmarking/ladder.py`). Every result is measured with plain transformers: KL
 divergence from the original, perplexity, top-1 agreement. A step that the installed hfcompress does not have is
-skipped, and the table says so. With `--seeds N` every method runs N times, on calibration rows that no other seed has,
-and what is drawn in a step is drawn anew; means and standard deviations are printed, and the change from one rung to
-the next is taken seed by seed. All seeds are evaluated on the same rows.
+skipped, and the table says so; `--without` leaves out the rungs of steps that take long. With `--seeds N` every method
+runs N times, on calibration rows that no other seed has, and what is drawn in a step is drawn anew; means and standard
+deviations are printed, and the change from one rung to the next is taken seed by seed. All seeds are evaluated on the
+same rows.
 
 `speed` takes the methods in turn, `--repeats` times, so that a busy moment of the machine hits all of them; hfcompress
 runs with halted forwards and with recomputed ones, and with all the steps of the ladder's GPTQ.

@@ -90,6 +90,7 @@ class Bench:
         interpreters (`dict[str, Path]`): the Pythons of the peers that take part.
         scripts (`Path` or `None`): the folder with the peers' scripts.
         work (`Path`): a folder for what the runs write.
+        without (`tuple[str, ...]`, *optional*): steps whose rungs are left out.
     """
 
     model: Path
@@ -99,6 +100,7 @@ class Bench:
     interpreters: dict[str, Path]
     scripts: Path | None
     work: Path
+    without: tuple[str, ...] = ()
 
     def peers(self, candidates: Sequence[Peer]) -> list[Peer]:
         """Those whose interpreter is given."""

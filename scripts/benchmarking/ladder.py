@@ -21,6 +21,7 @@ from benchmarking.bench import Setting
 
 DAMPING = {2: 0.1, 3: 0.03, 4: 0.03}  # where the column sweep has the full recipe around it
 TUNE_ITERATIONS = 40
+ADDED = ("awq", "rotate", "tune", "qat")  # steps with rungs of their own: no other rung rests on them
 WHOLE = "+ damping"
 
 
@@ -38,13 +39,14 @@ class Rung:
     recipe: list[dict[str, dict[str, Any]]]
 
 
-def ladder(setting: Setting, seed: int = 0) -> list[Rung]:
+def ladder(setting: Setting, seed: int = 0, without: tuple[str, ...] = ()) -> list[Rung]:
     """
     Every rung holds one thing more than its base; the last ones are each added to the same base.
 
     Args:
         setting (`Setting`): the grid.
         seed (`int`, *optional*, defaults to 0): of the steps that draw something.
+        without (`tuple[str, ...]`, *optional*): steps whose rungs are left out.
     """
     grid = {"bits": setting.bits, "group_size": setting.group_size}
     minmax, searched = grid | {"scales": "minmax"}, grid
@@ -72,4 +74,4 @@ def ladder(setting: Setting, seed: int = 0) -> list[Rung]:
         Rung("all that, tune last", WHOLE, [gptq, {"tune": {"iterations": TUNE_ITERATIONS, "seed": seed}}]),
         Rung("all that, qat last", WHOLE, [gptq, {"qat": {"train": "scales", "seed": seed}}]),
     ]
-    return rungs
+    return [rung for rung in rungs if not any(name in without for step in rung.recipe for name in step)]

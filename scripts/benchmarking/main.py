@@ -26,6 +26,7 @@ from typing import Any
 from benchmarking import quality, speed
 from benchmarking.bench import PEERS, Bench, Setting
 from benchmarking.errors import RunError, UsageError
+from benchmarking.ladder import ADDED
 from benchmarking.processes import DOOR, answer
 from benchmarking.table import number, show
 from benchmarking.tokens import ROWS, cut, described, draw, tokenize
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     lost = commands.add_parser("quality", parents=[common], help="what is lost, with every step added one at a time")
     lost.add_argument("--seeds", type=positive, default=1, help="draws of calibration rows; default: %(default)s")
+    lost.add_argument("--without", default="", metavar="STEP,...", help=f"leave out rungs: of {', '.join(ADDED)}")
     took = commands.add_parser("speed", parents=[common], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
     return top
@@ -87,6 +89,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
     if not model.is_dir():
         raise UsageError(f"There is no folder {model}; --model must be one.")
     seeds = getattr(options, "seeds", 1)
+    without = tuple(filter(None, getattr(options, "without", "").split(",")))
+    unknown = [step for step in without if step not in ADDED]
+    if unknown:
+        raise UsageError(f"--without {unknown[0]}: the rungs that can be left out are those of {', '.join(ADDED)}.")
     if options.text is None:
         calibration = (options.calibration or model / "calibration.npy").absolute()
         evaluation = (options.evaluation or model / "evaluation.npy").absolute()
@@ -107,6 +113,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
         interpreters=interpreters,
         scripts=scripts,
         work=work,
+        without=without,
     )
 
 

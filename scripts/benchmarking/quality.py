@@ -77,9 +77,9 @@ def run_quality(bench: Bench) -> Iterator[list[Row]]:
     """The rows of every setting, as soon as they are known: one for every method."""
     peers = bench.peers((*PEER_GPTQ, *PEER_RTN))
     seeds = range(len(bench.calibration))
-    progress = Progress(sum(len(ladder(s)) + len(peers) for s in bench.settings) * len(seeds))
+    progress = Progress(sum(len(ladder(s, without=bench.without)) + len(peers) for s in bench.settings) * len(seeds))
     for setting in bench.settings:
-        rungs = ladder(setting)
+        rungs = ladder(setting, without=bench.without)
         outcomes: dict[str, list[Outcome]] = {method.label: [] for method in (*rungs, *peers)}
         for seed in seeds:
             for label, outcome in run_ladder(bench, setting, seed, progress).items():
@@ -98,7 +98,7 @@ def run_quality(bench: Bench) -> Iterator[list[Row]]:
 
 def run_ladder(bench: Bench, setting: Setting, seed: int, progress: Progress) -> dict[str, Outcome]:
     """Label -> outcome of every rung: all are compressed in one process, and measured in another."""
-    rungs = ladder(setting, seed)
+    rungs = ladder(setting, seed, bench.without)
     folders = {rung.label: bench.work / f"rung-{index}" for index, rung in enumerate(rungs)}
     outcomes = {}
     compressed = bench.compress_ours([(rung.recipe, folders[rung.label]) for rung in rungs], seed)

@@ -29,7 +29,7 @@ from benchmarking import quality, speed
 from benchmarking import tokens as tokens_module
 from benchmarking.bench import Bench, Peer, Setting
 from benchmarking.errors import RunError, UsageError
-from benchmarking.ladder import WHOLE, Rung, ladder
+from benchmarking.ladder import ADDED, WHOLE, Rung, ladder
 from benchmarking.main import plain
 from benchmarking.processes import answer, answers
 from benchmarking.quality import Outcome, Row, run_quality, summarize
@@ -104,6 +104,18 @@ def test_every_rung_is_a_recipe_or_known_to_be_missing():
     assert drawn == {"rotate": 3, "tune": 3, "qat": 3}
 
 
+def test_rungs_are_left_out_by_their_step():
+    assert {r.label for r in ladder(W4)} - {r.label for r in ladder(W4, without=("awq", "qat"))} == {
+        "AWQ, RTN, scale search",
+        "all that, awq first",
+        "all that, qat last",
+    }
+    for step in ADDED:  # what is left still rests on something
+        left = ladder(W4, without=(step,))
+        assert len(left) < len(ladder(W4))
+        assert {rung.base for rung in left} - {None} <= {rung.label for rung in left}
+
+
 def test_what_this_version_lacks_is_named():
     assert missing([{"gptq": {"bits": 4}}]) is None
     assert missing([{"gptq": {}}, {"levitate": {}}]) == "skipped: this version has no step levitate"
@@ -155,7 +167,7 @@ def test_quality_of_a_short_ladder_over_two_seeds(tmp_path, monkeypatch, capsys)
         Rung("levitated", "GPTQ", [{"levitate": {}}, gptq]),
         Rung("crooked", "GPTQ", [{"gptq": {"bits": 5}}]),
     ]
-    monkeypatch.setattr(quality, "ladder", lambda setting, seed=0: rungs)
+    monkeypatch.setattr(quality, "ladder", lambda setting, seed=0, without=(): rungs)
     (tmp_path / "work").mkdir()
     tiny = tiny_folder()
     np.save(tmp_path / "evaluation.npy", np.load(tiny / "evaluation.npy")[:4])
@@ -420,6 +432,7 @@ def test_options_are_told_without_folders():
         (("--calibration", "/no/such.npy"), "/no/such.npy"),
         (("--text", "/no/such.txt", "/no/other.txt"), "/no/such.txt"),
         (("--text", "a.txt", "b.txt", "--calibration", "a.npy"), "--text takes the place"),
+        (("--without", "gptq"), "those of awq, rotate, tune, qat"),
         (("--seeds", "1000"), "too few for 1000 seeds"),
     ],
 )
