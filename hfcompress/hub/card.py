@@ -217,12 +217,6 @@ def _rounds_inputs(row: dict[str, Any]) -> bool:
     return row.get("activations", "none") != "none"
 
 
-def _package(manifest: dict[str, Any]) -> str:
-    """What a reader has to install beside transformers."""
-    layout = manifest["recipe"]["format"]
-    return layout if layout in LIBRARIES else "compressed-tensors"
-
-
 def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
     keys = ("method", "bits", "group_size", "symmetric", "type", "activations")
@@ -230,7 +224,7 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     kinds = Counter(tuple(row.get(key) for key in ("embeddings", *keys)) for row in named)
     groups = [
         f"{'embeddings' if embeddings else f'{count} linears'}: "
-        f"{' and '.join(METHODS.get(part, part) for part in method.split('+'))}, "
+        f"{' and '.join(METHODS.get(part, part) for part in str(method).split('+'))}, "
         f"{bits} bits{' (E4M3)' if kind == 'float' else ''}, "
         f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
         f"{'symmetric' if symmetric else 'with zero points'}{INPUTS.get(inputs, '')}"
