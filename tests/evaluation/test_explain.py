@@ -380,14 +380,19 @@ def test_the_distance_is_zero_to_one():
 # errors
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"quant_method": "hqq"}, {"quant_method": "bitsandbytes", "load_in_8bit": True}],  # the latter rounds inputs too
+    ids=lambda config: config["quant_method"],
+)
 @pytest.mark.parametrize("which", ["candidate", "baseline"])
-def test_another_quantizer_is_one_sentence(llama, which):
+def test_another_quantizer_is_one_sentence(llama, which, config):
     checkpoints = {"candidate": Checkpoint.open(llama), "baseline": Checkpoint.open(llama)}
-    checkpoints[which].config.quantization_config = {"quant_method": "awq", "bits": 4}
+    checkpoints[which].config.quantization_config = config
     comparison = Comparison(**checkpoints, tokens=Tokens(token_ids(2, 8), "test"))
     with pytest.raises(
         UnsupportedModelError,
-        match=r"^LlamaForCausalLM is quantized by awq, which cannot be read block by block; "
+        match=rf"^LlamaForCausalLM is quantized by {config['quant_method']}, which cannot be read block by block; "
         r"leave explain out of --measure\.$",
     ):
         explain.measure(comparison)
