@@ -88,6 +88,18 @@ class Statistics:
         Raises:
             CalibrationError: an input holds NaN or infinity.
         """
+        self._average(processes)
+        if not torch.isfinite(self.gram).all():
+            raise CalibrationError(
+                f"The input of {name} holds NaN or infinity, or its squares overflow; try --dtype float32, and check "
+                "that the model works on this calibration data."
+            )
+        if self.cross is not None:
+            judge = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
+            judge._average(processes)  # this process may hold no such row, and others some
+            self.held_out = judge if judge.tokens else None
+
+    def _average(self, processes: Processes) -> None:
         self.tokens = int(processes.sum(torch.tensor(self.tokens, device=self.gram.device)).item())
         self.gram = processes.sum(torch.tril(self.gram)).div_(max(self.tokens, 1))
         self.gram += torch.tril(self.gram, -1).T
@@ -95,26 +107,6 @@ class Statistics:
             self.cross = processes.sum(self.cross).div_(max(self.tokens, 1))
         if self.magnitudes is not None:
             self.magnitudes = over_all(self.magnitudes, processes)
-        if not torch.isfinite(self.gram).all():
-            raise CalibrationError(
-                f"The input of {name} holds NaN or infinity, or its squares overflow; try --dtype float32, and check "
-                "that the model works on this calibration data."
-            )
-
-        if self.cross is not None:
-            self._complete_held_out(processes, name)
-
-    def _complete_held_out(self, processes: Processes, name: str) -> None:
-        """Sum over the processes, of which any may hold no such row."""
-        judge = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
-        self.held_out = None
-        any_rows = processes.sum(torch.tensor(judge.tokens, device=self.gram.device)).item()
-        if any_rows:
-            judge.cross, cross = None, judge.cross
-            judge.complete(processes, name)
-            assert cross is not None
-            judge.cross = processes.sum(cross).div_(judge.tokens)
-            self.held_out = judge
 
     def target(self, weight: Tensor, damping: float, act_order: bool, name: str, most: float) -> tuple[Tensor, float]:
         """

@@ -244,7 +244,7 @@ def test_a_plan_of_choices_is_the_recipes_own(llama):
     steps = (hfc.Budget(target_kl=1, choices=("2g32", "4g-1")), gptq)
     opened = Choices(StreamedModel(Checkpoint.open(llama)), steps, get_format("compressed-tensors"))
     chosen = {name: ("2g32", "4g-1")[index % 2] for index, name in enumerate(opened.options)}
-    assert len(chosen) == 18  # o_proj has its bits
+    assert len(chosen) == 19  # o_proj has its bits, and the head is its own
     plan, resolved = opened.plan(chosen), opened.resolved(chosen)
     assert plan == resolved
     assert {(task.grid.bits, task.grid.group_size) for task in plan.tasks.values()} == {(2, 32), (4, -1), (8, 32)}
