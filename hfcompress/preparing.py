@@ -125,6 +125,8 @@ def prepare(
         if choices is not None:  # a rotation that was not possible
             choices = Choices(streamed, job.steps, layout)
         plan = settled if choices is None else choices.draft
+    if plan.tuning is not None and processes.count > 1:
+        raise InvalidValueError("tune works in one process; start one, or leave tune out of the recipe.")
     training = None
     if job.training is not None and tokens is not None:
         training = QatPass(streamed, plan, layout, job.training, tokens)

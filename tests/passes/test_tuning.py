@@ -22,6 +22,7 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, get_weight, set_weight
 from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.passes.processes import Processes
 from hfcompress.passes.tuning import BlockTuner
 from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.rtn import rtn
@@ -99,6 +100,18 @@ def test_it_needs_two_batches_to_judge(llama, tmp_path):
 def test_it_comes_after_a_step_that_rounds(llama, tmp_path, steps):
     with pytest.raises(InvalidValueError, match="tune starts from rounded weights: put gptq or rtn before it"):
         hfc.compress(llama, hfc.Job(steps=steps), tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
+
+
+def test_it_works_in_one_process(llama, tmp_path, monkeypatch):
+    class Two(Processes):
+        def __init__(self, device):
+            super().__init__(device)
+            self.count = 2
+
+    monkeypatch.setattr("hfcompress.preparing.Processes", Two)
+    recipe = hfc.GPTQ(group_size=32) >> hfc.Tune()
+    with pytest.raises(InvalidValueError, match="tune works in one process; start one, or leave tune out"):
+        hfc.compress(llama, recipe, tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
 
 
 def test_it_comes_once(llama, tmp_path):
