@@ -47,6 +47,7 @@ style: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python scripts/benchmark.py quality
+	$(BIN)/python scripts/benchmark.py recipes
 	$(BIN)/python scripts/benchmark.py speed
 
 # the cards of the bundled examples, as they would be pushed

@@ -121,13 +121,14 @@ class Bench:
         )
 
     def compress_ours(
-        self, jobs: Sequence[tuple[list[dict], Path]], seed: int = 0, memory_limit: int | None = None
+        self, jobs: Sequence[tuple[list[dict] | str, Path]], seed: int = 0, memory_limit: int | None = None
     ) -> Iterator[dict]:
         """
         Recipes of ours, one after the other in one process: for each what [`benchmarking.workers.compress`] says.
 
         Args:
-            jobs (`Sequence[tuple[list[dict], Path]]`): the steps as in YAML, and the folder to write.
+            jobs (`Sequence[tuple[list[dict] or str, Path]]`): the steps as in YAML or the name of a shipped recipe, and
+                the folder to write.
             seed (`int`, *optional*, defaults to 0): which calibration rows.
             memory_limit (`int`, *optional*): bytes.
 
@@ -183,10 +184,10 @@ class Progress:
     def __init__(self, total: int):
         self.total, self.done = total, 0
 
-    def begin(self, setting: Setting, label: str) -> Callable[[str], None]:
+    def begin(self, label: str) -> Callable[[str], None]:
         """The next run; what it returns ends the line."""
         self.done += 1
-        print(f"[{self.done}/{self.total}] {setting.name} {label}: ", end="", file=sys.stderr, flush=True)
+        print(f"[{self.done}/{self.total}] {label}: ", end="", file=sys.stderr, flush=True)
         return lambda summary: print(summary, file=sys.stderr, flush=True)
 
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The two commands and their options."""
+"""The commands and their options."""
 
 import argparse
 import datetime
@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarking import quality, speed
+from benchmarking import quality, recipes, speed
 from benchmarking.bench import PEERS, Bench, Setting
 from benchmarking.errors import RunError, UsageError
 from benchmarking.ladder import ADDED
@@ -39,7 +39,7 @@ OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def parser() -> argparse.ArgumentParser:
-    """The two commands and their options."""
+    """The commands and their options."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--model", type=Path, metavar="DIR", help="default: the bundled tiny model")
     common.add_argument("--calibration", type=Path, metavar="FILE.npy", help="default: DIR/calibration.npy")
@@ -50,20 +50,26 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--seq-len", type=positive, default=512, help="tokens in a row of --text; default: %(default)s"
     )
-    common.add_argument("--settings", default=SETTINGS, help="default: %(default)s")
     common.add_argument(
         "--rows", type=positive, metavar="N", help="only so many rows, of each seed and to evaluate on"
     )
     common.add_argument("--output", type=Path, metavar="FILE.json", help="default: benchmark_results/COMMAND.json")
-    common.add_argument("--peer-scripts", type=Path, metavar="DIR", help="the folder with the peers' run scripts")
+    against = argparse.ArgumentParser(add_help=False)
+    against.add_argument("--settings", default=SETTINGS, help="default: %(default)s")
+    against.add_argument("--peer-scripts", type=Path, metavar="DIR", help="the folder with the peers' run scripts")
     for peer, package in PEERS.items():
-        common.add_argument(f"--{peer}", type=Path, metavar="PYTHON", help=f"an interpreter that has {package}")
+        against.add_argument(f"--{peer}", type=Path, metavar="PYTHON", help=f"an interpreter that has {package}")
+    drawn = argparse.ArgumentParser(add_help=False)
+    drawn.add_argument("--seeds", type=positive, default=1, help="draws of calibration rows; default: %(default)s")
     top = argparse.ArgumentParser(description="Benchmark hfcompress, step by step and against its peers.")
     commands = top.add_subparsers(dest="command", required=True)
-    lost = commands.add_parser("quality", parents=[common], help="what is lost, with every step added one at a time")
-    lost.add_argument("--seeds", type=positive, default=1, help="draws of calibration rows; default: %(default)s")
+    lost = commands.add_parser(
+        "quality", parents=[common, against, drawn], help="what is lost, with every step added one at a time"
+    )
     lost.add_argument("--without", default="", metavar="STEP,...", help=f"leave out rungs: of {', '.join(ADDED)}")
-    took = commands.add_parser("speed", parents=[common], help="how long it takes")
+    shipped = commands.add_parser("recipes", parents=[common, drawn], help="what every shipped recipe loses and saves")
+    shipped.add_argument("--names", metavar="RECIPE,...", help="default: all that are shipped")
+    took = commands.add_parser("speed", parents=[common, against], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
     return top
 
@@ -82,9 +88,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
     Raises:
         UsageError: an option is missing, or names nothing.
     """
-    settings = tuple(map(Setting.parse, options.settings.split(",")))
-    interpreters = {peer: getattr(options, peer).absolute() for peer in PEERS if getattr(options, peer) is not None}
-    scripts = check_peers(interpreters, options.peer_scripts)
+    settings = tuple(map(Setting.parse, getattr(options, "settings", SETTINGS).split(",")))
+    given = {peer: getattr(options, peer, None) for peer in PEERS}
+    interpreters = {peer: python.absolute() for peer, python in given.items() if python is not None}
+    scripts = check_peers(interpreters, getattr(options, "peer_scripts", None))
     model = options.model.absolute() if options.model is not None else bundled_model()
     if not model.is_dir():
         raise UsageError(f"There is no folder {model}; --model must be one.")
@@ -136,25 +143,48 @@ def bundled_model() -> Path:
     return tiny_folder()
 
 
+def shipped(names: str | None) -> tuple[str, ...]:
+    """
+    The recipes that are asked for.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    from hfcompress.recipes.job import shipped_recipes
+
+    known = shipped_recipes()
+    asked = tuple(known) if names is None else tuple(names.split(","))
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"--names {name}: no such recipe is shipped; there are {', '.join(known)}.")
+    return asked
+
+
 def benchmark(options: argparse.Namespace) -> int:
     """One command, in a temporary folder."""
     output = (options.output or RESULTS / f"{options.command}.json").absolute()
-    lost = options.command == "quality"
     with tempfile.TemporaryDirectory(prefix="hfcompress-benchmark-", ignore_cleanup_errors=True) as folder:
         bench = prepare(options, Path(folder))
+        runs, columns = {
+            "quality": lambda: (quality.run_quality(bench), quality.COLUMNS),
+            "recipes": lambda: (recipes.run_recipes(bench, shipped(options.names)), recipes.COLUMNS),
+            "speed": lambda: (speed.run_speed(bench, options.repeats), speed.COLUMNS),
+        }[options.command]()
         found, rows = described_run(bench, options), []
-        of_settings = quality.run_quality(bench) if lost else speed.run_speed(bench, options.repeats)
-        for more in of_settings:  # a long benchmark that is interrupted keeps the settings that are done
+        for more in runs:  # a long benchmark that is interrupted keeps what is done
             rows += more
             found["rows"] = [asdict(row) for row in rows]
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(found, indent=2) + "\n")
-    if lost:
-        dense = next((row.dense_perplexity for row in rows if row.dense_perplexity is not None), None)
-        show(quality.COLUMNS, rows, f"{bench.model.name}: perplexity {number(dense, '.3f')} before compression")
-    else:
-        show(speed.COLUMNS, rows, f"{bench.model.name}: {options.repeats} runs each, in turn")
+    title = f"{options.repeats} runs each, in turn" if options.command == "speed" else before_compression(rows)
+    show(columns, rows, f"{bench.model.name}: {title}")
     return FAILED if any(row.error for row in rows if row.ours) else OK
+
+
+def before_compression(rows: list[quality.Row]) -> str:
+    """The original's perplexity, in words."""
+    dense = next((row.dense_perplexity for row in rows if row.dense_perplexity is not None), None)
+    return f"perplexity {number(dense, '.3f')} before compression"
 
 
 def described_run(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@
 """What is lost: every rung of the ladder and every peer, over the seeds."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarking.bench import PEER_GPTQ, PEER_RTN, Bench, Peer, Progress, Setting, over
@@ -43,6 +43,8 @@ class Row:
     perplexity: float | None = None
     dense_perplexity: float | None = None
     top1: float | None = None
+    size_bytes: int | None = None  # of the weights on disk, ours alone
+    size_ratio: float | None = None  # of that to the original's
     seconds: float | None = None
     skipped: str | None = None  # why this version cannot do it
     error: str | None = None
@@ -64,6 +66,7 @@ class Outcome:
 
     seconds: float | None = None
     quality: dict[str, float] | None = None
+    size_bytes: int | None = None
     skipped: str | None = None
     error: str | None = None
 
@@ -82,10 +85,11 @@ def run_quality(bench: Bench) -> Iterator[list[Row]]:
         rungs = ladder(setting, without=bench.without)
         outcomes: dict[str, list[Outcome]] = {method.label: [] for method in (*rungs, *peers)}
         for seed in seeds:
-            for label, outcome in run_ladder(bench, setting, seed, progress).items():
+            recipes = {rung.label: rung.recipe for rung in ladder(setting, seed, bench.without)}
+            for label, outcome in run_ours(bench, recipes, seed, progress, f"{setting.name} ").items():
                 outcomes[label].append(outcome)
             for peer in peers:
-                end = progress.begin(setting, _named(peer.label, seed))
+                end = progress.begin(f"{setting.name} {_named(peer.label, seed)}")
                 outcomes[peer.label].append(run_peer(bench, peer, setting, seed))
                 end(str(outcomes[peer.label][-1]))
         ours = [Row(r.label, setting.name, r.base, r.recipe) for r in rungs]
@@ -96,17 +100,29 @@ def run_quality(bench: Bench) -> Iterator[list[Row]]:
         yield [*ours, *theirs]
 
 
-def run_ladder(bench: Bench, setting: Setting, seed: int, progress: Progress) -> dict[str, Outcome]:
-    """Label -> outcome of every rung: all are compressed in one process, and measured in another."""
-    rungs = ladder(setting, seed, bench.without)
-    folders = {rung.label: bench.work / f"rung-{index}" for index, rung in enumerate(rungs)}
+def run_ours(
+    bench: Bench, recipes: Mapping[str, list[dict] | str], seed: int, progress: Progress, before: str = ""
+) -> dict[str, Outcome]:
+    """
+    Label -> outcome of every recipe: all are compressed in one process, and measured in another.
+
+    Args:
+        bench (`Bench`): what all runs share.
+        recipes (`Mapping[str, list[dict] or str]`): label -> steps as in YAML, or the name of a shipped recipe.
+        seed (`int`): which calibration rows.
+        progress (`Progress`): is told of every run.
+        before (`str`, *optional*, defaults to `""`): put before the label there.
+    """
+    folders = {label: bench.work / f"ours-{index}" for index, label in enumerate(recipes)}
     outcomes = {}
-    compressed = bench.compress_ours([(rung.recipe, folders[rung.label]) for rung in rungs], seed)
-    for rung in rungs:
-        end = progress.begin(setting, _named(rung.label, seed))
+    compressed = bench.compress_ours([(recipe, folders[label]) for label, recipe in recipes.items()], seed)
+    for label in recipes:
+        end = progress.begin(before + _named(label, seed))
         told = _next(compressed)
-        outcomes[rung.label] = Outcome(told.get("seconds"), skipped=told.get("skipped"), error=told.get("error"))
-        end(str(outcomes[rung.label]))
+        outcomes[label] = Outcome(
+            told.get("seconds"), size_bytes=told.get("bytes"), skipped=told.get("skipped"), error=told.get("error")
+        )
+        end(str(outcomes[label]))
     made = [label for label, outcome in outcomes.items() if outcome.seconds is not None]
     measured = bench.measure([folders[label] for label in made])
     for label in made:
@@ -155,6 +171,7 @@ def summarize(row: Row, outcomes: Sequence[Outcome]) -> None:
     row.kl, row.kl_spread = mean_and_spread(row.kls)
     for key in ("perplexity", "dense_perplexity", "top1"):
         setattr(row, key, statistics.mean(quality[key] for quality in measured))
+    row.size_bytes = outcomes[0].size_bytes
     row.seconds = statistics.mean(outcome.seconds for outcome in outcomes if outcome.seconds is not None)
 
 
@@ -180,15 +197,15 @@ def _named(label: str, seed: int) -> str:
     return label if seed == 0 else f"{label}, seed {seed}"
 
 
-def _with_spread(value: float | None, spread: float | None, form: str) -> str:
+def with_spread(value: float | None, spread: float | None, form: str) -> str:
     return number(value, form) if spread is None else f"{number(value, form)} ± {number(spread, form.lstrip('+'))}"
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.method,
     "setting": lambda row: row.setting,
-    "KL": lambda row: _with_spread(row.kl, row.kl_spread, ".5f"),
-    "change": lambda row: _with_spread(row.change, row.change_spread, "+.1%"),
+    "KL": lambda row: with_spread(row.kl, row.kl_spread, ".5f"),
+    "change": lambda row: with_spread(row.change, row.change_spread, "+.1%"),
     "against": lambda row: row.base or "",
     "to best peer": lambda row: number(row.ratio_to_peer, ".2f"),
     "perplexity": lambda row: number(row.perplexity, ".3f"),

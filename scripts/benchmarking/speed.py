@@ -70,7 +70,7 @@ def run_speed(bench: Bench, repeats: int) -> Iterator[list[SpeedRow]]:
         }
         for method in methods * repeats:
             row = rows[method]
-            end = progress.begin(setting, row.method)
+            end = progress.begin(f"{setting.name} {row.method}")
             if row.error is None:
                 try:
                     row.add(*timed(bench, method, setting))

@@ -19,7 +19,7 @@ from typing import Any
 
 
 PLAIN_WIDTH = 150  # where there is no terminal
-LEFT = ("method", "setting", "against", "remark")
+LEFT = ("method", "recipe", "setting", "against", "remark")
 
 
 def show(columns: dict[str, Callable[[Any], str]], rows: Sequence[Any], title: str) -> None:

@@ -39,22 +39,23 @@ GEMM_SIZE, GEMM_REPEATS = 2048, 5
 
 def compress(told: str) -> Iterator[dict[str, Any]]:
     """
-    hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, and `jobs`, pairs of steps and
-    output folder. For each job `{"seconds", "peak_mib"}`, `{"skipped": why}` or `{"error": what}`.
+    hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, and `jobs`, pairs of steps (or
+    the name of a shipped recipe) and output folder. For each job `{"seconds", "peak_mib", "bytes"}`, `{"skipped": why}`
+    or `{"error": what}`.
     """
     import hfcompress
     from hfcompress.recipes import job_from_dict
 
     common = json.loads(told)
     for recipe, output in common["jobs"]:
-        lacking = missing(recipe)
+        lacking = None if isinstance(recipe, str) else missing(recipe)
         if lacking is not None:
             yield {"skipped": lacking}
             continue
         try:
             result = hfcompress.compress(
                 common["model"],
-                job_from_dict({"recipe": recipe}),
+                recipe if isinstance(recipe, str) else job_from_dict({"recipe": recipe}),
                 output,
                 calibration=common["calibration"],
                 device="cpu",
@@ -67,7 +68,17 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
             yield {"error": without_folders(f"{type(error).__name__}: {message}")}
             continue
         seconds = sum(phase["seconds"] for phase in result.manifest["phases"].values())
-        yield {"seconds": round(seconds, 3), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+        yield {
+            "seconds": round(seconds, 3),
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "bytes": weight_bytes(Path(output)),
+        }
+
+
+def weight_bytes(folder: Path) -> int:
+    """On disk; of a GGUF file where there is one, since the tensors beside it hold the same."""
+    files = list(folder.glob("*.gguf")) or list(folder.glob("model*.safetensors"))
+    return sum(file.stat().st_size for file in files)
 
 
 def missing(recipe: Sequence[dict[str, dict[str, Any]]]) -> str | None:

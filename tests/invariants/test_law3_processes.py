@@ -32,28 +32,35 @@ from hfcompress.formats.packing import unpack
 ROOT = Path(__file__).parents[2]
 
 
-def codes(folder: Path) -> torch.Tensor:
+def codes(folder: Path, bits: int = 4, part: str = "") -> torch.Tensor:
     tensors = load_file(folder / "model.safetensors")
-    packed = [t for name, t in sorted(tensors.items()) if name.endswith("weight_packed")]
-    return torch.cat([unpack(t, 4, t.shape[1] * 8).flatten() for t in packed])
+    packed = [t for name, t in sorted(tensors.items()) if name.endswith("weight_packed") and part in name]
+    return torch.cat([unpack(t, bits, t.shape[1] * 32 // bits).flatten() for t in packed])
+
+
+def launch(*arguments, processes: int = 2) -> subprocess.CompletedProcess:
+    """A script, or `-m` and a module, with its options, in so many gloo processes of one thread each."""
+    several = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    done = subprocess.run(
+        [sys.executable, *(several if processes > 1 else ()), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
     np.save(tmp_path / "calibration.npy", token_ids(9, 32))  # an odd number: the shares differ
     recipe = hfc.GPTQ(group_size=32)
     hfc.compress(str(saved_llama), recipe, tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["--model", str(saved_llama), "--calibration", str(tmp_path / "calibration.npy")]
-    options += ["--set", "gptq.group_size=32", "--no-eval", "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*command, str(ROOT / "recipes" / "gptq_w4a16.py"), *options],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--model", saved_llama, "--calibration", tmp_path / "calibration.npy", "--no-eval"]
+    options += ["--set", "gptq.group_size=32", "--output", tmp_path / "two"]
+    done = launch(ROOT / "recipes" / "gptq_w4a16.py", *options)
     manifest = json.loads((tmp_path / "two" / "hfcompress.json").read_text())
     assert manifest["processes"] == 2
     assert all(row["tokens"] == 9 * 32 for row in manifest["linears"])
@@ -63,23 +70,40 @@ def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
     assert done.stdout.count("written to") == 1  # only one of them writes and speaks
 
 
+def test_two_processes_find_the_codes_of_one_by_every_key_of_gptq(tiny, tmp_path):
+    """
+    The gradients of the sampled labels, the shift with its gate on held-out rows, and the passes of refinement. Where
+    the inputs are the same, the codes are; behind that, a tie of two codes that goes the other way moves the targets of
+    what follows, so that codes part while the loss stays what it was.
+    """
+    np.save(tmp_path / "calibration.npy", np.load(tiny / "calibration.npy")[:9])
+    options = ["run", "w2a16", "--calibration", tmp_path / "calibration.npy", "--output"]
+    found = {}
+    for processes, name in ((1, "one"), (2, "two")):
+        launch("-m", "hfcompress.cli", *options, tmp_path / name, processes=processes)
+        manifest, report = (
+            json.loads((tmp_path / name / file).read_text()) for file in ("hfcompress.json", "eval_results.json")
+        )
+        assert manifest["processes"] == processes
+        assert all(row["tokens"] == 9 * 256 for row in manifest["linears"])
+        found[name] = manifest["linears"], report["kl_mean"], codes(tmp_path / name, 2, "layers.0.self_attn")
+    (rows, kl, first), (others, other_kl, other_first) = found["one"], found["two"]
+    assert len(first) > 10_000
+    assert (first == other_first).float().mean() >= 0.999
+    assert kl == pytest.approx(other_kl, rel=0.1)
+    assert any(row["shift"] not in (0, 1) for row in rows)  # so the gate did choose
+    for row, other in zip(rows, others, strict=True):
+        assert row["shift"] == pytest.approx(other["shift"], abs=0.15)
+        assert row["relative_output_error"] == pytest.approx(other["relative_output_error"], rel=0.1)
+
+
 def test_two_processes_choose_the_factors_of_one(saved_llama, tmp_path):
     np.save(tmp_path / "calibration.npy", token_ids(9, 32))
     (tmp_path / "awq.yaml").write_text("recipe:\n  - awq: {grid: 4, rows: 3}\n  - gptq: {group_size: 32}\n")
     recipe = hfc.AWQ(grid=4, rows=3) >> hfc.GPTQ(group_size=32)
     hfc.compress(str(saved_llama), recipe, tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "hfcompress.cli", "run", str(tmp_path / "awq.yaml"), "--model", str(saved_llama)]
-    options = ["--calibration", str(tmp_path / "calibration.npy"), "--no-eval", "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*command, *options],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--calibration", tmp_path / "calibration.npy", "--no-eval", "--output", tmp_path / "two"]
+    launch("-m", "hfcompress.cli", "run", tmp_path / "awq.yaml", "--model", saved_llama, *options)
     manifests = [json.loads((tmp_path / n / "hfcompress.json").read_text()) for n in ("one", "two")]
     one, two = (manifest["folds"] for manifest in manifests)
     assert [m["processes"] for m in manifests] == [1, 2]
@@ -102,21 +126,11 @@ def test_two_processes_settle_a_budget_as_one_does(saved_llama, tmp_path):
     (tmp_path / "budget.yaml").write_text(
         "recipe:\n  - budget: {target_kl: 0.05, choices: [2g32, 4g32, 8g32]}\n  - gptq: {group_size: 32}\n"
     )
-    options = ["run", str(tmp_path / "budget.yaml"), "--model", str(saved_llama), "--no-eval"]
-    options += ["--calibration", str(tmp_path / "calibration.npy"), "--output"]
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["run", tmp_path / "budget.yaml", "--model", saved_llama, "--no-eval"]
+    options += ["--calibration", tmp_path / "calibration.npy", "--output"]
     settled = {}
-    for name, launcher in (("one", []), ("two", several)):
-        done = subprocess.run(
-            [sys.executable, *launcher, "-m", "hfcompress.cli", *options, str(tmp_path / name)],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    for processes, name in ((1, "one"), (2, "two")):
+        launch("-m", "hfcompress.cli", *options, tmp_path / name, processes=processes)
         settled[name] = json.loads((tmp_path / name / "hfcompress.json").read_text())["budget"]
     one, two = settled["one"], settled["two"]
     assert one["overrides"] == two["overrides"]
@@ -129,17 +143,8 @@ def test_two_processes_settle_a_budget_as_one_does(saved_llama, tmp_path):
 
 def test_two_processes_measure_what_one_does(tmp_path):
     """Models that are loaded whole while the other process is gone: no library may wait for it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["--measure", "stability", "--tasks", "continuation", "--limit", "4", "--output", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*command, str(ROOT / "recipes" / "w4a16_fast.py"), *options],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--measure", "stability", "--tasks", "continuation", "--limit", "4", "--output", tmp_path / "two"]
+    done = launch(ROOT / "recipes" / "w4a16_fast.py", *options)
     report = json.loads((tmp_path / "two" / "eval_results.json").read_text())
     assert report["tasks"]["scores"]["continuation"]["documents"] == 4
     assert len(report["stability"]["generations"]) > 0

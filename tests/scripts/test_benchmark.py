@@ -206,6 +206,25 @@ def test_quality_of_a_short_ladder_over_two_seeds(tmp_path, monkeypatch, capsys)
     assert "skipped:" in table
 
 
+def test_a_row_for_every_recipe(tmp_path, capsys):
+    output = tmp_path / "recipes.json"
+    names = ["w4a16-fast", "rtn-w8a16", "gguf-q4_0"]
+    assert main_module.main(["recipes", "--names", ",".join(names), "--rows", "8", "--output", str(output)]) == 0
+    rows = {row["method"]: row for row in json.loads(output.read_text())["rows"]}
+    assert list(rows) == names
+    assert rows["rtn-w8a16"]["kl"] < 1e-3 < rows["gguf-q4_0"]["kl"] < rows["w4a16-fast"]["kl"] < 0.05
+    assert rows["gguf-q4_0"]["size_bytes"] < rows["rtn-w8a16"]["size_bytes"]  # of the GGUF file, not of what is beside
+    table = capsys.readouterr().out
+    for row in rows.values():
+        assert 0.2 < row["size_ratio"] < 0.8
+        assert row["method"] in table
+
+
+def test_a_recipe_that_is_not_shipped(capsys):
+    assert main_module.main(["recipes", "--names", "w5a17"]) == 2
+    assert "no such recipe is shipped; there are " in capsys.readouterr().err
+
+
 def test_the_measured_kl_is_that_of_the_formula(tmp_path):
     """Against a slow float64 reference; the original against itself is zero."""
     import torch
@@ -235,7 +254,7 @@ def test_the_measured_kl_is_that_of_the_formula(tmp_path):
 def test_the_best_peer_stands_beside_every_row(bench, monkeypatch):
     """Of two peers one fails, and what is left is the measure; where none is left there is no ratio."""
     monkeypatch.setattr(
-        quality, "run_ladder", lambda bench, setting, seed, progress: {r.label: found() for r in ladder(setting)}
+        quality, "run_ours", lambda bench, recipes, seed, progress, before: {label: found() for label in recipes}
     )
     monkeypatch.setattr(
         Bench, "measure", lambda self, outputs, python=None: iter([found(0.02).quality for _ in outputs])
@@ -268,7 +287,8 @@ def test_what_a_dying_process_had_not_reached_is_an_error(bench, monkeypatch):
 
     monkeypatch.setattr(Bench, "compress_ours", dying)
     monkeypatch.setattr(Bench, "measure", lambda self, outputs: iter([{"kl": 0.1} for _ in outputs]))
-    outcomes = list(quality.run_ladder(bench, W4, 0, quality.Progress(14)).values())
+    recipes = {rung.label: rung.recipe for rung in ladder(W4)}
+    outcomes = list(quality.run_ours(bench, recipes, 0, quality.Progress(14)).values())
     assert outcomes[0].quality == {"kl": 0.1}
     assert [outcome.error for outcome in outcomes[1:3]] == [
         "killed by signal 9",
