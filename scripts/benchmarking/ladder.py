@@ -75,3 +75,14 @@ def ladder(setting: Setting, seed: int = 0, without: tuple[str, ...] = ()) -> li
         Rung("all that, qat last", WHOLE, [gptq, {"qat": {"train": "scales", "seed": seed}}]),
     ]
     return [rung for rung in rungs if not any(name in without for step in rung.recipe for name in step)]
+
+
+def by_default(rungs: list[Rung]) -> set[str]:
+    """The labels whose steps the shipped recipes have: the whole one and what it rests on."""
+    bases = {rung.label: rung.base for rung in rungs}
+    found: set[str] = set()
+    label: str | None = WHOLE
+    while label in bases:
+        found.add(label)
+        label = bases[label]
+    return found

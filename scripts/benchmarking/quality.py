@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from benchmarking.bench import PEER_GPTQ, PEER_RTN, Bench, Peer, Progress, Setting, over
 from benchmarking.errors import RunError
-from benchmarking.ladder import ladder
+from benchmarking.ladder import by_default, ladder
 from benchmarking.table import number
 
 
@@ -34,6 +34,7 @@ class Row:
     setting: str
     base: str | None = None  # what it adds a step to
     recipe: list[dict] | None = None  # ours, with seed 0
+    by_default: bool | None = None  # whether the shipped recipes do what it adds
     kls: list[float] = field(default_factory=list)  # one for each seed
     kl: float | None = None  # their mean
     kl_spread: float | None = None
@@ -92,7 +93,8 @@ def run_quality(bench: Bench) -> Iterator[list[Row]]:
                 end = progress.begin(f"{setting.name} {_named(peer.label, seed)}")
                 outcomes[peer.label].append(run_peer(bench, peer, setting, seed))
                 end(str(outcomes[peer.label][-1]))
-        ours = [Row(r.label, setting.name, r.base, r.recipe) for r in rungs]
+        kept = by_default(rungs)
+        ours = [Row(r.label, setting.name, r.base, r.recipe, r.label in kept) for r in rungs]
         theirs = [Row(p.label, setting.name) for p in peers]
         for row in (*ours, *theirs):
             summarize(row, outcomes[row.method])
@@ -207,6 +209,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "KL": lambda row: with_spread(row.kl, row.kl_spread, ".5f"),
     "change": lambda row: with_spread(row.change, row.change_spread, "+.1%"),
     "against": lambda row: row.base or "",
+    "default": lambda row: "" if row.by_default is None else "on" if row.by_default else "off",
     "to best peer": lambda row: number(row.ratio_to_peer, ".2f"),
     "perplexity": lambda row: number(row.perplexity, ".3f"),
     "top-1": lambda row: number(row.top1, ".3f"),

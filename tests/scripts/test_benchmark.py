@@ -29,7 +29,7 @@ from benchmarking import quality, speed
 from benchmarking import tokens as tokens_module
 from benchmarking.bench import Bench, Peer, Setting
 from benchmarking.errors import RunError, UsageError
-from benchmarking.ladder import ADDED, WHOLE, Rung, ladder
+from benchmarking.ladder import ADDED, WHOLE, Rung, by_default, ladder
 from benchmarking.main import plain
 from benchmarking.processes import answer, answers
 from benchmarking.quality import Outcome, Row, run_quality, summarize
@@ -38,6 +38,7 @@ from benchmarking.tokens import draw, tokenize
 from benchmarking.workers import WORKERS, missing
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.recipes import job_from_dict
+from hfcompress.recipes.job import load_job
 
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -69,6 +70,25 @@ def bench(tmp_path):
 
 
 # the ladder
+
+
+@pytest.mark.parametrize("recipe", ["w4a16", "w3a16", "w2a16"])
+def test_the_steps_that_are_on_by_default_are_those_of_the_recipe(recipe):
+    [shipped] = load_job(recipe).steps
+    setting = Setting.parse(f"w{shipped.bits}g{shipped.group_size}")
+    rungs = ladder(setting)
+    [whole] = [rung for rung in rungs if rung.label == WHOLE]
+    assert job_from_dict({"recipe": whole.recipe}).steps == (shipped,)
+    assert by_default(rungs) == {
+        "RTN",
+        "GPTQ",
+        "+ act_order",
+        "+ scale search",
+        "+ shift",
+        "+ refine",
+        "+ curvature",
+        WHOLE,
+    }
 
 
 @pytest.mark.parametrize("setting", ["w4g128", "w4channel", "w3g128", "w2g64", "w2g32"])
