@@ -14,8 +14,10 @@
 """The commands: parse, call, print. Results go to stdout, progress and messages to stderr."""
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -410,6 +412,8 @@ def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     from hfcompress.quiet import quiet_libraries
 
     quiet_libraries()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends is Ctrl-C too
     try:
         code = command(arguments, standalone_mode=False) or OK
     except HfcompressError as error:

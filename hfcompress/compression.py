@@ -202,16 +202,19 @@ def compress(
     writer = CheckpointWriter(output)
     base = described_base(checkpoint)
     journal = Journal(writer.partial / "journal.json", fingerprint(job, base, tokens, streamed, processes, rotation))
-    if overwrite and processes.writes:
-        writer.discard()
-    if resume:
-        journal.resume()
-    if processes.writes:
-        writer.open()
-    processes.wait()
-    passes = (1 if ready.training is None else 2) + (2 if ready.choices is not None and journal.budget is None else 0)
-    progress.start(passes * len(streamed) + (units(comparison, names) if comparison else 0))
     try:
+        if processes.writes:
+            writer.claim()
+        if overwrite and processes.writes:
+            writer.discard()
+        if resume:
+            journal.resume()
+        if processes.writes:
+            writer.open()
+        processes.wait()
+        passes = 1 if ready.training is None else 2
+        passes += 2 if ready.choices is not None and journal.budget is None else 0
+        progress.start(passes * len(streamed) + (units(comparison, names) if comparison else 0))
         if ready.choices is not None:
             _settle_budget(ready, job, writer, journal, progress, memory_limit)
             phases.end("budget")
@@ -250,6 +253,8 @@ def compress(
         elif processes.writes and writer.merged and not isinstance(error, OutputError):
             raise type(error)(f"{error} The weights are done: put that right, and go on with --resume.") from error
         raise
+    finally:
+        writer.release()
     return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
 
 
@@ -341,7 +346,10 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )
     run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended)
-    if not writer.merged:
+    if writer.merged:
+        writer.require_whole()
+    else:
+        run.forget_lost_parts()
         if journal.witness is None:
             run.run(batches)
         if ready.training is not None:

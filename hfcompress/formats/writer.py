@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -95,11 +96,35 @@ class CheckpointWriter:
         self.result = self.partial / "result"
         self.parts = self.partial / "parts"
         self.max_shard_bytes = max_shard_bytes
+        self.lock = FileLock(lock_path(output), timeout=0)
 
     @property
     def merged(self) -> bool:
         """Whether an earlier run has turned all parts into shards."""
         return any(self.result.glob("model*.safetensors")) and not any(self.parts.glob("*.safetensors"))
+
+    def claim(self) -> None:
+        """
+        Keep other runs away from the output until [`release`], or until this process ends, however it does.
+
+        Raises:
+            OutputError: another run is at work there.
+        """
+        with disk_errors(self.output):
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire()
+            except Timeout as error:
+                raise OutputError(
+                    f"Another run is writing {self.output}; wait until it ends, or choose another --output."
+                ) from error
+
+    def release(self) -> None:
+        """Let other runs at the output; does nothing where it was not claimed."""
+        if self.lock.is_locked:
+            with contextlib.suppress(OSError):  # some systems keep an open file
+                lock_path(self.output).unlink()
+            self.lock.release()
 
     def open(self) -> None:
         """Make the folders."""
@@ -119,6 +144,19 @@ class CheckpointWriter:
         """The tensors of a part that was written before."""
         return load_file(self.part(name))
 
+    def holds(self, name: str) -> bool:
+        """Whether part `name` is there and whole."""
+        return _whole(self.part(name))
+
+    def require_whole(self) -> None:
+        """
+        Raises:
+            OutputError: a shard is not as long as it says.
+        """
+        for shard in sorted(self.result.glob("model*.safetensors")):
+            if not _whole(shard):
+                raise OutputError(f"{shard} has been cut short; start again with --overwrite.")
+
     def write_stage(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write what a later stage will put into the parts; it is there whole or not at all, and no part itself."""
         self._write(self.partial / f"{name}.safetensors", tensors)
@@ -131,9 +169,7 @@ class CheckpointWriter:
         temporary = final.with_suffix(".tmp")
         with disk_errors(self.output):
             save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, final)
+            put_in_place(temporary, final)
 
     def write_json(self, name: str, value: dict) -> None:
         """Write a JSON file into the result."""
@@ -182,6 +218,11 @@ class CheckpointWriter:
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
+def lock_path(output: Path) -> Path:
+    """The file that a run on `output` holds locked."""
+    return output.parent / f".{output.name}.lock"
+
+
 def partial_path(output: Path) -> Path:
     """Where the unfinished work for `output` lies."""
     return output.parent / f".{output.name}.partial"
@@ -215,6 +256,19 @@ def check_output(output: Path, resume: bool, overwrite: bool, source: Path | Non
         )
 
 
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Rename a file that was written, both it and its new name being on disk before anything that comes later."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
 def write_json(path: Path, value: dict) -> None:
     """Write JSON that is there whole or not at all; what is not a finite number is null."""
     write_text(path, json_text(value))
@@ -230,7 +284,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with disk_errors(path.parent):
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
 
 
 def _finite(value):
@@ -273,6 +327,18 @@ def _entries(path: Path) -> list[_Entry]:
             begin, end = value["data_offsets"]
             entries.append(_Entry(name, value["dtype"], value["shape"], end - begin, path, 8 + length + begin))
     return entries
+
+
+def _whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+            ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
+            return file.seek(0, os.SEEK_END) == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, MemoryError):
+        return False
 
 
 def merged_bytes(parts: Iterable[Mapping[str, Any]], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
@@ -341,6 +407,4 @@ def _write_shard(path: Path, entries: list[_Entry]) -> None:
                     raise OutputError(f"{entry.path} has been cut short; start again with --overwrite.")
                 target.write(chunk)
                 left -= len(chunk)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(temporary, path)
+    put_in_place(temporary, path)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfcompress.errors import UnsupportedModelError
+from hfcompress.errors import OutputError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
@@ -131,6 +131,23 @@ class BlockPass:
             self.journal.testify(said)
         return [result for results in self.journal.blocks.values() for result in results]
 
+    def forget_lost_parts(self) -> None:
+        """
+        Take blocks for unfinished whose parts are gone or have been cut short since.
+
+        Raises:
+            OutputError: what came after the blocks rests on such a part.
+        """
+        if self.writer is None:
+            return
+        parts = {name: _part(index) for index, name in enumerate(self.model.block_names)}
+        for name in [n for n in self.journal.blocks if not self.writer.holds(parts.get(n, n))]:
+            if self.journal.stages:
+                lost = self.writer.part(parts.get(name, name))
+                raise OutputError(f"{lost} is gone or has been cut short; start again with --overwrite.")
+            self.progress.note(f"what was written of {name} is damaged, so it is solved again")
+            self.journal.lose(name)
+
     # one block
 
     def _compress(
@@ -193,7 +210,7 @@ class BlockPass:
         for key in self.model.keys_of_block(index):
             if key.removesuffix(".weight") not in stems:
                 tensors[key] = folded[key] if key in folded else self.model.tensors[key].read()
-        self._commit(self.model.block_names[index], f"block-{index:05d}", tensors, results, folds)
+        self._commit(self.model.block_names[index], _part(index), tensors, results, folds)
         return streams, dense
 
     def _tune(
@@ -295,7 +312,7 @@ class BlockPass:
             dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
         linears = find_linears(block, self.model.block_names[index])
         assert self.writer is not None
-        stored = self.writer.read_part(f"block-{index:05d}")
+        stored = self.writer.read_part(_part(index))
         for name, parameter in block.named_parameters(prefix=self.model.block_names[index]):
             if self.model.sources.get(name) in stored:  # a fold may have changed it
                 parameter.data.copy_(stored[self.model.sources[name]])
@@ -407,6 +424,11 @@ class BlockPass:
         else:
             self.journal.blocks[name] = results
         self.processes.wait()
+
+
+def _part(index: int) -> str:
+    """Where a block is written."""
+    return f"block-{index:05d}"
 
 
 @dataclass

@@ -69,6 +69,11 @@ class Journal:
         """Whether block `name` is finished."""
         return name in self.blocks
 
+    def lose(self, name: str) -> None:
+        """The part of block `name` is not there any more: the block is to be solved again."""
+        del self.blocks[name]
+        self.witness = None
+
     def commit(self, name: str, results: list[dict[str, Any]], folds: list[dict[str, Any]]) -> None:
         """Block `name` is finished and its part is on disk."""
         self.blocks[name], self.folds[name] = results, folds
