@@ -30,6 +30,7 @@ from hfcompress.passes import block_pass
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.statistics import Statistics
 from hfcompress.progress import Silent
+from hfcompress.recipes import load_job, with_changes
 
 
 class StopAfter(Silent):
@@ -169,14 +170,16 @@ def test_resume_with_nothing_to_resume_starts_afresh(saved_llama, tmp_path):
 
 
 def test_a_real_ctrl_c_is_130_and_the_run_goes_on(tmp_path, tiny):
+    refined = {"gptq.curvature": True, "gptq.refine": 6}  # long enough to be interrupted on any machine
     command = [sys.executable, "-m", "hfcompress.cli", "run", "gptq-w4a16", "--samples", "64", "--no-eval"]
+    command += [part for key, value in refined.items() for part in ("--set", f"{key}={str(value).lower()}")]
     command += ["--output", str(tmp_path / "out")]
     journal = partial_path(tmp_path / "out") / "journal.json"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
+    for _ in range(12000):
         if journal.exists() or process.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
@@ -185,5 +188,6 @@ def test_a_real_ctrl_c_is_130_and_the_run_goes_on(tmp_path, tiny):
     assert not (tmp_path / "out").exists()
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    hfc.compress(None, "gptq-w4a16", tmp_path / "whole", samples=64, evaluate=False)
+    job = with_changes(load_job("gptq-w4a16"), [f"{key}={str(value).lower()}" for key, value in refined.items()])
+    hfc.compress(None, job, tmp_path / "whole", samples=64, evaluate=False)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
