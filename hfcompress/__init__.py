@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Recipe,
         Rotate,
         Smooth,
+        Sparsify,
         TorchAo,
         Tune,
     )
@@ -55,6 +56,7 @@ _WHERE = {
     "Result": "hfcompress.compression",
     "Rotate": "hfcompress.recipes",
     "Smooth": "hfcompress.recipes",
+    "Sparsify": "hfcompress.recipes",
     "TorchAo": "hfcompress.recipes",
     "Tune": "hfcompress.recipes",
     "compare": "hfcompress.measuring",
@@ -77,6 +79,7 @@ __all__ = [
     "Result",
     "Rotate",
     "Smooth",
+    "Sparsify",
     "TorchAo",
     "Tune",
     "compare",

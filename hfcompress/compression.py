@@ -36,6 +36,7 @@ from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats.layout import Layout
 from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import MANIFEST
@@ -231,6 +232,7 @@ def compress(
         beside = {} if layout is None else layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
+        _check_zeros(made, ready.plan, results)
         manifest = {**_manifest(ready, job, base, journal, results, made), **beside}
         writer.write_json(MANIFEST, manifest)  # the measurements read it
         phases.end("write")
@@ -301,6 +303,15 @@ def _manifest(
         "processes": ready.processes.count,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _check_zeros(made: Checkpoint, plan: Plan, results: list[dict]) -> None:
+    """Law 5: the patterns hold in what was written; what is reported of the zeros is what is there."""
+    sparse = {task.stem: task for task in plan.tasks.values() if task.sparsity is not None}
+    found = check_zeros(made, [(stem, t.sparsity.structure, t.shape.transposed) for stem, t in sparse.items()])
+    shares = {sparse[stem].name: share for stem, share in found.items()}
+    for row in results:
+        row["sparsity"] = shares.get(row["name"], row["sparsity"])
 
 
 def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress: Progress, memory_limit) -> None:

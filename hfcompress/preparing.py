@@ -235,6 +235,11 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
 
 def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
     """What config.json will say of a plan's linears."""
-    grids = {name: task.grid for name, task in plan.tasks.items()}
-    config = layout.quantization_config(grids, plan.untouched, plan.kv_cache)
+    plain = [name for name, task in plan.tasks.items() if task.grid.is_plain]
+    grids = {name: task.grid for name, task in plan.tasks.items() if not task.grid.is_plain}
+    if not grids:
+        if plan.kv_cache is not None:
+            raise InvalidValueError("kv_cache needs a step beside it that rounds weights, such as rtn or gptq.")
+        return None
+    config = layout.quantization_config(grids, [*plan.untouched, *plain], plan.kv_cache)
     return layout.config_with_embeddings(config, grids, [] if plan.embeddings is None else [plan.embeddings.name])

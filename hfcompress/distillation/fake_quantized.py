@@ -39,10 +39,15 @@ class FakeQuantized(nn.Module):
         codes_fixed (`bool`, *optional*, defaults to `False`): the codes stay, and the whole change of a scale reaches
             its weights (as in EfficientQAT's end-to-end phase, arXiv 2407.11062). LSQ's gradient would not do here: it
             reckons with weights that stay where they are and change their codes when the scale moves.
+        keep (`Tensor`, *optional*): bool like the weight: the others are zero, and remain so.
     """
 
-    def __init__(self, start: QuantizedWeight, dtype: torch.dtype, codes_fixed: bool = False):
+    def __init__(
+        self, start: QuantizedWeight, dtype: torch.dtype, codes_fixed: bool = False, keep: Tensor | None = None
+    ):
         super().__init__()
+        self.keep: Tensor | None
+        self.register_buffer("keep", keep)
         self.start, self.grid, self.dtype, self.codes_fixed = start, start.grid, dtype, codes_fixed
         self.start_scales: Tensor
         self.register_buffer("start_scales", start.scales.float())
@@ -60,7 +65,7 @@ class FakeQuantized(nn.Module):
         return _StraightThrough.apply(exact, stored)
 
     def forward(self, position: Tensor) -> Tensor:
-        scales = self.scales()
+        scales, position = self.scales(), self._kept(position)
         if self.codes_fixed:
             weight = (position.view(*scales.shape, -1) * scales.unsqueeze(-1)).view_as(position)
         else:
@@ -73,9 +78,12 @@ class FakeQuantized(nn.Module):
         scales = self.scales()
         codes = self.start.codes
         if not self.codes_fixed:
-            codes = round_to_codes(position, self.start_scales, scales, self.start.zero_points, self.grid)
+            codes = round_to_codes(self._kept(position), self.start_scales, scales, self.start.zero_points, self.grid)
         stored = scales.to(self.start.scales.dtype)
         return QuantizedWeight(codes.to(torch.int8), stored, self.start.zero_points, self.grid)
+
+    def _kept(self, position: Tensor) -> Tensor:
+        return position if self.keep is None else position * self.keep
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -90,7 +98,9 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None
 
 
-def fake_quantize_linear(linear: nn.Module, start: QuantizedWeight, dtype: torch.dtype, train: str) -> FakeQuantized:
+def fake_quantize_linear(
+    linear: nn.Module, start: QuantizedWeight, dtype: torch.dtype, train: str, sparse: bool = False
+) -> FakeQuantized:
     """
     Let a linear that still holds its dense weight train on a grid.
 
@@ -99,8 +109,10 @@ def fake_quantize_linear(linear: nn.Module, start: QuantizedWeight, dtype: torch
         start (`QuantizedWeight`): its rounded weight.
         dtype (`torch.dtype`): of the arithmetic.
         train (`str`): `"weights"`, `"scales"` or `"both"`.
+        sparse (`bool`, *optional*, defaults to `False`): what is zero remains so.
     """
-    added = FakeQuantized(start, dtype, codes_fixed=train == "scales")
+    keep = start.dequantize() != 0 if sparse else None
+    added = FakeQuantized(start, dtype, train == "scales", keep)
     parametrize.register_parametrization(linear, "weight", added, unsafe=True)
     linear.get_parameter("parametrizations.weight.original").requires_grad_(train != "scales")
     added.ratio.requires_grad_(train != "weights")

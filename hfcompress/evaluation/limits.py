@@ -41,7 +41,7 @@ def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         `list[str]`: sentences, the general ones first.
     """
     sections = (_quality, _tasks, _robustness, _stability, _explain, _speed, _memory, _energy)
-    return [*_coverage(manifest), *(sentence for section in sections for sentence in section(report))]
+    return [*_coverage(manifest), *_sparsity(manifest), *(sentence for section in sections for sentence in section(report))]
 
 
 def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -51,6 +51,17 @@ def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"{counted(len(fallbacks), 'linear')} {were} solved by a fallback, the first of them {fallbacks[0]}."
     for name, reason in (manifest.get("skipped") or {}).items():
         yield f"{name} was left alone: {reason or 'the reason is not known'}."
+
+
+def _sparsity(manifest: Mapping[str, Any]) -> Iterator[str]:
+    rows = [row for row in manifest.get("linears") or () if _at(row, "pattern")]
+    if rows and all(_at(row, "type") == "plain" for row in rows):
+        yield (
+            "The zeros are stored like any other value: neither the file nor the memory is smaller, and without kernels "
+            "for such a pattern nothing is faster."
+        )
+    elif rows:
+        yield "The zeros are stored like any other code: they make nothing smaller or faster by themselves."
 
 
 def _quality(report: Mapping[str, Any]) -> Iterator[str]:

@@ -228,7 +228,8 @@ def method(manifest: dict[str, Any]) -> str:
     linears, compressed = coverage.get("linears"), coverage.get("compressed", len(rows))
     covered = f"{compressed} of {linears} linears" if linears else f"{len(rows)} linears"
     covered += " and the embeddings" if manifest.get("embeddings") else ""
-    return ", ".join([*kinds("method"), *([f"{bits} bits"] if bits else []), *groups, *inputs, *cache, covered])
+    patterns = [f"pattern {pattern}" for pattern in kinds("pattern")]
+    return ", ".join([*kinds("method"), *patterns, *([f"{bits} bits"] if bits else []), *groups, *inputs, *cache, covered])
 
 
 def csp_hash(text: str) -> str:

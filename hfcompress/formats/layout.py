@@ -46,6 +46,12 @@ class Layout(ABC):
             HfcompressError: this format cannot hold the model.
         """
 
+    def of(self, grid: Grid) -> "Layout":
+        """The layout that holds linears on a grid: this one, or plain weights where nothing is rounded."""
+        from hfcompress.formats.dense import Dense  # which is a layout
+
+        return Dense() if grid.is_plain else self
+
     @abstractmethod
     def check(self, shape: LinearShape, grid: Grid) -> None:
         """
@@ -135,6 +141,8 @@ class Layout(ABC):
 
 def kind_of(grid: Grid) -> str:
     """What a grid's codes are, and what is done to the inputs: `int codes and rounded inputs`."""
+    if grid.is_plain:
+        return "plain weights"
     return f"{grid.type} codes" if grid.activations == "none" else f"{grid.type} codes and rounded inputs"
 
 

@@ -34,13 +34,19 @@ from hfcompress.hub.base_card import forbids_derivatives
 from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
 from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
-from hfcompress.models.manifest import EXPORTS, HUB, format_of
+from hfcompress.models.manifest import EXPORTS, HUB, format_of, is_plain
+from hfcompress.solvers.pattern import UNSTRUCTURED
 
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-METHODS = {"gptq": "GPTQ", "qat": "quantization-aware training", "rtn": "round to nearest"}
+METHODS = {
+    "gptq": "GPTQ",
+    "qat": "quantization-aware training",
+    "rtn": "round to nearest",
+    "sparsify": "weights set to zero",
+}
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",
@@ -117,7 +123,7 @@ def make_card(
         eval_results=_eval_results(manifest, report) or None,
     )
     if base_model:
-        data["base_model_relation"] = "quantized"
+        data["base_model_relation"] = "finetune" if is_plain(manifest) else "quantized"
     pictures = pictures or {}
     template = resources.files("hfcompress.hub") / "templates" / "card.md.jinja"
     return ModelCard.from_template(
@@ -142,7 +148,7 @@ def make_card(
         layout=format_of(manifest),
         packages=_packages(manifest),
         exports=manifest.get(EXPORTS, []),
-        bits=_bits(manifest),
+        weights=_weights(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
         served=_served(manifest),
@@ -167,7 +173,7 @@ def benchmark_files(manifest: dict[str, Any], report: dict[str, Any]) -> dict[st
                 task_id=task_id,
                 value=round(100 * score["compressed"], 2),
                 date=manifest["finished"][:10],
-                notes=f"{_bits(manifest)}-bit weights, lm-eval {tasks['how'].get('lm_eval', '')}".strip(),
+                notes=f"{_weights(manifest)}, lm-eval {tasks['how'].get('lm_eval', '')}".strip(),
             )
             files[f"{task}.yaml"] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
     return files
@@ -193,9 +199,18 @@ def _bits(manifest: dict[str, Any]) -> str:
     return "/".join(str(b) for b in bits)
 
 
+def _weights(manifest: dict[str, Any]) -> str:
+    """`4-bit weights`, `2:4-sparse weights`, `2:4-sparse 4-bit weights`."""
+    patterns = "/".join(sorted({row["pattern"] for row in manifest["linears"] if row.get("pattern")}))
+    sparse = patterns and f"{patterns} " if patterns == UNSTRUCTURED else patterns and f"{patterns}-"
+    words = [f"{sparse}sparse"] if patterns else []
+    words += [] if is_plain(manifest) else [f"{_bits(manifest)}-bit"]
+    return " ".join([*words, "weights"])
+
+
 def _tags(manifest: dict[str, Any]) -> list[str]:
     methods = sorted({method for row in manifest["linears"] for method in row["method"].split("+")})
-    rows = manifest["linears"]
+    rows = [row for row in manifest["linears"] if row.get("type") != "plain"]
     bits = sorted({row["bits"] for row in rows})
     kinds = sorted({f"w{row['bits']}a{8 if _rounds_inputs(row) else 16}" for row in rows})
     fp8 = ["fp8"] if any(row.get("type") == "float" for row in rows) else []
@@ -204,7 +219,8 @@ def _tags(manifest: dict[str, Any]) -> list[str]:
     family = layout if layout in LIBRARIES else get_format(layout).quant_method
     named = [] if family is None or family in methods else [family]
     named += ["gguf"] if "gguf" in manifest else []
-    return ["hfcompress", *methods, *named, *[f"{b}-bit" for b in bits], *kinds, *fp8]
+    sparse = sorted({row["pattern"] for row in manifest["linears"] if row.get("pattern")})
+    return ["hfcompress", *methods, *(["sparse", *sparse] if sparse else []), *named, *[f"{b}-bit" for b in bits], *kinds, *fp8]
 
 
 def _packages(manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -219,17 +235,20 @@ def _rounds_inputs(row: dict[str, Any]) -> bool:
 
 def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
-    keys = ("method", "bits", "group_size", "symmetric", "type", "activations")
+    keys = ("method", "pattern", "bits", "group_size", "symmetric", "type", "activations")
     named = [{**row, "embeddings": row["name"] == manifest.get("embeddings")} for row in manifest["linears"]]
     kinds = Counter(tuple(row.get(key) for key in ("embeddings", *keys)) for row in named)
-    groups = [
-        f"{'embeddings' if embeddings else f'{count} linears'}: "
-        f"{' and '.join(METHODS.get(part, part) for part in str(method).split('+'))}, "
-        f"{bits} bits{' (E4M3)' if kind == 'float' else ''}, "
-        f"{'one scale per row' if group == -1 else f'groups of {group}'}, "
-        f"{'symmetric' if symmetric else 'with zero points'}{INPUTS.get(inputs, '')}"
-        for (embeddings, method, bits, group, symmetric, kind, inputs), count in kinds.most_common()
-    ]
+    groups = []
+    for (embeddings, method, pattern, bits, group, symmetric, kind, inputs), count in kinds.most_common():
+        whose = "embeddings" if embeddings else f"{count} linears"
+        methods = " and ".join(METHODS.get(part, part) for part in str(method).split("+"))
+        details = [
+            *([f"pattern {pattern}"] if pattern else []),
+            f"{bits} bits{' (E4M3)' if kind == 'float' else ''}",
+            *([] if kind == "plain" else ["one scale per row" if group == -1 else f"groups of {group}"]),
+            *([] if kind == "plain" else ["symmetric" if symmetric else "with zero points"]),
+        ]
+        groups.append(f"{whose}: {', '.join([methods, *details])}{INPUTS.get(inputs, '')}")
     if cache := manifest.get("kv_cache"):
         codes = "E4M3" if cache == "float" else "integers"
         groups.append(f"keys and values: 8 bits ({codes}), one scale each per attention")

@@ -24,7 +24,7 @@ from numba import njit, prange
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def round_columns(values, targets, scales, zeros, across, down, starts, stops, low, high, codes, carried):
+def round_columns(values, targets, scales, zeros, across, down, starts, stops, low, high, keep, codes, carried):
     """
     Round a few columns, each row after row.
 
@@ -38,6 +38,7 @@ def round_columns(values, targets, scales, zeros, across, down, starts, stops, l
         down (`ndarray`): float32 `(rows, block)`: how the error of a row is fed to those after it in its block.
         starts, stops (`ndarray`): int64 `(blocks,)`: the blocks of rows.
         low, high (`float`): the least and the greatest code.
+        keep (`ndarray`): bool `(columns, rows)`: which entries may be other than zero; empty for all.
         codes (`ndarray`): int8 `(columns, rows)`, written.
         carried (`ndarray`): float32 `(columns, rows)`, written: each error plus what it receives from the rows above.
     """
@@ -54,6 +55,8 @@ def round_columns(values, targets, scales, zeros, across, down, starts, stops, l
                 scale, zero = scales[j, i], zeros[j, i]
                 code = np.rint((values[j, i] + above[i - start]) / scale) + zero
                 code = min(max(code, low), high)
+                if keep.size > 0 and not keep[j, i]:
+                    code = zero
                 codes[j, i] = code
                 error = targets[j, i] - (code - zero) * scale
                 carried[j, i] = above[i - start] + error
@@ -62,7 +65,7 @@ def round_columns(values, targets, scales, zeros, across, down, starts, stops, l
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def descend_columns(slopes, gram, curvature, scales, starts, stops, low, high, codes, moved):
+def descend_columns(slopes, gram, curvature, scales, starts, stops, low, high, keep, codes, moved):
     """
     Move the codes of a few columns to where the objective is least, one after the other, the others held.
 
@@ -74,6 +77,7 @@ def descend_columns(slopes, gram, curvature, scales, starts, stops, low, high, c
         scales (`ndarray`): float32 `(columns, rows)`.
         starts, stops (`ndarray`): int64 `(blocks,)`: the blocks of rows.
         low, high (`float`): the least and the greatest code.
+        keep (`ndarray`): bool `(columns, rows)`: which entries may be other than zero; empty for all.
         codes (`ndarray`): int8 `(columns, rows)`, changed.
         moved (`ndarray`): float32 `(columns, rows)`, zeros on entry; written: curvature times the change in value.
     """
@@ -90,7 +94,7 @@ def descend_columns(slopes, gram, curvature, scales, starts, stops, low, high, c
                 old = np.float32(codes[j, i])
                 code = old + np.rint(slopes[j, i] / (curvature[i, i - start] * own * scale))
                 code = min(max(code, low), high)
-                if code != old:
+                if code != old and (keep.size == 0 or keep[j, i]):
                     codes[j, i] = code
                     change = (code - old) * scale
                     for k in range(stop - start):

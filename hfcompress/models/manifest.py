@@ -70,7 +70,15 @@ def base_of(folder: Path | None) -> str | Path:
 def format_of(manifest: dict[str, Any]) -> str:
     """The format of the checkpoint now: the recipe's, or that of its last export."""
     exports = manifest.get(EXPORTS)
+    if not exports and is_plain(manifest):
+        return "dense"
     return exports[-1]["format"] if exports else manifest["recipe"]["format"]
+
+
+def is_plain(manifest: dict[str, Any]) -> bool:
+    """Whether none of its weights is rounded to fewer bits, and the checkpoint an ordinary one."""
+    rows = manifest["linears"]
+    return manifest["recipe"]["format"] == "compressed-tensors" and all(row.get("type") == "plain" for row in rows)
 
 
 def is_as_solved(manifest: dict[str, Any]) -> bool:

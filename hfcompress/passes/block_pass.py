@@ -230,12 +230,13 @@ class BlockPass:
         tuner = BlockTuner(self.model, index, received, outputs, curvature)
         weights = {name: each.weight for name, each in found.items() if each.weight is not None}
         solved = {name: each.quantized for name, each in found.items()}
-        moved, told = tuner.tune(block, linears, weights, solved, step)
+        sparse = [name for name, task in self.plan.blocks[index].items() if task.sparsity is not None]
+        moved, told = tuner.tune(block, linears, weights, solved, step, sparse)
         for name, each in found.items():
             each.result.update(told)
             if name in moved:
                 each.quantized = moved[name]
-                values = self.layout.values(each.quantized)
+                values = self.layout.of(each.quantized.grid).values(each.quantized)
                 set_weight(linears[name], values)
                 each.result.update(errors(weights[name], values, each.statistics))
         if not moved:
@@ -317,7 +318,7 @@ class BlockPass:
             if self.model.sources.get(name) in stored:  # a fold may have changed it
                 parameter.data.copy_(stored[self.model.sources[name]])
         for name, task in self.plan.blocks[index].items():
-            set_weight(linears[name], self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
+            set_weight(linears[name], self._restored(stored, task))
             set_scales(linears[name], stored_scales(stored, task))
         for name, attention in self._caches(block, index).items():
             set_scales(attention, stored_scales(stored, self.plan.caches[index][name]))
@@ -378,7 +379,7 @@ class BlockPass:
         if self.journal.done(HEAD):
             assert self.writer is not None
             stored = self.writer.read_part(HEAD)
-            set_weight(head, self.layout.restore(stored, task.stem, task.grid, task.shape.transposed))
+            set_weight(head, self._restored(stored, task))
             set_scales(head, stored_scales(stored, task))
             return
         statistics = None
@@ -404,8 +405,12 @@ class BlockPass:
                     self.writer.write_part(f"outside-{number:05d}", {key: self.model.tensors[key].read()})
         self.processes.wait()
 
+    def _restored(self, stored: Mapping[str, Tensor], task: LinearTask) -> Tensor:
+        """The values of a linear that an earlier run has written."""
+        return self.layout.of(task.grid).restore(stored, task.stem, task.grid, task.shape.transposed)
+
     def _packed(self, task: LinearTask, quantized: QuantizedWeight, scales: dict[str, Tensor]) -> dict[str, Tensor]:
-        packed = {k: v.cpu() for k, v in {**self.layout.pack(quantized), **scales}.items()}
+        packed = {k: v.cpu() for k, v in {**self.layout.of(task.grid).pack(quantized), **scales}.items()}
         if task.shape.transposed:
             packed["weight"] = packed["weight"].T.contiguous()
         return packed

@@ -58,7 +58,7 @@ def output_curvatures(
         progress (`Progress`): is told that it goes on.
     """
     tasks: list[LinearTask] = [task for block in plan.blocks for task in block.values()]
-    widths = {task.name: task.shape.out_features for task in tasks if task.settings.needs_curvature}
+    widths = {task.name: task.shape.out_features for task in tasks if task.needs_curvature}
     found = GradientCovariances(model, widths, LABELS, ROW_BLOCK)
     progress.step("gradients of the predictions", amount=0)
     with unrounded(model.skeleton):

@@ -106,6 +106,8 @@ class Folding:
         for name in fold.consumers:
             if name not in tasks:
                 return f"{name} reads the same tensor and stays dense"
+            if tasks[name].grid.is_plain:
+                return f"{name} reads the same tensor and is not rounded"
             if step.for_linear(name) is None:
                 return f"{name} reads the same tensor and is no target of {step.name}"
         if fold.offset is None and fold.producer not in tasks:

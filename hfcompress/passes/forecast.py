@@ -77,7 +77,7 @@ class Forecast:
             codes = torch.empty(shape.out_features, shape.in_features, dtype=torch.int8, device="meta")
             scales = torch.empty(shape.out_features, groups, dtype=task.scale_dtype, device="meta")
             zeros = None if task.grid.symmetric else torch.empty_like(scales, dtype=torch.int8)
-            packed = self.layout.pack(QuantizedWeight(codes, scales, zeros, task.grid))
+            packed = self.layout.of(task.grid).pack(QuantizedWeight(codes, scales, zeros, task.grid))
             if shape.transposed:
                 packed["weight"] = packed["weight"].T
             self._packed[key] = packed

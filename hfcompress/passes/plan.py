@@ -27,6 +27,7 @@ from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.statistics import Statistics
 from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.pattern import Pattern
 from hfcompress.solvers.smoothing import Magnitudes
 
 
@@ -100,14 +101,42 @@ class Quantizer(Protocol):
         scale_dtype: torch.dtype,
         linears: str,
         curvature: Sequence[Tensor] | None = None,
+        keep: Tensor | None = None,
     ) -> tuple[QuantizedWeight, dict[str, Any]]:
         """
         Round the stacked weights `(out_features, in_features)` of linears that share their input.
 
         `curvature` is what their outputs are worth, block by block along the diagonal, for a step that asked for it.
+        `keep`, bool like the weights, says which of them may be other than zero; the others are zero already.
 
         Returns:
             the rounded weight, and what there is to report of it.
+        """
+
+
+class Sparsifier(Protocol):
+    """What the pass asks of a step that sets weights to zero, once it has been narrowed down to a linear."""
+
+    name: ClassVar[str]
+    reads_inputs: bool
+    needs_dense_stream: bool
+    needs_curvature: bool
+    pattern: str
+    structure: Pattern
+    on_indivisible: str
+
+    def sparsify(
+        self,
+        weight: Tensor,
+        statistics: Statistics | None,
+        linears: str,
+        curvature: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """
+        Choose what stays of the stacked weights `(out_features, in_features)` of linears that share their input.
+
+        Returns:
+            the weights with their zeros, bool which of them stay, and what there is to report.
         """
 
 
@@ -116,19 +145,22 @@ class LinearTask:
     """
     Args:
         shape (`LinearShape`): the linear.
-        settings (`Quantizer`): what is done to it.
+        settings (`Quantizer` or `Sparsifier`): what is done to it; where it is sparsified and rounded, the step that
+            rounds.
         grid (`Grid`): the grid it ends on.
         stem (`str`): its name on disk, without `.weight`.
         scale_dtype (`torch.dtype`): the dtype of its scales on disk, or of its weight where that is written dense.
         fallback (`str` or `None`): what was done instead of what was asked for.
+        sparsity (`Sparsifier` or `None`): how it is sparsified.
     """
 
     shape: LinearShape
-    settings: Quantizer
+    settings: Any
     grid: Grid
     stem: str
     scale_dtype: torch.dtype
     fallback: str | None = None
+    sparsity: Any = None
 
     @property
     def name(self) -> str:
@@ -153,7 +185,18 @@ class LinearTask:
     @property
     def needs_inputs(self) -> bool:
         """Whether calibration data is needed."""
-        return self.settings.needs_inputs or self.needs_range
+        sparsified = self.sparsity is not None and self.sparsity.reads_inputs
+        return sparsified or self.settings.needs_inputs or self.needs_range
+
+    @property
+    def needs_dense_stream(self) -> bool:
+        """Whether the dense model's stream is carried beside the calibration's."""
+        return any(step.needs_dense_stream for step in (self.sparsity, self.settings) if step is not None)
+
+    @property
+    def needs_curvature(self) -> bool:
+        """Whether it is asked what the outputs are worth to the predictions."""
+        return any(step.needs_curvature for step in (self.sparsity, self.settings) if step is not None)
 
 
 @dataclass(frozen=True)
@@ -241,31 +284,46 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     named_only = {*head, *embeddings}
     check_patterns(steps, [name for group in [*shapes, head, embeddings] for name in group])
     folds, tuning = _steps_before_rounding(steps), _step_after_rounding(steps)
-    rounding = [step for step in steps if hasattr(step, "quantize")]
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
-    indivisible: dict[str, tuple[LinearShape, Quantizer]] = {}
+    indivisible: dict[str, tuple[LinearShape, Any]] = {}
     for shape in (shape for group in [*shapes, head, embeddings] for shape in group.values()):
-        for settings in _settings_for(shape.name, rounding, in_blocks=shape.name not in named_only):
-            if shape.name == head_name and head_name in _tied_names(model):
+        found_here = _settings_for(shape.name, steps, in_blocks=shape.name not in named_only)
+        if found_here and shape.name == head_name and head_name in _tied_names(model):
+            raise InvalidValueError(
+                f"{head_name} shares its weight with the embeddings; take it out of targets, or name "
+                f"{' and '.join(embeddings)} there instead, in an rtn step, to quantize both as one."
+            )
+        sparsity, settings = found_here.get("sparsify"), found_here.get("quantize")
+        if sparsity is not None and not sparsity.structure.fits(shape.out_features, shape.in_features):
+            if sparsity.on_indivisible == "error":
                 raise InvalidValueError(
-                    f"{head_name} shares its weight with the embeddings; take it out of targets, or name "
-                    f"{' and '.join(embeddings)} there instead, in an rtn step, to quantize both as one."
+                    f"The pattern {sparsity.pattern} does not divide {shape.name}, whose weight is {shape.out_features} x "
+                    f"{shape.in_features}; choose another pattern, or set sparsify.on_indivisible to skip."
                 )
-            fallback = None
-            if settings.group_size != -1 and shape.in_features % settings.group_size:
-                if settings.on_indivisible == "error":
-                    indivisible[shape.name] = (shape, settings)
-                    continue
-                if settings.on_indivisible == "skip":
-                    skipped[shape.name] = f"its width {shape.in_features} is no multiple of {settings.group_size}"
-                    continue
+            skipped[shape.name] = f"the pattern {sparsity.pattern} does not divide its weight"
+            sparsity = None
+        fallback = None
+        if settings is not None and settings.group_size != -1 and shape.in_features % settings.group_size:
+            if settings.on_indivisible == "error":
+                indivisible[shape.name] = (shape, settings)
+                continue
+            if settings.on_indivisible == "skip":
+                skipped[shape.name] = f"its width {shape.in_features} is no multiple of {settings.group_size}"
+                settings = None
+            else:
                 fallback = f"one scale per row: {shape.in_features} is no multiple of {settings.group_size}"
+        if settings is None and sparsity is None:
+            continue
+        stem, dtype = _stored_as(model, shape.name)
+        if settings is None:
+            settings, grid = sparsity, Grid(8 * dtype.itemsize, type="plain")
+        else:
             group_size = -1 if fallback else settings.group_size
             grid = Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
-            layout.check(shape, grid)
-            stem, dtype = _stored_as(model, shape.name)
-            tasks[shape.name] = LinearTask(shape, settings, grid, stem, layout.scale_dtype(dtype), fallback)
+            dtype = layout.scale_dtype(dtype)
+        layout.of(grid).check(shape, grid)
+        tasks[shape.name] = LinearTask(shape, settings, grid, stem, dtype, fallback, sparsity)
     if indivisible:
         _refuse_indivisible(indivisible)
     if not tasks:
@@ -284,8 +342,8 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         or tuning is not None
         or any(task.needs_inputs for task in tasks.values())
         or any(caches),
-        needs_dense_stream=tuning is not None or any(task.settings.needs_dense_stream for task in tasks.values()),
-        needs_curvature=any(task.settings.needs_curvature for task in tasks.values()),
+        needs_dense_stream=tuning is not None or any(task.needs_dense_stream for task in tasks.values()),
+        needs_curvature=any(task.needs_curvature for task in tasks.values()),
         caches=caches,
         folds=folds,
         tuning=tuning,
@@ -371,9 +429,10 @@ def _input_embeddings(model: StreamedModel) -> dict[str, LinearShape]:
 
 
 def _check_embeddings(task: LinearTask, layout) -> None:
-    if task.settings.needs_inputs:
+    if task.settings.needs_inputs or task.sparsity is not None:
+        name = task.settings.name if task.sparsity is None else task.sparsity.name
         raise InvalidValueError(
-            f"{task.settings.name} needs the inputs of what it rounds, and {task.name} is looked up by token ids; take it "
+            f"{name} needs the inputs of what it changes, and {task.name} is looked up by token ids; take it "
             f"out of its targets and give it a step of its own: rtn with targets: [{task.name.rpartition('.')[2]}]."
         )
     layout.check_embeddings(task.name, task.grid)
@@ -385,20 +444,25 @@ def _tied_names(model: StreamedModel) -> set[str]:
     return {name.removesuffix(".weight") for name in model.skeleton.all_tied_weights_keys}
 
 
-def _settings_for(name: str, steps: Sequence[Step], in_blocks: bool) -> list[Quantizer]:
-    """The one step that is for this linear; the output head and the embeddings must be asked for by name."""
-    found = []
-    for step in steps:
-        if not in_blocks and all(target == ALL_LINEARS for target in step.targets):
-            continue
-        settings = step.for_linear(name)
-        if settings is not None and (in_blocks or _named(name, step.targets)):
-            found.append(settings)
-    if len(found) > 1:
-        both = " and ".join(step.name for step in found)
-        raise InvalidValueError(
-            f"{name} is a target of {both}; divide the linears between them with targets or ignore."
-        )
+def _settings_for(name: str, steps: Sequence[Step], in_blocks: bool) -> dict[str, Any]:
+    """
+    The one step of each kind that is for this linear, by what it does; the output head and the embeddings must be asked
+    for by name.
+    """
+    found: dict[str, Any] = {}
+    for kind in ("sparsify", "quantize"):
+        for step in (step for step in steps if hasattr(step, kind)):
+            if not in_blocks and all(target == ALL_LINEARS for target in step.targets):
+                continue
+            settings = step.for_linear(name)
+            if settings is None or not (in_blocks or _named(name, step.targets)):
+                continue
+            if kind in found:
+                raise InvalidValueError(
+                    f"{name} is a target of {found[kind].name} and {settings.name}; divide the linears between them with "
+                    "targets or ignore."
+                )
+            found[kind] = settings
     return found
 
 

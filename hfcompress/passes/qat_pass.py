@@ -231,7 +231,8 @@ class QatPass:
         for name, weight in solved.items():
             linear, weight = _linear(whole, name), weight.to(self.model.device)
             if name in self.trained:
-                learning[name] = fake_quantize_linear(linear, weight, self.model.dtype, self.settings.train)
+                sparse = self.trained[name].sparsity is not None
+                learning[name] = fake_quantize_linear(linear, weight, self.model.dtype, self.settings.train, sparse)
             else:
                 set_weight(linear, self.layout.values(weight))
         return learning

@@ -189,7 +189,7 @@ def _head_unit(
 
 def _empty(options: Mapping[str, Options], names: Sequence[str], model: StreamedModel) -> Statistics:
     tasks = [task for name in names for task in options[name].values()]
-    cross = any(task.settings.needs_dense_stream for task in tasks)  # zero on the dense model
+    cross = any(task.needs_dense_stream for task in tasks)  # zero on the dense model
     return Statistics(tasks[0].shape.in_features, model.device, cross=cross)
 
 
@@ -216,7 +216,7 @@ def _unit(
         tasks = {name: options[name][choice] for name in names}
         errors[choice] = {}
         for name, quantized, _ in solve_group(tasks, {n: linears[n] for n in names}, statistics, layout):
-            difference = weights[name] - layout.values(quantized)
+            difference = weights[name] - layout.of(quantized.grid).values(quantized)
             errors[choice][name] = (difference @ statistics.gram).mul_(difference).sum(1).clamp_(min=0).cpu()
         if choice in (by_size[0], by_size[len(by_size) // 2]):
             enter((names[0], choice))

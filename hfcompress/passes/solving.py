@@ -22,6 +22,7 @@ from torch import Tensor
 from hfcompress.models.roles import Linear, get_weight, set_weight
 from hfcompress.passes.plan import LinearTask
 from hfcompress.passes.statistics import Statistics
+from hfcompress.solvers.grid import QuantizedWeight
 
 
 def solve_group(
@@ -50,28 +51,44 @@ def solve_group(
         first = same[0]
         label = " and ".join(task.name for task in same)
         worth = None
-        if curvatures and first.settings.needs_curvature and all(task.name in curvatures for task in same):
+        if curvatures and first.needs_curvature and all(task.name in curvatures for task in same):
             worth = [block for task in same for block in curvatures[task.name]]
-        stacked, details = first.settings.quantize(
-            torch.cat(weights), statistics, first.grid, first.scale_dtype, label, worth
-        )
+        stacked, details = _solve(first, torch.cat(weights), statistics, label, worth)
         start = 0
         for task, weight in zip(same, weights, strict=True):
             quantized = stacked.rows(start, start + len(weight))
             start += len(weight)
-            values = layout.values(quantized)
+            values = layout.of(task.grid).values(quantized)
             set_weight(linears[task.name], values)
             solved.append((task.name, quantized, _report(task, weight, values, statistics, details)))
     return solved
 
 
+def _solve(
+    task: LinearTask, weight: Tensor, statistics: Statistics | None, label: str, worth: list[Tensor] | None
+) -> tuple[QuantizedWeight, dict[str, Any]]:
+    """Sparsify a weight, or round it, or both."""
+    keep, found = None, {}
+    if task.sparsity is not None:
+        weight, keep, found = task.sparsity.sparsify(weight, statistics, label, worth)
+    if task.grid.is_plain:
+        scales = torch.ones(len(weight), 1, dtype=task.scale_dtype, device=weight.device)
+        return QuantizedWeight(weight.to(task.scale_dtype), scales, None, task.grid), found
+    worth = worth if task.settings.needs_curvature else None
+    quantized, details = task.settings.quantize(
+        weight, statistics, task.grid, task.scale_dtype, label, worth, **({} if keep is None else {"keep": keep})
+    )
+    fallback = details.get("fallback") or found.get("fallback")
+    return quantized, {**found, **details, "fallback": fallback}
+
+
 def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
-    """Tasks with equal settings, grid and scale dtype, together."""
+    """Tasks with equal settings, together."""
     groups: list[list[LinearTask]] = []
     for task in tasks.values():
         for group in groups:
             other = group[0]
-            if (task.settings, task.grid, task.scale_dtype) == (other.settings, other.grid, other.scale_dtype):
+            if _treatment(task) == _treatment(other):
                 group.append(task)
                 break
         else:
@@ -79,14 +96,18 @@ def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
     return groups
 
 
+def _treatment(task: LinearTask) -> tuple[Any, ...]:
+    return task.settings, task.sparsity, task.grid, task.scale_dtype
+
+
 def _report(
     task: LinearTask, weight: Tensor, values: Tensor, statistics: Statistics | None, details: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "name": task.name,
-        "method": task.settings.name,
+        "method": "+".join(dict.fromkeys(step.name for step in (task.sparsity, task.settings) if step is not None)),
         "bits": task.grid.bits,
-        "group_size": task.grid.group_size,
+        "group_size": None if task.grid.is_plain else task.grid.group_size,
         "symmetric": task.grid.symmetric,
         "type": task.grid.type,
         "activations": task.grid.activations,

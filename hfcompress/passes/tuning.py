@@ -13,7 +13,7 @@
 # limitations under the License.
 """After a block's weights are rounded: its codes and scales moved together until its output is nearer to the dense one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +79,7 @@ class BlockTuner:
         weights: Mapping[str, Tensor],
         solved: Mapping[str, QuantizedWeight],
         step: Tuning,
+        sparse: Collection[str] = (),
     ) -> tuple[dict[str, QuantizedWeight], dict[str, Any]]:
         """
         Args:
@@ -87,6 +88,7 @@ class BlockTuner:
             weights (`Mapping[str, Tensor]`): what they were before rounding, `(out_features, in_features)` float32.
             solved (`Mapping[str, QuantizedWeight]`): what they were rounded to.
             step (`Tuning`): the settings.
+            sparse (`Collection[str]`, *optional*): those whose zeros remain.
 
         Returns:
             `tuple[dict[str, QuantizedWeight], dict]`: the linears that moved, and what there is to report: the error of
@@ -96,7 +98,7 @@ class BlockTuner:
         if not own or not self.held_out:
             return {}, {"tuned": None}
         start = self._loss(block, self.held_out)
-        added = {n: fake_quantize_linear(linears[n], q, torch.float32, "both") for n, q in own.items()}
+        added = {n: fake_quantize_linear(linears[n], q, torch.float32, "both", n in sparse) for n, q in own.items()}
         for name, quantized in own.items():
             position = linears[name].get_parameter("parametrizations.weight.original")
             position.data.copy_(positions(weights[name], quantized, 0.5 - REACH))

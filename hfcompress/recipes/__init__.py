@@ -24,6 +24,7 @@ from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
+from hfcompress.recipes.sparsify import Sparsify
 from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.tune import Tune
 
@@ -40,6 +41,7 @@ __all__ = [
     "Recipe",
     "Rotate",
     "Smooth",
+    "Sparsify",
     "Steps",
     "TorchAo",
     "Tune",

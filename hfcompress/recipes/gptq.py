@@ -71,7 +71,7 @@ class GPTQ(Quantization):
         """Whether the outputs' worth to the predictions is asked for."""
         return self.curvature
 
-    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None):
+    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
         """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.curvature import factorize_rows, indifferent
         from hfcompress.solvers.gptq import gptq
@@ -80,12 +80,12 @@ class GPTQ(Quantization):
         factor = statistics.factor(self.damping, self.act_order, linears)
         target, share = statistics.target(weight, self.damping, self.act_order, linears, self.shift)
         search = self.scales == "search"
-        if curvature is None and not self.refine:
+        if curvature is None and not self.refine and keep is None:
             quantized = gptq(weight, factor, grid, scale_dtype, search, target)
         else:
             rows = indifferent(len(weight)) if curvature is None else factorize_rows(curvature)
             quantized = gptq_two_sided(
-                weight, target, statistics.gram, factor, rows, grid, scale_dtype, search, self.refine
+                weight, target, statistics.gram, factor, rows, grid, scale_dtype, search, self.refine, keep
             )
         raised = factor.damping > self.damping
         details = {

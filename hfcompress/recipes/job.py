@@ -40,11 +40,12 @@ from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.torchao import TorchAo
+from hfcompress.recipes.sparsify import Sparsify
 from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-EVERY_STEP = (RTN, AWQ, Smooth, GPTQ, Tune, Rotate, Budget, KVCache, QAT, BitsAndBytes, TorchAo)
+EVERY_STEP = (RTN, AWQ, Smooth, Sparsify, GPTQ, Tune, Rotate, Budget, KVCache, QAT, BitsAndBytes, TorchAo)
 STEPS: dict[str, type[Recipe]] = {step.name: step for step in EVERY_STEP}
 DEFAULT_FORMAT = "compressed-tensors"
 RECOVERY = "recovery"  # the mean over the tasks

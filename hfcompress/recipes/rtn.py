@@ -25,7 +25,7 @@ class RTN(Quantization):
 
     name: ClassVar[str] = "rtn"
 
-    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None):
+    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
         """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.rtn import rtn
 

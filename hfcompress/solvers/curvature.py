@@ -48,6 +48,28 @@ class RowFactor:
     feedback: Tensor
     curvature: Tensor
 
+    @property
+    def worth(self) -> Tensor:
+        """The diagonal of `C`: `(out_features,)`."""
+        first = torch.repeat_interleave(self.starts, self.stops - self.starts)
+        place = torch.arange(len(first)) - first
+        return self.curvature.gather(1, place.unsqueeze(1)).squeeze(1)
+
+    def scaled_eigen(self) -> list[tuple[Tensor, Tensor]]:
+        """
+        For every block the eigenvalues and the eigenvectors of `C`, scaled so that its diagonal is one; none where every
+        row is a block of its own.
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        if self.curvature.shape[1] == 1:
+            return found
+        for start, stop in zip(self.starts.tolist(), self.stops.tolist(), strict=True):
+            block = self.curvature[start:stop, : stop - start]
+            scale = block.diagonal().sqrt()
+            values, vectors = torch.linalg.eigh(block / scale[:, None] / scale)
+            found.append((values, vectors))
+        return found
+
     def times(self, columns: Tensor) -> Tensor:
         """`columns @ C` for `(n, out_features)` with the rows in the order of the sweep."""
         width = self.curvature.shape[1]

@@ -30,13 +30,14 @@ class Grid:
 
     Integer codes are those in `[-2**(bits-1), 2**(bits-1) - 1]`. Such a grid without a zero point is symmetric; its
     scale may be negative, so that all `2**bits` levels are used whichever side the larger values are on. Codes of type
-    `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric.
+    `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric. Those of type
+    `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further.
 
     Args:
         bits (`int`): bits per code, 2 to 8; 8 for `"float"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
-        type (`str`): `"int"` or `"float"`.
+        type (`str`): `"int"`, `"float"` or `"plain"`.
         activations (`str`): how the linear's inputs are rounded when it runs, to 8 bits of the same type: `"none"`,
             `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
             reader does with them does.
@@ -55,6 +56,11 @@ class Grid:
     @property
     def q_max(self) -> int:
         return 2 ** (self.bits - 1) - 1 if self.type == "int" else int(torch.finfo(E4M3).max)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weight is stored as it is."""
+        return self.type == "plain"
 
     @property
     def dtype(self) -> torch.dtype:

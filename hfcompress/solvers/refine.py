@@ -49,6 +49,7 @@ class Rounded:
         group (`Tensor`): int64 `(in_features,)`: the group of every column.
         grid (`Grid`): the grid.
         dtype (`torch.dtype`): what scales are stored in.
+        keep (`Tensor`): bool `(in_features, out_features)`: which entries may be other than zero; empty for all.
     """
 
     target: Tensor
@@ -60,6 +61,7 @@ class Rounded:
     group: Tensor
     grid: Grid
     dtype: torch.dtype
+    keep: Tensor
 
     def __post_init__(self):
         self.slopes, self.loss = self._slopes(self.codes, self.scales)
@@ -114,6 +116,7 @@ class Rounded:
                 self.rows.stops.numpy(),
                 float(self.grid.q_min),
                 float(self.grid.q_max),
+                self.keep[part].numpy(),
                 codes[part].numpy(),
                 moved[part].numpy(),
             )
@@ -147,10 +150,5 @@ class Rounded:
             own = torch.nonzero(self.group == index).flatten()
             part = levels[own]
             diagonal[index] = ((self.gram[own][:, own] @ part) * part).sum(0)
-        diagonal *= self.rows.curvature.gather(1, self._place()).T
+        diagonal *= self.rows.worth
         return diagonal.clamp_(min=diagonal.mean() * 1e-6 + 1e-30)
-
-    def _place(self) -> Tensor:
-        """Where every row stands in its own block: int64 `(out_features, 1)`."""
-        first = torch.repeat_interleave(self.rows.starts, self.rows.stops - self.rows.starts)
-        return (torch.arange(len(first)) - first).unsqueeze(1)

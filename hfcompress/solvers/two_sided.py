@@ -44,6 +44,7 @@ def gptq_two_sided(
     scale_dtype: torch.dtype,
     search: bool = True,
     rounds: int = 0,
+    keep: Tensor | None = None,
 ) -> QuantizedWeight:
     """
     Round `target` to `grid` so that `tr(C (V - Q) H (V - Q)^T)` is small, `V` being the target.
@@ -61,6 +62,7 @@ def gptq_two_sided(
         scale_dtype (`torch.dtype`): the dtype that scales are stored in.
         search (`bool`, *optional*, defaults to `True`): search the scales.
         rounds (`int`, *optional*, defaults to 0): refinements of scales and codes.
+        keep (`Tensor`, *optional*): bool, like the weight: which entries may be other than zero.
     """
     device = weight.device
     scales, zero_points = gptq_scales(weight, factor, grid, scale_dtype, search)
@@ -69,10 +71,11 @@ def gptq_two_sided(
     zeros = None if zero_points is None else zero_points.float().cpu()[rows.order].T.contiguous()
     ordered = target.cpu()[rows.order].T[order].contiguous()
     per_column = None if zeros is None else zeros[group]
-    codes = sweep_two_sided(ordered, factor.feedback.cpu(), rows, own_scales[group], per_column, grid)
+    stays = torch.ones(0, 0, dtype=torch.bool) if keep is None else keep.cpu()[rows.order].T[order].contiguous()
+    codes = sweep_two_sided(ordered, factor.feedback.cpu(), rows, own_scales[group], per_column, grid, stays)
     if rounds:
         damped = factor.damped(gram).cpu()
-        rounded = Rounded(ordered, damped, rows, codes, own_scales, zeros, group, grid, scale_dtype)
+        rounded = Rounded(ordered, damped, rows, codes, own_scales, zeros, group, grid, scale_dtype, stays)
         rounded.refine(rounds)
         codes, own_scales = rounded.codes, rounded.scales
         scales = torch.empty_like(own_scales.T)
@@ -84,13 +87,19 @@ def gptq_two_sided(
 
 
 def sweep_two_sided(
-    weight: Tensor, feedback: Tensor, rows: RowFactor, scales: Tensor, zero_points: Tensor | None, grid: Grid
+    weight: Tensor,
+    feedback: Tensor,
+    rows: RowFactor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    grid: Grid,
+    keep: Tensor,
 ) -> Tensor:
     """
     The sweep of [`hfcompress.solvers.gptq.sweep`], with error fed back along the rows too.
 
     `weight`, `scales` and `zero_points` are float32 `(in_features, out_features)`, columns and rows in the orders of
-    the two factors.
+    the two factors, and `keep` is bool likewise, or empty if every entry may be other than zero.
 
     Returns:
         `Tensor`: int8 codes `(in_features, out_features)`.
@@ -115,6 +124,7 @@ def sweep_two_sided(
             rows.stops.numpy(),
             float(grid.q_min),
             float(grid.q_max),
+            keep[part].numpy(),
             codes[part].numpy(),
             carried[part].numpy(),
         )

@@ -26,7 +26,7 @@ from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.refine import Rounded
 
 
-def make_rounded(seed=0, out_features=5, in_features=64, bits=2, group_size=32, symmetric=True, blocks=None):
+def make_rounded(seed=0, out_features=5, in_features=64, bits=2, group_size=32, symmetric=True, blocks=None, keep=None):
     """A weight on random codes near it, in the orders of its factors."""
     weight, gram = make_problem(seed, out_features, in_features)
     factor = factorize(gram)
@@ -39,7 +39,10 @@ def make_rounded(seed=0, out_features=5, in_features=64, bits=2, group_size=32, 
     zeros = None if symmetric else torch.ones_like(scales)
     target = weight[rows.order].T[factor.order].contiguous()
     codes = grid.round(target, scales[group], None if zeros is None else zeros[group]).to(torch.int8)
-    return Rounded(target, factor.damped(gram), rows, codes, scales, zeros, group, grid, torch.float32)
+    stays = torch.ones(0, 0, dtype=torch.bool) if keep is None else keep[rows.order].T[factor.order].contiguous()
+    if keep is not None:
+        codes = codes * stays
+    return Rounded(target, factor.damped(gram), rows, codes, scales, zeros, group, grid, torch.float32, stays)
 
 
 def loss(rounded: Rounded, codes=None, scales=None) -> torch.Tensor:
