@@ -117,6 +117,9 @@ def prune_columns(values, targets, across, down, starts, stops, inverses, zeros,
                 if zeros > 0:
                     for j in range(size):
                         own[j] = values[first + j, i] + above[j, i - start]
+                        for before in range(j):  # as if all of the group stayed
+                            error = targets[first + before, i] - own[before]
+                            own[j] += across[first + before, first + j] * (above[before, i - start] + error)
                     eliminate(own, inverses[group], removed, zeros, best, trial, room, tried)
                     for j in range(size):
                         keep[first + j, i] = not removed[j]
