@@ -41,7 +41,11 @@ def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
         `list[str]`: sentences, the general ones first.
     """
     sections = (_quality, _tasks, _robustness, _stability, _explain, _speed, _memory, _energy)
-    return [*_coverage(manifest), *_sparsity(manifest), *(sentence for section in sections for sentence in section(report))]
+    return [
+        *_coverage(manifest),
+        *_sparsity(manifest),
+        *(sentence for section in sections for sentence in section(report)),
+    ]
 
 
 def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:

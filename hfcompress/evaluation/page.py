@@ -229,7 +229,9 @@ def method(manifest: dict[str, Any]) -> str:
     covered = f"{compressed} of {linears} linears" if linears else f"{len(rows)} linears"
     covered += " and the embeddings" if manifest.get("embeddings") else ""
     patterns = [f"pattern {pattern}" for pattern in kinds("pattern")]
-    return ", ".join([*kinds("method"), *patterns, *([f"{bits} bits"] if bits else []), *groups, *inputs, *cache, covered])
+    return ", ".join(
+        [*kinds("method"), *patterns, *([f"{bits} bits"] if bits else []), *groups, *inputs, *cache, covered]
+    )
 
 
 def csp_hash(text: str) -> str:

@@ -220,7 +220,15 @@ def _tags(manifest: dict[str, Any]) -> list[str]:
     named = [] if family is None or family in methods else [family]
     named += ["gguf"] if "gguf" in manifest else []
     sparse = sorted({row["pattern"] for row in manifest["linears"] if row.get("pattern")})
-    return ["hfcompress", *methods, *(["sparse", *sparse] if sparse else []), *named, *[f"{b}-bit" for b in bits], *kinds, *fp8]
+    return [
+        "hfcompress",
+        *methods,
+        *(["sparse", *sparse] if sparse else []),
+        *named,
+        *[f"{b}-bit" for b in bits],
+        *kinds,
+        *fp8,
+    ]
 
 
 def _packages(manifest: dict[str, Any]) -> tuple[str, ...]:

@@ -39,8 +39,8 @@ from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
 from hfcompress.recipes.smooth import Smooth
-from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.sparsify import Sparsify
+from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
 

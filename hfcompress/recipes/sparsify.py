@@ -70,6 +70,8 @@ class Sparsify(Recipe):
     on_indivisible: Literal["error", "skip"] = "error"
 
     def __post_init__(self):
+        if isinstance(self.pattern, int) and not isinstance(self.pattern, bool):  # YAML reads 2:4 in base 60
+            object.__setattr__(self, "pattern", f"{self.pattern // 60}:{self.pattern % 60}")
         super().__post_init__()
         pattern = Pattern.parse(self.pattern, self.sparsity)
         if not 0 < self.sparsity < 1:
@@ -129,8 +131,8 @@ class Sparsify(Recipe):
 
     def sparsify(self, weight, statistics, linears, curvature=None):
         """See `passes.plan.Sparsifier`."""
-        from hfcompress.solvers.curvature import factorize_rows, indifferent
         from hfcompress.solvers.alps import alps
+        from hfcompress.solvers.curvature import factorize_rows, indifferent
         from hfcompress.solvers.saliency import saliency
         from hfcompress.solvers.sparse_fit import SparseFit
         from hfcompress.solvers.sparsegpt import sparsegpt

@@ -59,7 +59,9 @@ def alps(target: Tensor, gram: Tensor, rows: RowFactor, pattern: Pattern) -> tup
     values = values * keep
     since = keep
     for step in range(1, STEPS + 1):
-        free = _out_of((pull + _into(penalty * values - multiplier, basis, bases)) / (curvature + penalty), basis, bases)
+        free = _out_of(
+            (pull + _into(penalty * values - multiplier, basis, bases)) / (curvature + penalty), basis, bases
+        )
         drawn = free + multiplier / penalty
         keep = choose(pattern, drawn.square(), rows)
         values = drawn * keep

@@ -96,4 +96,6 @@ def group_inverses(feedback: Tensor, importance: Tensor, size: int) -> Tensor:
 
 def diagonal_blocks(matrix: Tensor, size: int) -> Tensor:
     """The blocks `(n / size, size, size)` along the diagonal of an `(n, n)` matrix."""
-    return torch.stack(list(matrix.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).unbind(-1)))
+    return torch.stack(
+        list(matrix.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2).unbind(-1))
+    )

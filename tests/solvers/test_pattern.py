@@ -86,7 +86,10 @@ def test_criteria_by_hand():
     assert saliency("magnitude", weight, None).tolist() == [[3, 1], [1, 1]]
     assert saliency("wanda", weight, gram).tolist() == [[6, 3], [2, 3]]
     assert saliency("taylor", weight, gram, curvature).tolist() == [[72, 18], [20, 45]]
-    expected = [[(3 / 4 + 3 / 4) * 2**0.5, (1 / 2 + 1 / 4) * 3**0.5], [(1 / 4 + 1 / 2) * 2**0.5, (1 / 2 + 1 / 2) * 3**0.5]]
+    expected = [
+        [(3 / 4 + 3 / 4) * 2**0.5, (1 / 2 + 1 / 4) * 3**0.5],
+        [(1 / 4 + 1 / 2) * 2**0.5, (1 / 2 + 1 / 2) * 3**0.5],
+    ]
     assert torch.allclose(saliency("ria", weight, gram), torch.tensor(expected))
     first, again, other = (saliency("random", weight, None, seed=s) for s in ("0 q", "0 q", "0 k"))
     assert torch.equal(first, again)

@@ -26,7 +26,9 @@ from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.refine import Rounded
 
 
-def make_rounded(seed=0, out_features=5, in_features=64, bits=2, group_size=32, symmetric=True, blocks=None, keep=None):
+def make_rounded(
+    seed=0, out_features=5, in_features=64, bits=2, group_size=32, symmetric=True, blocks=None, keep=None
+):
     """A weight on random codes near it, in the orders of its factors."""
     weight, gram = make_problem(seed, out_features, in_features)
     factor = factorize(gram)
