@@ -39,7 +39,8 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.manifest import MANIFEST
+from hfcompress.models.manifest import MANIFEST, read_manifest
+from hfcompress.models.shallow import merged
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
@@ -166,8 +167,30 @@ def compress(
     if not evaluate and (job.evaluation.gate or measure or tasks):
         asked = "The recipe has a gate" if job.evaluation.gate else "Measurements are asked for"
         raise InvalidValueError(f"{asked}, which needs the evaluation; leave out --no-eval, or leave out that.")
+    *earlier, last = job.stages
+    stage = None
+    if earlier:
+
+        def stage(checkpoint: Checkpoint, output: Path) -> Checkpoint:
+            return _earlier_stage(
+                earlier[0],
+                checkpoint,
+                CheckpointWriter(output),
+                resume,
+                overwrite,
+                tokenizer=tokenizer,
+                calibration=calibration,
+                samples=samples,
+                seq_len=seq_len,
+                device=device,
+                dtype=dtype,
+                memory_limit=memory_limit,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+
     ready = prepare(
-        job,
+        last,
         model,
         output_dir,
         tokenizer=tokenizer,
@@ -181,6 +204,7 @@ def compress(
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
         progress=progress,
+        stage=stage,
     )
     checkpoint, streamed, layout, processes = ready.checkpoint, ready.streamed, ready.layout, ready.processes
     rotation, output, tokens = ready.rotation, ready.output, ready.tokens
@@ -206,7 +230,7 @@ def compress(
     try:
         if processes.writes:
             writer.claim()
-        if overwrite and processes.writes:
+        if overwrite and processes.writes and not earlier:
             writer.discard()
         if resume:
             journal.resume()
@@ -228,11 +252,15 @@ def compress(
         if not processes.writes:
             return Result(output, {})
         changes = {} if rotation is None else rotation.config_changes
-        _write_companions(writer, checkpoint, layout, changes, ready.quantization_config)
+        changes = changes if ready.pruning is None else ready.pruning.config_changes
+        _write_companions(writer, ready.source, layout, changes, ready.quantization_config)
         beside = {} if layout is None else layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
-        _check_zeros(made, ready.plan, results)
+        if ready.pruning is None:
+            _check_zeros(made, ready.plan, results)
+        else:
+            ready.pruning.verify(made, journal)
         manifest = {**_manifest(ready, job, base, journal, results, made), **beside}
         writer.write_json(MANIFEST, manifest)  # the measurements read it
         phases.end("write")
@@ -258,6 +286,23 @@ def compress(
     finally:
         writer.release()
     return Result(output, manifest, report, job.evaluation.refusals(report) if report else [])
+
+
+def _earlier_stage(job: Job, checkpoint: Checkpoint, writer: CheckpointWriter, resume, overwrite, **options):
+    """What a stage makes of the model, in a folder among the unfinished work; done already where a run is resumed."""
+    folder = writer.partial / job.name
+    if overwrite:
+        writer.discard()
+    if resume and folder.exists():
+        manifest, base = read_manifest(folder), described_base(checkpoint)
+        if manifest.get("recipe") != job.to_dict() or manifest["base"]["sha256"] != base["sha256"]:
+            raise OutputError(
+                f"The unfinished run in {writer.partial} differs in the recipe or the base model; give the same options, or "
+                "start again with --overwrite."
+            )
+    else:
+        compress(checkpoint, job, folder, resume=resume, evaluate=False, **options)
+    return Checkpoint.open(folder, trust_remote_code=options["trust_remote_code"])
 
 
 def _evaluation_tokens(job, checkpoint, eval_data, progress) -> Tokens:
@@ -287,6 +332,7 @@ def _manifest(
         "calibration": described_calibration(ready.tokens, job),
         "seed": job.calibration.seed,
         **({} if ready.rotation is None else {"rotation": ready.rotation.manifest}),
+        **_pruned(ready),
         "linears": results,
         "kv_cache": ready.plan.kv_cache,
         "skipped": ready.plan.skipped,
@@ -312,6 +358,14 @@ def _check_zeros(made: Checkpoint, plan: Plan, results: list[dict]) -> None:
     shares = {sparse[stem].name: share for stem, share in found.items()}
     for row in results:
         row["sparsity"] = shares.get(row["name"], row["sparsity"])
+
+
+def _pruned(ready: Prepared) -> dict[str, Any]:
+    """What was taken out, now or in an earlier stage."""
+    if ready.pruning is not None:
+        return {"pruning": ready.pruning.manifest}
+    found = read_manifest(ready.source.folder) if ready.source is not ready.checkpoint else {}
+    return {"pruning": found["pruning"]} if "pruning" in found else {}
 
 
 def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress: Progress, memory_limit) -> None:
@@ -353,6 +407,10 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
         share = processes.share(len(tokens.input_ids))
         if share.stop > share.start:
             batches = tokens.batch(share).split(_rows_at_once(tokens))
+    if ready.pruning is not None and not writer.merged:
+        ready.pruning.settle(batches, journal, processes, progress)
+        streamed, plan = ready.pruning.model, ready.pruning.plan
+        ready.plan = plan
     suspended = _fits_suspended(
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )
@@ -365,6 +423,8 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
             run.run(batches)
         if ready.training is not None:
             ready.training.run(writer, journal, progress)
+        if ready.pruning is not None and processes.writes:
+            ready.pruning.cut(writer, journal)
         if processes.writes:
             progress.step("writing", amount=0)
             writer.merge()
@@ -408,8 +468,7 @@ def _write_companions(
             checkpoint.generation_config.save_pretrained(writer.result)
         if checkpoint.tokenizer is not None:
             checkpoint.tokenizer.save_pretrained(writer.result)
-    for key, value in changes.items():
-        config[key] = {**config.get(key, {}), **value} if isinstance(value, Mapping) else value
+    config = merged(config, changes)
     if quantization_config is not None:
         config["quantization_config"] = quantization_config
         for name, value in ({} if layout is None else layout.files(quantization_config)).items():

@@ -14,6 +14,7 @@
 """What will be done to which model on what data, settled before any work starts."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.library_pass import LibraryPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.prune_pass import PrunePass
 from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.rotate import RotationChoice
 from hfcompress.progress import Progress
@@ -44,6 +46,7 @@ class Prepared:
     """
     Args:
         checkpoint (`Checkpoint`): the model as it was given.
+        source (`Checkpoint`): what the steps start from: that model, or what an earlier stage has made of it.
         streamed (`StreamedModel`): the model that the pass walks; rotated if that was chosen.
         output (`Path`): the folder to make.
         processes (`Processes`): who takes part.
@@ -55,9 +58,11 @@ class Prepared:
         training (`QatPass` or `None`): what follows the block pass on the whole model.
         library (`LibraryPass` or `None`): the library that does it all.
         quantization_config (`dict` or `None`): what config.json will say.
+        pruning (`PrunePass` or `None`): what makes the model smaller.
     """
 
     checkpoint: Checkpoint
+    source: Checkpoint
     streamed: StreamedModel
     output: Path
     processes: Processes
@@ -69,6 +74,7 @@ class Prepared:
     training: QatPass | None
     library: LibraryPass | None
     quantization_config: dict[str, Any] | None
+    pruning: PrunePass | None
 
 
 def prepare(
@@ -87,9 +93,11 @@ def prepare(
     overwrite: bool,
     trust_remote_code: bool,
     progress: Progress,
+    stage: Callable[[Checkpoint, Path], Checkpoint] | None = None,
 ) -> Prepared:
     """
-    See [`hfcompress.compression.compress`] for the arguments.
+    See [`hfcompress.compression.compress`] for the arguments; `stage` makes of the model and the output's path what the
+    steps start from.
 
     Raises:
         HfcompressError: something the user can put right, in one sentence.
@@ -108,17 +116,27 @@ def prepare(
     if job.origin is not None and output.resolve() == job.origin.resolve():
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
-    streamed = StreamedModel(checkpoint, processes.device, find_dtype(dtype, processes.device, checkpoint))
+    source = checkpoint
+    if stage is not None:
+        if processes.count > 1:
+            raise InvalidValueError(
+                f"prune with {job.steps[0].name} behind it works in one process; start one, or run prune by itself first."
+            )
+        source = stage(checkpoint, output)
+    streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))
+    pruning = None if job.pruning is None else PrunePass(streamed, job.pruning)
     library = None if job.library is None else LibraryPass(streamed, job.library)
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
-    source = streamed if rotation is None else rotation.model
-    choices = Choices(source, job.steps, layout) if find_budget(job.steps) else None
+    model_to_plan = streamed if rotation is None else rotation.model
+    choices = Choices(model_to_plan, job.steps, layout) if find_budget(job.steps) else None
     if library is not None:
         plan = library.plan
+    elif pruning is not None:
+        plan = pruning.plan
     else:
-        plan = make_plan(source, job.steps, layout) if choices is None else choices.draft
-    tokens = None
-    if plan.needs_inputs or job.training is not None or (rotation is not None and rotation.needs_trial):
+        plan = make_plan(model_to_plan, job.steps, layout) if choices is None else choices.draft
+    tokens, trained = None, job.training is not None or pruning is not None
+    if plan.needs_inputs or trained or (rotation is not None and rotation.needs_trial):
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if rotation is not None:
         streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
@@ -137,7 +155,8 @@ def prepare(
     if again and tokens is not None and tokens.sha256 != original["calibration"]["sha256"]:
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
     return Prepared(
-        *(checkpoint, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library, config)
+        *(checkpoint, source, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library),
+        *(config, pruning),
     )
 
 
@@ -224,8 +243,7 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
     )
     if tokens.note:
         progress.note(tokens.note)
-    widest = plan.widest
-    if plan.needs_inputs and tokens.count < widest.shape.in_features:
+    if plan.needs_inputs and tokens.count < (widest := plan.widest).shape.in_features:
         progress.note(
             f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "
             "matrix is singular, and the result may be no better than rounding to nearest; give more --samples"

@@ -106,7 +106,7 @@ def find_folds(
         `tuple[list[Fold], dict[tuple[str, ...], str]]`: the folds that leave the block's output as it was, in the order
         in which their consumers run; and for each other group why it has none.
     """
-    trial = _Trial(model, block, index, probe)
+    trial = BlockTrial(model, block, index, probe)
     fan_out = trial.fan_out([group[0] for group in groups])
     folds, alone = [], {}
     for group in groups:
@@ -128,7 +128,7 @@ def error_of(model: StreamedModel, block: nn.Module, index: int, probe: Stream, 
     The largest change of the block's output over several trials with random factors, relative to what the block adds
     to its input (root of the sum of squares of each).
     """
-    return _Trial(model, block, index, probe).error(fold)
+    return BlockTrial(model, block, index, probe).error(fold)
 
 
 def apply_fold(
@@ -175,7 +175,7 @@ def apply_fold(
     return changed
 
 
-class _Trial:
+class BlockTrial:
     """A float32 copy of a block, a few tokens, and what can be learnt by running the one on the other."""
 
     def __init__(self, model: StreamedModel, block: nn.Module, index: int, probe: Stream):

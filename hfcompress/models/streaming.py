@@ -119,7 +119,7 @@ class StreamedModel:
         self.checkpoint = checkpoint
         self.device, self.dtype = torch.device(device), dtype
         self.tensors = checkpoint.tensors if tensors is None else tensors
-        self.skeleton = _skeleton(checkpoint, dtype)
+        self.skeleton = build_skeleton(checkpoint, dtype)
         self._awaited: set[str] = set()  # scales of activations that are not known yet
         if checkpoint.quantization_config is not None:
             round_activations(self.skeleton, checkpoint.quantization_config)
@@ -464,7 +464,7 @@ def _shared_where_equal(calls, others):
     return [(shared(a, oa), shared(k, ok)) for (a, k), (oa, ok) in zip(calls, others, strict=True)]
 
 
-def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights: parameters on the meta device, buffers real."""
     config = copy.deepcopy(checkpoint.config)
     if getattr(config, "is_encoder_decoder", False):

@@ -33,6 +33,7 @@ class Journal:
         witness (`dict` or `None`): what the solved model says to a few tokens, once it is known.
         budget (`dict` or `None`): what a budget was settled to, once it is.
         stages (`dict[str, dict]`): finished stage after the block pass -> what there is to report of it.
+        kept_blocks (`list[int]` or `None`): the decoder blocks that stay, once they are chosen.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]):
@@ -42,6 +43,7 @@ class Journal:
         self.witness: dict[str, Any] | None = None
         self.budget: dict[str, Any] | None = None
         self.stages: dict[str, dict[str, Any]] = {}
+        self.kept_blocks: list[int] | None = None
 
     def resume(self) -> None:
         """
@@ -64,6 +66,7 @@ class Journal:
             )
         self.blocks, self.folds, self.witness = found["blocks"], found.get("folds", {}), found["witness"]
         self.budget, self.stages = found.get("budget"), found.get("stages", {})
+        self.kept_blocks = found.get("kept_blocks")
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -90,6 +93,12 @@ class Journal:
         if write:
             self._write()
 
+    def keep_blocks(self, kept: list[int], write: bool = True) -> None:
+        """Keep which blocks stay; on disk only where this process writes."""
+        self.kept_blocks = kept
+        if write:
+            self._write()
+
     def commit_stage(
         self, name: str, record: dict[str, Any], blocks: dict[str, list[dict[str, Any]]], witness: dict[str, Any]
     ) -> None:
@@ -100,5 +109,5 @@ class Journal:
     def _write(self) -> None:
         if self.path is not None:
             state = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
-            state |= {"budget": self.budget, "stages": self.stages}
+            state |= {"budget": self.budget, "stages": self.stages, "kept_blocks": self.kept_blocks}
             write_json(self.path, {"fingerprint": self.fingerprint, **state})

@@ -81,7 +81,7 @@ def trial_on(
         with dense.outside(head=True) as whole:
             for ours, theirs in zip(streams, expected, strict=True):
                 wanted, given = dense.logits(whole, theirs), model.logits(solved, ours)
-                sums.add_(_divergence(wanted, given, ours.batch.mask))
+                sums.add_(divergence_sums(wanted, given, ours.batch.mask))
 
     run = BlockPass(model, plan, layout, None, Journal(None, {}), processes, Silent(), suspended)
     run.run(calibration, held_out, judge)
@@ -110,7 +110,7 @@ def _share(batch: Batch, processes: Processes) -> list[Batch]:
     return mine.split(max(1, BATCH_TOKENS // length))
 
 
-def _divergence(expected: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
+def divergence_sums(expected: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
     """KL(expected || logits) summed over positions that are no padding, and their number: float64 `(2,)`."""
     p, q = expected.flatten(0, 1), logits.flatten(0, 1)
     if mask is not None:

@@ -20,6 +20,7 @@ from hfcompress.recipes.budget import Budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
+from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
 from hfcompress.recipes.rtn import RTN
@@ -38,6 +39,7 @@ __all__ = [
     "Budget",
     "Job",
     "KVCache",
+    "Prune",
     "Recipe",
     "Rotate",
     "Smooth",

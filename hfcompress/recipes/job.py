@@ -35,6 +35,7 @@ from hfcompress.recipes.budget import Budget, find_budget
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.library_step import LibraryStep
+from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
@@ -45,7 +46,7 @@ from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-EVERY_STEP = (RTN, AWQ, Smooth, Sparsify, GPTQ, Tune, Rotate, Budget, KVCache, QAT, BitsAndBytes, TorchAo)
+EVERY_STEP = (Prune, RTN, AWQ, Smooth, Sparsify, GPTQ, Tune, Rotate, Budget, KVCache, QAT, BitsAndBytes, TorchAo)
 STEPS: dict[str, type[Recipe]] = {step.name: step for step in EVERY_STEP}
 DEFAULT_FORMAT = "compressed-tensors"
 RECOVERY = "recovery"  # the mean over the tasks
@@ -192,6 +193,19 @@ class Job:
     def rotation(self) -> Rotate | None:
         """The step that rotates the model before the others, if there is one."""
         return rotation_of(self.steps)
+
+    @property
+    def pruning(self) -> Any:
+        """The step that makes the model smaller before all others, if there is one."""
+        return next((step for step in self.steps if isinstance(step, Prune)), None)
+
+    @property
+    def stages(self) -> "tuple[Job, ...]":
+        """What is run one after the other, each on the checkpoint that the one before has left."""
+        if self.pruning is None or len(self.steps) == 1:
+            return (self,)
+        first = Job(steps=self.steps[:1], calibration=self.calibration, name=self.pruning.name)
+        return first, dataclasses.replace(self, steps=self.steps[1:])
 
     @property
     def training(self) -> Any:

@@ -267,8 +267,8 @@ def test_a_wrong_fold_is_seen(llama):
 def test_a_wrong_map_is_rejected_by_the_search_itself(llama, monkeypatch):
     from hfcompress.models import folds
 
-    channels = folds._Trial._channels
-    monkeypatch.setattr(folds._Trial, "_channels", lambda self, *rest: channels(self, *rest).roll(1))
+    channels = folds.BlockTrial._channels
+    monkeypatch.setattr(folds.BlockTrial, "_channels", lambda self, *rest: channels(self, *rest).roll(1))
     seen = Seen(llama)
     assert seen.folds == []
     assert len(seen.alone) == 4

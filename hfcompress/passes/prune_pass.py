@@ -1,0 +1,213 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Structured pruning as a run of its own: first whole blocks, then channels and heads of those that stay.
+
+How it works. Which blocks stay is settled on the predictions of the whole model. What is left is seen as a checkpoint of
+its own, whose tensors are still read from the whole one, and goes through the block pass, where the readers of the
+channels that go are solved as sparse weights ([`hfcompress.passes.width`]). The parts that the pass has written are cut
+afterwards.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.shallow import changed_config, depth_changes, merged, shallow
+from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
+from hfcompress.passes.depth import blocks_to_keep
+from hfcompress.passes.journal import Journal
+from hfcompress.passes.plan import Plan
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.width import Widths, ffn_width, key_value_heads, width_changes
+from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.progress import Progress
+
+
+NAME = "prune"
+ALIKE = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}  # log-probabilities, by the arithmetic
+SEARCH = 12  # bisections of how much is taken, where a size is asked for
+
+
+class PrunePass:
+    """
+    Args:
+        model (`StreamedModel`): the whole model.
+        settings ([`hfcompress.recipes.Prune`]): the step.
+
+    Raises:
+        InvalidValueError: nothing, or everything, would go.
+        UnsupportedModelError: the architecture has no place for such a model.
+    """
+
+    def __init__(self, model: StreamedModel, settings: Any):
+        self.whole, self.model, self.settings = model, model, settings
+        self.blocks, self.ffn, self.groups = self._sizes()
+        self.widths = Widths(model, settings, self.ffn, self.groups)
+        self.kept = list(range(len(model)))
+        self.depth_changes: dict[str, Any] = {}
+
+    @property
+    def plan(self) -> Plan:
+        """What the block pass does."""
+        return self.widths.plan
+
+    @property
+    def config_changes(self) -> dict[str, Any]:
+        """What config.json must say."""
+        return merged(self.depth_changes, self.widths.config_changes)
+
+    def settle(self, batches: Sequence[Batch], journal: Journal, processes: Processes, progress: Progress) -> None:
+        """Choose the blocks that stay, or take over what an earlier run has chosen."""
+        if self.blocks == len(self.whole):
+            return
+        if journal.kept_blocks is None:
+            count = len(self.whole) - self.blocks
+            kept = blocks_to_keep(self.whole, count, self.settings, batches, processes, progress)
+            journal.keep_blocks(kept, write=processes.writes)
+        assert journal.kept_blocks is not None
+        self.kept = journal.kept_blocks
+        checkpoint, self.depth_changes = shallow(self.whole, self.kept)
+        self.model = StreamedModel(checkpoint, self.whole.device, self.whole.dtype)
+        self.widths = Widths(self.model, self.settings, self.ffn, self.groups)
+
+    def cut(self, writer: CheckpointWriter, journal: Journal) -> None:
+        """Leave out of the written parts what goes; to do it twice is to do it once."""
+        if NAME not in journal.stages:
+            assert journal.witness is not None
+            journal.commit_stage(NAME, {"step": NAME}, self._cut_rows(journal), journal.witness)
+        for index, cuts in enumerate(self.widths.cuts):
+            if cuts:
+                part = f"block-{index:05d}"
+                writer.write_part(part, self.widths.cut(index, writer.read_part(part)))
+
+    def verify(self, made: Checkpoint, journal: Journal) -> None:
+        """
+        Ask the smaller model, as it was written, what the pruned one was asked while it still had its old shapes.
+
+        Raises:
+            UnsupportedModelError: it says something else.
+        """
+        smaller = StreamedModel(made, self.whole.device, self.whole.dtype)
+        [stream] = smaller.forward_blocks(smaller.embed([Batch(witness_ids(smaller))]))
+        with smaller.outside(head=True) as model:
+            said = testimony(stream, smaller.logits(model, stream))
+        assert journal.witness is not None
+        first, second = (torch.tensor(each["top_log_probs"]) for each in (said, journal.witness))
+        if not torch.allclose(first, second, atol=ALIKE[self.whole.dtype]):
+            raise UnsupportedModelError(
+                f"The smaller {made.name} does not say what the pruned model said while it was solved, so the architecture "
+                "cannot be cut in this dimension; leave it out of prune."
+            )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What `hfcompress.json` says of it."""
+        text = self.whole.skeleton.config.get_text_config()
+        sizes = {
+            "blocks": (len(self.whole), self.blocks),
+            "ffn": (ffn_width(text) if self.ffn else None, self.ffn),
+            "heads": (text.num_attention_heads, self._heads(self.groups)) if self.groups else (None, None),
+        }
+        changed = {key: {"before": a, "after": b} for key, (a, b) in sizes.items() if b is not None and a != b}
+        before, after = self._parameters(len(self.whole), None, None), self._parameters(*self._result)
+        return {**changed, "kept_blocks": self.kept, "parameters": {"before": before, "after": after}}
+
+    # how much
+
+    @property
+    def _result(self) -> tuple[int, int | None, int | None]:
+        return self.blocks, self.ffn, self.groups
+
+    def _sizes(self) -> tuple[int, int | None, int | None]:
+        """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
+        settings, most = self.settings, self.settings.target_parameters
+        if most is None:
+            return self._sizes_at(1.0)
+        low, high = 0.0, 1 / max(settings.depth, settings.ffn, settings.heads)
+        least = self._parameters(*self._sizes_at(high, strict=False))
+        if least > most:
+            raise InvalidValueError(
+                f"prune.target_parameters is {most:,}, and with all that can go of what is named {least:,} stay; name more "
+                "of depth, ffn, heads."
+            )
+        for _ in range(SEARCH):
+            middle = (low + high) / 2
+            fits = self._parameters(*self._sizes_at(middle, strict=False)) <= most
+            low, high = (low, middle) if fits else (middle, high)
+        return self._sizes_at(high, strict=False)
+
+    def _sizes_at(self, scale: float, strict: bool = True) -> tuple[int, int | None, int | None]:
+        settings, text = self.settings, self.whole.skeleton.config.get_text_config()
+        total = len(self.whole)
+        blocks = max(1, total - round(total * min(settings.depth * scale, 1)))
+        ffn = groups = None
+        if settings.ffn:
+            width = ffn_width(text)
+            multiple = math.gcd(width, 2 ** int(math.log2(settings.multiple))) if settings.multiple > 1 else 1
+            ffn = max(multiple, round(width * (1 - min(settings.ffn * scale, 1)) / multiple) * multiple)
+            if strict and ffn >= width:
+                raise InvalidValueError(
+                    f"prune.ffn is {settings.ffn:g}, and of {width} channels only multiples of {multiple} are taken out; "
+                    "raise prune.ffn, or lower prune.multiple."
+                )
+            ffn = None if ffn >= width else ffn
+        if settings.heads:
+            every = key_value_heads(text)
+            groups = max(1, every - round(every * min(settings.heads * scale, 1)))
+            if strict and groups == every:
+                raise InvalidValueError(
+                    f"prune.heads is {settings.heads:g}, and there are {every} groups of heads; give at least {1 / every:.2g}."
+                )
+            groups = None if groups == every else groups
+        if strict and settings.depth and blocks == total:
+            raise InvalidValueError(
+                f"prune.depth is {settings.depth:g}, and there are {total} blocks; give at least {1 / total:.2g}."
+            )
+        return blocks, ffn, groups
+
+    def _heads(self, groups: int | None) -> int | None:
+        text = self.whole.skeleton.config.get_text_config()
+        return None if groups is None else text.num_attention_heads // key_value_heads(text) * groups
+
+    def _parameters(self, blocks: int, ffn: int | None, groups: int | None) -> int:
+        """Parameters of a model of that size, tied ones once."""
+        outside = sum(math.prod(self.whole.tensors[key].shape) for key in self.whole.outside_keys)
+        return outside + blocks * self._block_parameters(ffn, groups)
+
+    @functools.cache  # noqa: B019 (the pass lives as long as the run)
+    def _block_parameters(self, ffn: int | None, groups: int | None) -> int:
+        """Parameters of one block, of a model of one block that transformers builds so wide."""
+        checkpoint = copy.copy(self.whole.checkpoint)
+        changes = merged(depth_changes(checkpoint.config, [0]), width_changes(checkpoint.config, ffn, groups))
+        checkpoint.config = changed_config(checkpoint.config, changes)
+        block = build_skeleton(checkpoint, self.whole.dtype).get_submodule(self.whole.block_names[0])
+        return sum(parameter.numel() for parameter in block.parameters())
+
+    def _cut_rows(self, journal: Journal) -> dict[str, list[dict[str, Any]]]:
+        """What is reported of the linears, with the shapes and bytes that they then have."""
+
+        def cut(row: dict[str, Any]) -> dict[str, Any]:
+            share = row["kept"] / row["units"]
+            shape = [row["shape"][0], round(row["shape"][1] * share)]
+            return {**row, "shape": shape, "bytes": round(row["bytes"] * share), "sparsity": 0.0}
+
+        return {name: [cut(row) for row in rows] for name, rows in journal.blocks.items()}

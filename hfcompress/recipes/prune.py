@@ -1,0 +1,98 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Prune: an ordinary smaller model, with fewer blocks, feed-forward channels or groups of heads."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.recipes.base import Recipe
+
+
+DIMENSIONS = ("depth", "ffn", "heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Recipe):
+    """
+    Take out whole blocks, feed-forward channels or groups of attention heads. What is left loads as any checkpoint of its
+    architecture does; the steps behind it work on the smaller model.
+
+    Args:
+        depth (`float`, *optional*, defaults to 0.0): the share of the decoder blocks that goes.
+        ffn (`float`, *optional*, defaults to 0.0): the share of the feed-forward channels that goes, in every block.
+        heads (`float`, *optional*, defaults to 0.0): the share of the attention heads that goes, in every block; queries
+            go with the keys and values that they share.
+        target_parameters (`int`, *optional*): parameters of the result, at most: the given shares become proportions
+            of what is taken, and are scaled until it fits.
+        multiple (`int`, *optional*, defaults to 64): the number of channels that is left is a multiple of this, or of the
+            largest power of two in both.
+        criterion (`str`, *optional*, defaults to `"kl"`): which blocks go: `"kl"` (one after the other, each time the one
+            without which the predictions change least) or `"influence"` (those that turn their input least, ShortGPT,
+            arXiv 2403.03853).
+        contiguous (`bool`, *optional*, defaults to `False`): take out neighbouring blocks only.
+        rows (`int`, *optional*, defaults to 8): calibration rows on which blocks are chosen.
+        refit (`bool`, *optional*, defaults to `True`): let what reads the channels make up for those that go.
+        shift (`float`, *optional*, defaults to 1.0): how much it may also make up for what was lost before it, as in
+            [`GPTQ`].
+        curvature (`bool`, *optional*, defaults to `True`): weigh errors by what each output is worth to the predictions;
+            takes one backward pass through the model.
+        damping (`float`, *optional*, defaults to 0.01): added to the diagonal of the Gram matrix, as a share of its mean.
+    """
+
+    name: ClassVar[str] = "prune"
+    needs_inputs: ClassVar[bool] = True
+
+    depth: float = 0.0
+    ffn: float = 0.0
+    heads: float = 0.0
+    target_parameters: int | None = None
+    multiple: int = 64
+    criterion: Literal["kl", "influence"] = "kl"
+    contiguous: bool = False
+    rows: int = 8
+    refit: bool = True
+    shift: float = 1.0
+    curvature: bool = True
+    damping: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in DIMENSIONS:
+            if not 0 <= getattr(self, key) < 1:
+                raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 0 and below 1.")
+        if not any(getattr(self, key) for key in DIMENSIONS):
+            raise InvalidValueError(f"prune takes nothing out; set one of {', '.join(DIMENSIONS)}, such as ffn=0.25.")
+        for key in ("shift", "damping"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        for key in ("multiple", "rows"):
+            if getattr(self, key) < 1:
+                raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
+        if self.target_parameters is not None and self.target_parameters < 1:
+            raise InvalidValueError(f"prune.target_parameters is {self.target_parameters}; it must be at least 1.")
+        if self.overrides or self.ignore or self.targets != Recipe.targets:
+            raise InvalidValueError("prune takes no targets, ignore or overrides: all blocks keep the same shapes.")
+
+    def check_place(self, before, after):
+        """It comes first."""
+        if before:
+            raise InvalidValueError(
+                f"prune changes the model that all other steps see: put it before {before[0].name}."
+            )
+        library = next((step for step in after if hasattr(step, "quantization_config")), None)
+        if library is not None:
+            raise InvalidValueError(
+                f"{library.name} reads a model from a folder: prune first, then run it on the result."
+            )
