@@ -107,7 +107,7 @@ class Result:
 
 
 def compress(
-    model: "str | Path | PreTrainedModel | None",
+    model: "str | Path | PreTrainedModel | Checkpoint | None",
     recipe: "str | Job | Recipe | Steps",
     output_dir: str | Path | None = None,
     *,
@@ -133,8 +133,8 @@ def compress(
     Compress a model, write it to a folder, and measure what was lost.
 
     Args:
-        model (`str`, `Path`, `PreTrainedModel` or `None`): a folder, a Hub id (`id` or `id@revision`), or a model in
-            memory; `None` for the bundled tiny model.
+        model (`str`, `Path`, `PreTrainedModel`, `Checkpoint` or `None`): a folder, a Hub id (`id` or `id@revision`), a
+            model in memory, or any of these opened before; `None` for the bundled tiny model.
         recipe (`str`, `Job`, `Recipe` or `Steps`): a shipped recipe's name, a YAML file, or a recipe object.
         output_dir (`str` or `Path`, *optional*): defaults to `./MODELNAME-RECIPE`.
         tokenizer (*optional*): the tokenizer of a model in memory; saved beside the weights.

@@ -43,10 +43,12 @@ if TYPE_CHECKING:
 
 METHODS = {
     "gptq": "GPTQ",
+    "prune": "refitted to what is left",
     "qat": "quantization-aware training",
     "rtn": "round to nearest",
     "sparsify": "weights set to zero",
 }
+PRUNED = {"blocks": "blocks", "ffn": "feed-forward channels in each block", "heads": "heads in each block"}
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",
@@ -148,7 +150,8 @@ def make_card(
         layout=format_of(manifest),
         packages=_packages(manifest),
         exports=manifest.get(EXPORTS, []),
-        weights=_weights(manifest),
+        what=_what(manifest),
+        pruned=_taken_out(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
         served=_served(manifest),
@@ -197,6 +200,40 @@ def _again(manifest: dict[str, Any]) -> str:
 def _bits(manifest: dict[str, Any]) -> str:
     bits = sorted({row["bits"] for row in manifest["linears"]})
     return "/".join(str(b) for b in bits)
+
+
+def _what(manifest: dict[str, Any]) -> str:
+    """`cut to 3 of its 4 blocks, with 28 of its 29 linears in 4-bit weights`."""
+    cut = _left(manifest)
+    said = [f"cut to {' and '.join(cut)}"] if cut else []
+    if not (cut and is_plain(manifest)):
+        coverage = manifest["coverage"]
+        embeddings = " and its embeddings" if manifest.get("embeddings") else ""
+        said.append(
+            f"with {coverage['compressed']} of its {coverage['linears']} linears{embeddings} in {_weights(manifest)}"
+        )
+    return ", ".join(said)
+
+
+def _left(manifest: dict[str, Any]) -> list[str]:
+    """What is left of each dimension that was pruned."""
+    pruning = manifest.get("pruning", {})
+    return [
+        f"{pruning[key]['after']} of its {pruning[key]['before']} {noun}" for key, noun in PRUNED.items() if key in pruning
+    ]
+
+
+def _taken_out(manifest: dict[str, Any]) -> list[str]:
+    pruning = manifest.get("pruning")
+    if not pruning:
+        return []
+    taken = [
+        f"{pruning[key]['before'] - pruning[key]['after']} of {pruning[key]['before']} {noun}"
+        for key, noun in PRUNED.items()
+        if key in pruning
+    ]
+    sizes = pruning["parameters"]
+    return [f"{', '.join(taken)}; {number(sizes['after'])} of {number(sizes['before'])} parameters are left"]
 
 
 def _weights(manifest: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.folds import BlockTrial
-from hfcompress.models.roles import Linear
+from hfcompress.models.roles import Linear, linear_shape
 from hfcompress.models.streaming import Stream, StreamedModel
 
 
@@ -57,7 +57,9 @@ def rows_of_units(
     trial = BlockTrial(model, block, index, probe)
     device, count = trial.stream.hidden.device, int(units.max()) + 1
     linears = {n: m for n, m in trial.producers.items() if isinstance(m, Linear) and n != consumer}
-    taps = {n: torch.ones(_rows(m), device=device, requires_grad=True) for n, m in linears.items()}
+    taps = {
+        n: torch.ones(linear_shape(n, m).out_features, device=device, requires_grad=True) for n, m in linears.items()
+    }
     with torch.enable_grad():
         _, inputs = trial.run([consumer], taps)
         squares = inputs[consumer].square().sum(0)
@@ -100,7 +102,3 @@ def _filled(rows: Tensor, count: int) -> Tensor:
         if torch.equal(torch.where(rows == NONE, NONE, regular), rows):
             return regular
     return rows
-
-
-def _rows(module: nn.Module) -> int:
-    return module.weight.shape[0] if isinstance(module, nn.Linear) else module.weight.shape[1]

@@ -116,9 +116,9 @@ def _losses_without(
             if index == min(candidate):
                 own[number] = streams
         with model.block(index) as block:
-            for number in own:
+            for number, found in own.items():
                 if index not in candidates[number]:
-                    own[number] = [s.advanced(model.call(block, index, s)) for s in own[number]]
+                    own[number] = [s.advanced(model.call(block, index, s)) for s in found]
             streams = [s.advanced(model.call(block, index, s)) for s in streams]
     losses = torch.zeros(len(candidates), dtype=torch.float64, device=model.device)
     with model.outside(head=True) as whole:

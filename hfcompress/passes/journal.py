@@ -108,6 +108,6 @@ class Journal:
 
     def _write(self) -> None:
         if self.path is not None:
-            state = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
+            state: dict[str, Any] = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
             state |= {"budget": self.budget, "stages": self.stages, "kept_blocks": self.kept_blocks}
             write_json(self.path, {"fingerprint": self.fingerprint, **state})

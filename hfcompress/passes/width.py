@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
@@ -73,7 +74,7 @@ class ColumnPruner:
 
     @property
     def needs_curvature(self) -> bool:
-        return self.curvature
+        return self.curvature and self.keep < self.units
 
     def sparsify(self, weight, statistics, linears, curvature=None):
         """See `passes.plan.Sparsifier`."""
@@ -149,15 +150,18 @@ class Widths:
         for index, cuts in enumerate(self.cuts):
             name = self.model.block_names[index]
             linears = find_linears(self.model.skeleton.get_submodule(name), name)
+            units = {cut.consumer: (cut.units, cut.keep) for cut in cuts}
             tasks = {}
-            for cut in cuts:
-                key = self.model.sources[f"{cut.consumer}.weight"]
+            for linear, module in linears.items():
+                if linear not in units and not (cuts and settings.refit and settings.shift):
+                    continue
+                key = self.model.sources[f"{linear}.weight"]
                 dtype = self.model.tensors[key].dtype
                 pruner = ColumnPruner(
-                    cut.units, cut.keep, settings.refit, settings.shift, settings.damping, settings.curvature
+                    *units.get(linear, (1, 1)), settings.refit, settings.shift, settings.damping, settings.curvature
                 )
-                tasks[cut.consumer] = LinearTask(
-                    shape=linear_shape(cut.consumer, linears[cut.consumer]),
+                tasks[linear] = LinearTask(
+                    shape=linear_shape(linear, module),
                     settings=pruner,
                     grid=Grid(8 * dtype.itemsize, type="plain"),
                     stem=key.removesuffix(".weight"),
@@ -213,8 +217,11 @@ class Widths:
         try:
             checkpoint.config = changed_config(checkpoint.config, self.config_changes)
             wanted = dict(build_skeleton(checkpoint, self.model.dtype).named_parameters())
-        except (ValueError, RuntimeError) as error:
-            raise UnsupportedModelError(f"{refused}; leave that dimension out of prune.") from error
+        except (ValueError, RuntimeError, StrictDataclassError) as error:
+            reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")
+            raise UnsupportedModelError(
+                f"{refused} ({reason}); take another share, or leave that dimension out of prune."
+            ) from error
         for index, cuts in enumerate(self.cuts):
             prefix = f"{self.model.block_names[index]}."
             shapes = {n: list(p.shape) for n, p in self.model.skeleton.named_parameters() if n.startswith(prefix)}

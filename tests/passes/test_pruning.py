@@ -1,0 +1,268 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+
+import hfcompress as hfc
+from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.formats.writer import partial_path
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.streaming import StreamedModel
+from hfcompress.passes.width import Widths
+from hfcompress.progress import Silent
+from hfcompress.recipes import job_from_dict
+
+
+PLAIN = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+found = {}
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    ids = torch.arange(3, 27)[None]
+    with torch.no_grad():
+        logits = model(ids).logits
+        cached = model.generate(ids[:, :6], max_new_tokens=6, do_sample=False)
+        again = ids[:, :6]
+        for _ in range(6):
+            again = torch.cat([again, model(again, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    found[folder] = {"logits": logits.flatten().tolist(), "cached": cached.tolist(), "again": again.tolist(),
+                     "parameters": sum(p.numel() for p in model.parameters())}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_plain_transformers_loads_and_generates_what_was_pruned(name, tmp_path):
+    """In every dimension; and the run itself asks the written folder what it had asked the model in its old shapes."""
+    model = make_model(CONFIGS[name]())
+    model.save_pretrained(tmp_path / "base")
+    options = {"calibration": token_ids(8, 32), "evaluate": False}
+    results = {}
+    for step in ({"ffn": 0.5, "multiple": 16}, {"heads": 0.5}, {"depth": 0.34}):
+        folder = tmp_path / next(iter(step))
+        if "heads" in step and name in ("gpt2", "opt"):  # their projections are as wide as the hidden size
+            with pytest.raises(
+                UnsupportedModelError, match=r"cannot be built with such widths.*leave that dimension out"
+            ):
+                hfc.compress(str(tmp_path / "base"), hfc.Prune(**step), folder, **options)
+            assert not folder.exists()
+        else:
+            results[str(folder)] = hfc.compress(str(tmp_path / "base"), hfc.Prune(**step), folder, **options)
+    every = in_fresh_process(PLAIN, *results, forbid="hfcompress")
+    for folder, result in results.items():
+        found = every[folder]
+        assert found["cached"] == found["again"]  # the cache's layers are numbered anew
+        sizes = result.manifest["pruning"]["parameters"]
+        assert found["parameters"] == sizes["after"] < sizes["before"] == sum(p.numel() for p in model.parameters())
+        streamed = StreamedModel(Checkpoint.open(folder))
+        with streamed.loaded() as whole, torch.no_grad():
+            logits = whole(torch.arange(3, 27)[None]).logits
+        assert torch.allclose(logits.flatten(), torch.tensor(found["logits"]), atol=1e-4)
+
+
+def test_a_cut_in_the_wrong_place_is_told(saved_llama, tmp_path, monkeypatch):
+    cut = Widths.cut
+
+    def wrong(self, index, tensors):
+        found = cut(self, index, tensors)
+        name = next(key for key in found if "up_proj" in key)
+        return {**found, name: found[name].roll(1, 0)}
+
+    monkeypatch.setattr(Widths, "cut", wrong)
+    with pytest.raises(UnsupportedModelError, match="does not say what the pruned model said while it was solved"):
+        hfc.compress(
+            str(saved_llama),
+            hfc.Prune(ffn=0.5, multiple=16),
+            tmp_path / "out",
+            calibration=token_ids(8, 32),
+            evaluate=False,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def measured(recipe, folder, rows=48) -> float:
+    ids = np.load(hfc.models.tiny.tiny_folder() / "calibration.npy")[:rows]
+    return hfc.compress(None, recipe, folder, calibration=torch.as_tensor(ids).long()).report["kl_mean"]
+
+
+def test_the_refit_pays_on_the_trained_model(tmp_path):
+    with_refit, without = (
+        measured(hfc.Prune(ffn=0.25, multiple=16, refit=refit), tmp_path / str(refit)) for refit in (True, False)
+    )
+    assert with_refit < 0.7 * without
+
+
+def test_blocks_are_chosen_by_what_the_predictions_lose(tmp_path):
+    greedy = measured(hfc.Prune(depth=0.25), tmp_path / "greedy")
+    ids = np.load(hfc.models.tiny.tiny_folder() / "calibration.npy")[:8]
+    manifest = json.loads((tmp_path / "greedy" / "hfcompress.json").read_text())
+    kept = manifest["pruning"]["kept_blocks"]
+    assert len(kept) == 3
+    losses = {}
+    for gone in range(4):
+        stays = [index for index in range(4) if index != gone]
+        losses[gone] = without(gone, torch.as_tensor(ids).long())
+        if stays == kept:
+            chosen = gone
+    assert losses[chosen] == min(losses.values())
+    influence = measured(hfc.Prune(depth=0.25, criterion="influence"), tmp_path / "influence")
+    assert greedy <= influence * 1.001
+
+
+def without(gone, ids) -> float:
+    """KL of the tiny model and the same without a block, the obvious way."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(hfc.models.tiny.tiny_folder(), dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(ids).logits.log_softmax(-1)
+        del model.model.layers[gone]
+        found = model(ids, use_cache=False).logits.log_softmax(-1)
+    return (expected.exp() * (expected - found)).sum(-1).mean().item()
+
+
+def test_what_transformers_refuses_to_build_is_told_in_its_words(tmp_path):
+    config = CONFIGS["llama"]()
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 4, 8
+    make_model(config).save_pretrained(tmp_path / "base")
+    said = r"hidden size \(\d+\) is not a multiple.*take another share, or leave"
+    with pytest.raises(UnsupportedModelError, match=said):
+        hfc.compress(str(tmp_path / "base"), hfc.Prune(heads=0.25), tmp_path / "out", calibration=token_ids(8, 32))
+
+
+def test_neighbouring_blocks_go_together(saved_llama, tmp_path):
+    result = hfc.compress(
+        str(saved_llama),
+        hfc.Prune(depth=0.67, contiguous=True),
+        tmp_path / "out",
+        calibration=token_ids(8, 32),
+        evaluate=False,
+    )
+    assert result.manifest["pruning"]["kept_blocks"] in ([0], [2])
+
+
+@pytest.mark.parametrize("dimensions", [{"ffn": 0.5}, {"ffn": 0.5, "heads": 0.5, "depth": 0.3}])
+def test_a_target_in_parameters_is_met(saved_llama, tmp_path, dimensions):
+    model = StreamedModel(Checkpoint.open(str(saved_llama)))
+    most = int(0.85 * sum(p.numel() for p in model.skeleton.parameters()))
+    recipe = hfc.Prune(target_parameters=most, multiple=8, **dimensions)
+    result = hfc.compress(str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    after = result.manifest["pruning"]["parameters"]["after"]
+    assert 0.75 * most < after <= most
+
+
+def test_steps_behind_it_work_on_the_smaller_model(saved_llama, tmp_path):
+    recipe = hfc.Prune(ffn=0.5, multiple=16, depth=0.3) >> hfc.GPTQ(group_size=-1)
+    result = hfc.compress(
+        str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), eval_data=token_ids(4, 32, 1)
+    )
+    assert not partial_path(tmp_path / "out").exists()
+    manifest = result.manifest
+    assert [step for entry in manifest["recipe"]["recipe"] for step in entry] == ["prune", "gptq"]
+    assert manifest["base"]["model"] == str(saved_llama)
+    assert manifest["pruning"]["ffn"] == {"before": 96, "after": 48}
+    assert len(manifest["linears"]) == 14
+    assert {row["method"] for row in manifest["linears"]} == {"gptq"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == (2, 48)
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert result.report["kl_mean"] > 0
+    assert result.report["baseline_size_bytes"] == Checkpoint.open(str(saved_llama)).size_bytes
+
+
+class StopIn(Silent):
+    """Ctrl-C where something is said for the nth time."""
+
+    def __init__(self, words, number):
+        self.words, self.left = words, number
+
+    def step(self, text, amount=1):
+        self.left -= text.startswith(self.words)
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("words", "number"), [("choosing", 1), ("block 2", 2), ("writing", 1), ("block 1", 3), ("writing", 2)]
+)
+def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, words, number):
+    """In the first stage, and in the second."""
+    recipe = hfc.Prune(ffn=0.5, multiple=16, depth=0.3) >> hfc.RTN(group_size=-1)
+    options = {"calibration": token_ids(8, 32), "evaluate": False}
+    hfc.compress(str(saved_llama), recipe, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        hfc.compress(str(saved_llama), recipe, tmp_path / "out", progress=StopIn(words, number), **options)
+    with pytest.raises(OutputError, match=r"--resume.*--overwrite"):
+        hfc.compress(str(saved_llama), recipe, tmp_path / "out", **options)
+    if words != "choosing":  # nothing had been done
+        other = hfc.Prune(ffn=0.5, multiple=8, depth=0.3) >> hfc.RTN(group_size=-1)
+        with pytest.raises(OutputError, match="differs in"):
+            hfc.compress(str(saved_llama), other, tmp_path / "out", resume=True, **options)
+    hfc.compress(str(saved_llama), recipe, tmp_path / "out", resume=True, **options)
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "prune takes nothing out; set one of depth, ffn, heads, such as ffn=0.25."),
+        ({"ffn": 1.0}, "prune.ffn is 1.0; it must be at least 0 and below 1."),
+        ({"depth": -0.1}, "prune.depth is -0.1; it must be at least 0 and below 1."),
+        ({"ffn": 0.5, "shift": 2.0}, "prune.shift is 2.0; it must lie between 0 and 1."),
+        ({"ffn": 0.5, "multiple": 0}, "prune.multiple is 0; it must be at least 1."),
+        ({"ffn": 0.5, "target_parameters": 0}, "prune.target_parameters is 0; it must be at least 1."),
+        ({"ffn": 0.5, "ignore": ["q_proj"]}, "prune takes no targets, ignore or overrides"),
+        ({"fnn": 0.5}, "prune has no key 'fnn'. Did you mean 'ffn'?"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_a_sentence(settings, said):
+    with pytest.raises(InvalidValueError) as error:
+        job_from_dict({"recipe": [{"prune": settings}]})
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (hfc.GPTQ() >> hfc.Prune(ffn=0.5), "prune changes the model that all other steps see: put it before gptq."),
+        (hfc.Prune(ffn=0.5) >> hfc.BitsAndBytes(), "bitsandbytes reads a model from a folder: prune first"),
+    ],
+)
+def test_where_it_cannot_stand_is_told(recipe, said):
+    with pytest.raises(InvalidValueError) as error:
+        hfc.Job.of(recipe)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"ffn": 0.01}, "of 96 channels only multiples of 32 are taken out; raise prune.ffn, or lower prune.multiple"),
+        ({"heads": 0.1}, "there are 2 groups of heads; give at least 0.5"),
+        ({"depth": 0.1}, "there are 3 blocks; give at least 0.33"),
+        ({"ffn": 0.5, "target_parameters": 10}, "with all that can go of what is named .* stay; name more of depth"),
+    ],
+)
+def test_too_little_to_take_is_told(saved_llama, tmp_path, step, said):
+    with pytest.raises(InvalidValueError, match=said):
+        hfc.compress(str(saved_llama), hfc.Prune(**step), tmp_path / "out", calibration=token_ids(8, 32))
+    assert not (tmp_path / "out").exists()
