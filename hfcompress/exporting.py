@@ -39,16 +39,19 @@ from hfcompress.formats.dense import Dense
 from hfcompress.formats.gguf import GGUF, write_called_after_type, write_gguf
 from hfcompress.formats.layout import Layout
 from hfcompress.formats.reading import has_codes
+from hfcompress.formats.sparse24 import Sparse24
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.hub.description import describe
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import EXPORTS, MANIFEST, read_manifest
-from hfcompress.models.roles import LinearShape
+from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.progress import Progress, Silent
+from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.pattern import Pattern
 
 
 PACKED_RUN = ("speed", "memory", "energy", "score")  # in a report: what is of the old format, or is made from it
@@ -133,12 +136,13 @@ def export(
     output = Path(output_dir or f"{short}-{layout.name}").expanduser().absolute()
     if isinstance(layout, GGUF):
         return _export_gguf(_in_dtype(layout, dtype, checkpoint), checkpoint, output, short, lossy, overwrite)
-    if checkpoint.folder is None or checkpoint.quantization_config is None:
+    plain = checkpoint.quantization_config is None
+    if checkpoint.folder is None or (plain and not isinstance(layout, Sparse24)):
         raise InvalidValueError(
             f"{checkpoint.name} holds plain weights, which have no codes to export; compress it with `hfcompress run`, "
             f"for instance with --set format={layout.name}."
         )
-    if not has_codes(checkpoint.quantization_config):
+    if checkpoint.quantization_config is not None and not has_codes(checkpoint.quantization_config):
         raise UnsupportedModelError(
             f"{checkpoint.name} is quantized by {checkpoint.quantization_config.get('quant_method')}, whose codes no other "
             "format takes over; compress the original model again."
@@ -146,6 +150,8 @@ def export(
     layout = _in_dtype(layout, dtype, checkpoint)
     check_output(output, resume=False, overwrite=overwrite, source=checkpoint.folder)
     streamed = open_streamed(checkpoint, "cpu", torch.float32)
+    if plain:
+        streamed = streamed.reading(_sparse_weights(streamed))
     packed = _packed_linears(streamed, layout)
     grids = {name: tensor.grid for name, tensor in packed.items()}
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
@@ -245,6 +251,45 @@ def _packed_linears(streamed: StreamedModel, layout: Layout) -> dict[str, Packed
     return packed
 
 
+class _PlainWeight(PackedTensor):
+    """A weight that no format has packed."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts["weight"].dtype
+
+    def quantized(self) -> QuantizedWeight:
+        values = self.parts["weight"].read()
+        return QuantizedWeight(values, torch.ones(len(values), 1, dtype=values.dtype), None, self.grid)
+
+
+def _sparse_weights(streamed: StreamedModel) -> dict[str, PackedTensor]:
+    """
+    The plain weights in the blocks that are 2:4, by their names on disk.
+
+    Raises:
+        InvalidValueError: there are none.
+    """
+    pattern, found = Pattern.parse("2:4"), {}
+    for name in streamed.block_names:
+        for linear, module in find_linears(streamed.skeleton.get_submodule(name), name).items():
+            stored = streamed.tensors.get(streamed.sources.get(f"{linear}.weight", ""))
+            shape = linear_shape(linear, module)
+            if stored is None or shape.transposed or not pattern.fits(shape.out_features, shape.in_features):
+                continue
+            if pattern.holds(stored.read()):
+                grid = Grid(8 * stored.dtype.itemsize, type="plain")
+                found[streamed.sources[f"{linear}.weight"]] = _PlainWeight(
+                    {"weight": stored}, grid, Dense(), tuple(stored.shape)
+                )
+    if not found:
+        raise InvalidValueError(
+            f"{streamed.checkpoint.name} holds no weight that is 2:4 sparse; make such a checkpoint with `hfcompress run "
+            "sparse24`."
+        )
+    return found
+
+
 def _untouched(streamed: StreamedModel, packed: dict[str, PackedTensor]) -> list[str]:
     return [n for n, m in streamed.skeleton.named_modules() if isinstance(m, nn.Linear) and n not in packed]
 
@@ -286,6 +331,7 @@ def _write_tensors(
 def _repacked(name: str, stored: PackedTensor, layout: Layout, loss: _Loss, lossy: bool) -> dict[str, Tensor]:
     """The tensors of one linear in the new layout."""
     weight = stored.quantized()
+    layout.check_values(name, weight)
     exact, values = weight.dequantize(), layout.values(weight)
     if not torch.isfinite(values).all():
         raise InvalidValueError(
@@ -305,7 +351,7 @@ def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, layout: 
     """config.json, and what belongs beside the weights."""
     assert checkpoint.folder is not None
     described = json.loads((checkpoint.folder / "config.json").read_text())
-    described.pop("quantization_config")
+    described.pop("quantization_config", None)
     if isinstance(layout, Dense):
         described["dtype"] = str(layout.dtype).removeprefix("torch.")
     for name in checkpoint.companions():

@@ -253,8 +253,8 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
 
 def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
     """What config.json will say of a plan's linears."""
-    plain = [name for name, task in plan.tasks.items() if task.grid.is_plain]
-    grids = {name: task.grid for name, task in plan.tasks.items() if not task.grid.is_plain}
+    grids = {name: task.grid for name, task in plan.tasks.items() if layout.of(task.grid) is layout}
+    plain = [name for name in plan.tasks if name not in grids]
     if not grids:
         if plan.kv_cache is not None:
             raise InvalidValueError("kv_cache needs a step beside it that rounds weights, such as rtn or gptq.")

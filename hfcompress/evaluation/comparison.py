@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.formats.reading import decoded, missing_packages, require_packages
+from hfcompress.formats.reading import decoded, missing_packages, require_packages, teach_transformers
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import read_manifest
 from hfcompress.models.streaming import StreamedModel
@@ -134,6 +134,7 @@ def whole_model(
             model = _read_by_us(checkpoint, device, dtype, attention)
         else:
             require_packages(checkpoint.name, checkpoint.quantization_config)
+            teach_transformers(checkpoint.quantization_config)
             assert checkpoint.folder is not None
             options = {} if attention is None else {"attn_implementation": attention}
             model = AutoModelForCausalLM.from_pretrained(

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hfcompress.evaluation.numbers import counted, is_number, number, percent, plus_minus, span
+from hfcompress.models.manifest import format_of
 
 
 WIDE = 2.0  # a divergence so many times the usual one is worth a sentence
@@ -59,7 +60,9 @@ def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 def _sparsity(manifest: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in manifest.get("linears") or () if _at(row, "pattern")]
-    if rows and all(_at(row, "type") == "plain" for row in rows):
+    if rows and format_of(manifest) == "sparse24":
+        yield "The zeros take no room in the file, and as much memory as other values once it is loaded."
+    elif rows and all(_at(row, "type") == "plain" for row in rows):
         yield (
             "The zeros are stored like any other value: neither the file nor the memory is smaller, and without kernels "
             "for such a pattern nothing is faster."

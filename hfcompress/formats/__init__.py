@@ -29,6 +29,7 @@ FORMATS = {
     "gptq_v2": ("gptq", "GPTQv2"),
     "awq": ("awq", "AWQ"),
     "gguf": ("gguf", "GGUF"),
+    "sparse24": ("sparse24", "Sparse24"),
     "dense": ("dense", "Dense"),
 }
 NAMES = tuple(FORMATS)

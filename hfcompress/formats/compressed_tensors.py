@@ -51,6 +51,10 @@ class PackQuantized(Layout):
     packages = ("compressed-tensors",)
 
     def check(self, shape: LinearShape, grid: Grid) -> None:
+        if grid.is_plain:
+            raise InvalidValueError(
+                f"{shape.name} holds plain weights, which have no codes for {self.name}; give --format dense, or quantize them."
+            )
         if not self.suits(grid):
             raise InvalidValueError(
                 f"{self.name} is not for {kind_of(grid)}, which {shape.name} has; leave the format at compressed-tensors, "
@@ -189,7 +193,7 @@ class CompressedTensors(PackQuantized):
         return next(layout for layout in LAYOUTS if layout.suits(grid))
 
     def check(self, shape: LinearShape, grid: Grid) -> None:
-        self.layout_of(grid).check(shape, grid)
+        (super() if grid.is_plain else self.layout_of(grid)).check(shape, grid)
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         return self.layout_of(weight.grid).pack(weight)

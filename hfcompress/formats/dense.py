@@ -40,6 +40,10 @@ class Dense(Layout):
     def __init__(self, dtype: torch.dtype | None = None):
         self.dtype = dtype
 
+    def of(self, grid: Grid) -> Layout:
+        """Itself: it holds any weight."""
+        return self
+
     def check(self, shape: LinearShape, grid: Grid) -> None:
         """
         Any grid fits, but there is no place for what is done to the inputs.

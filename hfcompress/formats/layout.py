@@ -34,11 +34,13 @@ class Layout(ABC):
         name (`str`): what a recipe calls it.
         quant_method (`str` or `None`): what config.json calls its family; `None` for an ordinary checkpoint.
         packages (`tuple[str, ...]`): what transformers needs beside itself to load it.
+        plugin (`str` or `None`): the module of hfcompress that teaches it to transformers.
     """
 
     name: ClassVar[str]
     quant_method: ClassVar[str | None]
     packages: ClassVar[tuple[str, ...]]
+    plugin: ClassVar[str | None] = None
 
     def check_model(self, checkpoint: Any) -> None:  # noqa: B027 (most hold every model)
         """
@@ -57,6 +59,18 @@ class Layout(ABC):
         """
         Raises:
             InvalidValueError: this format cannot hold the linear.
+        """
+
+    def check_pattern(self, name: str, pattern: str | None) -> None:  # noqa: B027 (most hold any)
+        """
+        Raises:
+            InvalidValueError: this format cannot hold a linear whose zeros lie so.
+        """
+
+    def check_values(self, name: str, weight: QuantizedWeight) -> None:  # noqa: B027 (most hold any)
+        """
+        Raises:
+            InvalidValueError: this format cannot hold a linear with such values.
         """
 
     def check_embeddings(self, name: str, grid: Grid) -> None:

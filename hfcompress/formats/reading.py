@@ -14,14 +14,15 @@
 """Reading a quantized checkpoint, whichever of the formats it is in."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from hfcompress.errors import CheckpointError, MissingExtraError, UnsupportedModelError
-from hfcompress.formats import FORMATS, awq, bitsandbytes, compressed_tensors, get_format, gptq, torchao
+from hfcompress.formats import FORMATS, awq, bitsandbytes, compressed_tensors, get_format, gptq, sparse24, torchao
 
 
-OURS = (gptq, awq)  # read by code of our own; the others through the library that wrote them
+OURS = (gptq, awq, sparse24)  # read by code of our own; the others through the library that wrote them
 # `quant_method` in config.json -> who reads it
 READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, *OURS, bitsandbytes, torchao)}
 
@@ -47,6 +48,15 @@ def is_read_by_us(config: dict[str, Any] | None) -> bool:
 def has_codes(config: dict[str, Any]) -> bool:
     """Whether the codes of a checkpoint with this `quantization_config` can be taken over into another format."""
     return config.get("quant_method") in [module.QUANT_METHOD for module in (compressed_tensors, *OURS)]
+
+
+def teach_transformers(config: dict[str, Any] | None) -> None:
+    """Let plain `from_pretrained` load a checkpoint in one of our own formats, from here on in this process."""
+    method = None if config is None else config.get("quant_method")
+    for name in FORMATS:
+        layout = get_format(name)
+        if method is not None and layout.quant_method == method and layout.plugin is not None:
+            import_module(layout.plugin)
 
 
 def missing_packages(config: dict[str, Any] | None) -> list[str]:

@@ -149,6 +149,7 @@ def make_card(
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=format_of(manifest),
         packages=_packages(manifest),
+        plugin=_plugin(manifest),
         exports=manifest.get(EXPORTS, []),
         what=_what(manifest),
         pruned=_taken_out(manifest),
@@ -219,7 +220,9 @@ def _left(manifest: dict[str, Any]) -> list[str]:
     """What is left of each dimension that was pruned."""
     pruning = manifest.get("pruning", {})
     return [
-        f"{pruning[key]['after']} of its {pruning[key]['before']} {noun}" for key, noun in PRUNED.items() if key in pruning
+        f"{pruning[key]['after']} of its {pruning[key]['before']} {noun}"
+        for key, noun in PRUNED.items()
+        if key in pruning
     ]
 
 
@@ -272,6 +275,12 @@ def _packages(manifest: dict[str, Any]) -> tuple[str, ...]:
     """What a reader has to install beside transformers."""
     layout = format_of(manifest)
     return (layout,) if layout in LIBRARIES else get_format(layout).packages
+
+
+def _plugin(manifest: dict[str, Any]) -> str | None:
+    """The module that teaches the format to transformers, where that is needed."""
+    layout = format_of(manifest)
+    return None if layout in LIBRARIES else get_format(layout).plugin
 
 
 def _rounds_inputs(row: dict[str, Any]) -> bool:

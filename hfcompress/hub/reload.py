@@ -120,6 +120,9 @@ def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):
     import torch
     from transformers import AutoModelForCausalLM
 
+    from hfcompress.formats.reading import teach_transformers
+
+    teach_transformers(json.loads((folder / "config.json").read_text()).get("quantization_config"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     with torch.no_grad():
         return model.eval()(input_ids=input_ids).logits

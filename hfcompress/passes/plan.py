@@ -323,6 +323,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
             grid = Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
             dtype = layout.scale_dtype(dtype)
         layout.of(grid).check(shape, grid)
+        layout.check_pattern(shape.name, None if sparsity is None else sparsity.pattern)
         tasks[shape.name] = LinearTask(shape, settings, grid, stem, dtype, fallback, sparsity)
     if indivisible:
         _refuse_indivisible(indivisible)

@@ -71,6 +71,7 @@ def _solve(
     keep, found = None, {}
     if task.sparsity is not None:
         weight, keep, found = task.sparsity.sparsify(weight, statistics, label, worth)
+        weight = weight.masked_fill(~keep, 0.0)  # and no minus zero
     if task.grid.is_plain:
         scales = torch.ones(len(weight), 1, dtype=task.scale_dtype, device=weight.device)
         return QuantizedWeight(weight.to(task.scale_dtype), scales, None, task.grid), found
