@@ -71,7 +71,21 @@ def _speed_table(found: dict[str, Any]) -> Table:
             shown.add_row(f"{label}, batch {batch}", *values)
         latencies = [f"{b['latency_p50_ms']:.2f} / {b['latency_p90_ms']:.2f} ms" for b in both]
         shown.add_row(f"latency p50 / p90, batch {batch}", *latencies)
+    zeros = found["compressed"].get("zeros")
+    if zeros:
+        for batch, b in zeros.get("batches", {}).items():
+            for key, label in (("decode", "decoding"), ("prefill", "prompt")):
+                value = f"{b[f'{key}_tokens_per_second']:,.1f}{plus_or_minus(b.get(f'{key}_stderr'), 1)} tokens/s"
+                shown.add_row(f"{label}, batch {batch}, sparse kernels", "", value)
+        shown.caption = said_of_zeros(zeros)
     return shown
+
+
+def said_of_zeros(zeros: dict[str, Any]) -> str:
+    """What kernels for 2:4 weights gain, in words."""
+    if zeros["reason"] is not None:
+        return f"{zeros['linears']} linears are 2:4 sparse; {zeros['reason']}"
+    return f"of {zeros['linears']} linears with 2:4 weights {zeros['used']} are faster on sparse kernels"
 
 
 def _memory_table(found: dict[str, Any]) -> Table:

@@ -40,6 +40,7 @@ from hfcompress.evaluation.memory import open_gauge
 from hfcompress.evaluation.meters import Meter, open_meter
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.tiny import tiny_folder
+from hfcompress.runtime.semi_structured import use_sparse_kernels
 
 
 PAGE = 4096
@@ -103,19 +104,33 @@ def speed(request: Request) -> dict[str, Any]:
     """Seconds of prefill and of every decoding step, per batch size and repeat; one repeat before them is not kept."""
     with request.model() as model:
         at_rest = tensor_bytes(model)
-        batches = {}
-        for size in request.batches:
-            prompts = request.batch(size)
-            generate(model, prompts, request.new_tokens)
-            runs = _repeat(
-                lambda prompts=prompts: generate(model, prompts, request.new_tokens),
-                request.seconds / len(request.batches),
-                request.repeats,
-            )
-            batches[str(size)] = [
-                {"prefill_seconds": run.prefill_seconds, "step_seconds": run.step_seconds} for run in runs
-            ]
-        return {"batches": batches, **_described(model, at_rest)}
+        return {"batches": _timed(request, model), **_described(model, at_rest), "zeros": _with_zeros(request, model)}
+
+
+def _timed(request: Request, model: PreTrainedModel) -> dict[str, list[dict[str, Any]]]:
+    batches = {}
+    for size in request.batches:
+        prompts = request.batch(size)
+        generate(model, prompts, request.new_tokens)
+        runs = _repeat(
+            lambda prompts=prompts: generate(model, prompts, request.new_tokens),
+            request.seconds / len(request.batches),
+            request.repeats,
+        )
+        batches[str(size)] = [
+            {"prefill_seconds": run.prefill_seconds, "step_seconds": run.step_seconds} for run in runs
+        ]
+    return batches
+
+
+def _with_zeros(request: Request, model: PreTrainedModel) -> dict[str, Any] | None:
+    """The same once more, on the kernels that torch has for 2:4 weights; or why there is nothing to gain by them."""
+    length = len(request.prompts[0])
+    run = use_sparse_kernels(model, max(request.batches) * length)
+    if not run.linears:
+        return None
+    told = {"linears": run.linears, "used": run.used, "reason": run.reason}
+    return {**told, "batches": _timed(request, model)} if run.used else told
 
 
 def memory(request: Request) -> dict[str, Any]:

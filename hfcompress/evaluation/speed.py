@@ -72,6 +72,9 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         batches = {batch: figures(taken, int(batch), length) for batch, taken in runs.items()}
         report[key] = {"parameters": parameters, "flops_per_token": flops, "batches": batches}
         repeats[key] = {batch: len(taken) for batch, taken in runs.items()}
+        zeros = [turn["zeros"] for turn in readings[key] if turn.get("zeros")]
+        if zeros:
+            report[key]["zeros"] = with_zeros(zeros, length)
     report["how"] = {
         "repeats": repeats,
         "warm_up": "one prefill and decoding for every batch size and process, not counted",
@@ -89,6 +92,28 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     if missing:
         report["how"]["not_measured"] = f"flops_per_token of {' and '.join(missing)}: the forward depends on the data"
     return report
+
+
+def with_zeros(turns: list[dict[str, Any]], length: int) -> dict[str, Any]:
+    """
+    What kernels for 2:4 weights gain.
+
+    Args:
+        turns (`list[dict]`): of every process, `linears` with such weights, `used`, those that ran faster so, the
+            `reason` if none was tried, and the `batches` taken so.
+        length (`int`): tokens of each prompt.
+
+    Returns:
+        `dict`: the same, with the figures of [`figures`] in place of the runs.
+    """
+    found = {key: turns[0][key] for key in ("linears", "used", "reason")}
+    taken = [turn["batches"] for turn in turns if "batches" in turn]
+    if taken:
+        sizes = taken[0]
+        found["batches"] = {
+            size: figures([run for batches in taken for run in batches[size]], int(size), length) for size in sizes
+        }
+    return found
 
 
 def count(checkpoint: Checkpoint, length: int) -> tuple[int, float | None]:

@@ -14,6 +14,7 @@
 """`hfcompress.json`: what was done to a checkpoint, and to which."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def base_of(folder: Path | None) -> str | Path:
     return f"{model.partition('@')[0]}@{revision}" if revision else model
 
 
-def format_of(manifest: dict[str, Any]) -> str:
+def format_of(manifest: Mapping[str, Any]) -> str:
     """The format of the checkpoint now: the recipe's, or that of its last export."""
     exports = manifest.get(EXPORTS)
     if not exports and is_plain(manifest):
@@ -75,7 +76,7 @@ def format_of(manifest: dict[str, Any]) -> str:
     return exports[-1]["format"] if exports else manifest["recipe"]["format"]
 
 
-def is_plain(manifest: dict[str, Any]) -> bool:
+def is_plain(manifest: Mapping[str, Any]) -> bool:
     """Whether none of its weights is rounded to fewer bits, and the checkpoint an ordinary one."""
     rows = manifest["linears"]
     return manifest["recipe"]["format"] == "compressed-tensors" and all(row.get("type") == "plain" for row in rows)
