@@ -37,6 +37,7 @@ from hfcompress.passes.observe import walk_recomputed, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
+from hfcompress.passes.ratios import settle_ratios
 from hfcompress.passes.rows import first_rows, held_out
 from hfcompress.passes.solved_weight import SolvedWeight
 from hfcompress.passes.solving import errors, solve_group
@@ -100,6 +101,7 @@ class BlockPass:
         self.first_rows = first_rows(batches, self.processes)
         if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
             self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
+        settle_ratios(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []

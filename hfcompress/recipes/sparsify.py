@@ -46,6 +46,10 @@ class Sparsify(Recipe):
             takes one backward pass through the model.
         rounds (`int`, *optional*, defaults to 0): how often `"sparsegpt"` and `"alps"` choose the entries of every group
             of N:M anew, given all others.
+        ratios (`str`, *optional*, defaults to `"uniform"`): where the pattern does not fix a number for each group, how
+            many zeros each linear gets: `"uniform"`, `"owl"` (fewer in blocks with more outliers) or `"global"` (by one
+            threshold on what zeroing a weight costs the predictions).
+        spread (`float`, *optional*, defaults to 0.25): how far from `sparsity` that may take a linear.
         damping (`float`, *optional*, defaults to 0.01): added to the diagonal of the Gram matrix, as a share of its
             mean.
         seed (`int`, *optional*, defaults to 0): of the method `"random"`.
@@ -65,6 +69,8 @@ class Sparsify(Recipe):
     shift: float = 1.0
     curvature: bool = True
     rounds: int = 0
+    ratios: Literal["uniform", "owl", "global"] = "uniform"
+    spread: float = 0.25
     damping: float = 0.01
     seed: int = 0
     on_indivisible: Literal["error", "skip"] = "error"
@@ -81,9 +87,14 @@ class Sparsify(Recipe):
                 f"sparsify.pattern {self.pattern} has {pattern.sparsity:.0%} zeros; leave sparsify.sparsity out, or set "
                 "pattern to unstructured."
             )
+        if pattern.is_grouped and self.ratios != Sparsify.ratios:
+            raise InvalidValueError(
+                f"sparsify.pattern {self.pattern} gives every linear as many zeros; leave sparsify.ratios out, or set "
+                "pattern to unstructured."
+            )
         if self.rounds < 0:
             raise InvalidValueError(f"sparsify.rounds is {self.rounds}; it must not be negative.")
-        for key in ("shift", "damping"):
+        for key in ("shift", "damping", "spread"):
             if not 0 <= getattr(self, key) <= 1:
                 raise InvalidValueError(f"sparsify.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
 
@@ -117,7 +128,7 @@ class Sparsify(Recipe):
     @property
     def reads_inputs(self) -> bool:
         """Whether calibration data is needed."""
-        return self.solves or self.method in ("wanda", "ria", "taylor")
+        return self.solves or self.method in ("wanda", "ria", "taylor") or self.ratios != "uniform"
 
     @property
     def needs_dense_stream(self) -> bool:
@@ -127,7 +138,8 @@ class Sparsify(Recipe):
     @property
     def needs_curvature(self) -> bool:
         """Whether the outputs' worth to the predictions is asked for."""
-        return (self.solves and self.curvature) or self.method == "taylor"
+        weighed = self.solves or self.ratios == "global"
+        return (weighed and self.curvature) or self.method == "taylor"
 
     def sparsify(self, weight, statistics, linears, curvature=None):
         """See `passes.plan.Sparsifier`."""

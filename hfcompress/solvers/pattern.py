@@ -15,11 +15,13 @@
 
 import re
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from hfcompress.errors import InvalidValueError
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 UNSTRUCTURED = "unstructured"
@@ -79,7 +81,7 @@ class Pattern:
         """Whether a weight can be divided into such groups or blocks."""
         return not (out_features % self.rows or in_features % self.columns)
 
-    def mask(self, scores: Tensor, by_row: bool = False) -> Tensor:
+    def mask(self, scores: "Tensor", by_row: bool = False) -> "Tensor":
         """
         Keep the entries, or the blocks, with the highest scores.
 
@@ -90,6 +92,8 @@ class Pattern:
         Returns:
             `Tensor`: bool `(out_features, in_features)`: what stays.
         """
+        import torch
+
         rows, columns = scores.shape
         if self.is_grouped:
             groups = scores.reshape(rows, -1, self.columns)
@@ -102,7 +106,7 @@ class Pattern:
         stays = torch.zeros_like(compared, dtype=torch.bool).scatter_(-1, best, True).view_as(blocks)
         return stays.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
 
-    def excess(self, values: Tensor) -> float:
+    def excess(self, values: "Tensor") -> float:
         """
         How many groups of `values` `(out_features, in_features)` hold more than the pattern allows; where it fixes no
         number for a group, how many more of its blocks hold anything than their share. What is below one is rounding.
@@ -114,6 +118,6 @@ class Pattern:
         blocks = nonzero.view(rows // self.rows, self.rows, columns // self.columns, self.columns).any(3).any(1)
         return blocks.sum().item() - blocks.numel() * (1 - self.sparsity)
 
-    def holds(self, values: Tensor) -> bool:
+    def holds(self, values: "Tensor") -> bool:
         """Whether the zeros of `values` `(out_features, in_features)` lie as the pattern asks for."""
         return self.excess(values) < 1

@@ -53,7 +53,10 @@ def ladder(pattern: str) -> list[Rung]:
         rung(ALL, "+ curvature", method="alps", **whole),
         rung("ALPS, all that, 2 rounds", ALL, method="alps", **whole, rounds=2),
     ]
-    return rungs if PATTERNS[pattern]["pattern"] != "unstructured" else rungs[:-1]
+    if PATTERNS[pattern]["pattern"] != "unstructured":
+        return rungs
+    ratios = [rung(f"{ALL}, {kind} ratios", ALL, method="alps", **whole, ratios=kind) for kind in ("owl", "global")]
+    return [*rungs[:-1], *ratios]
 
 
 def joint() -> list[Rung]:

@@ -124,7 +124,7 @@ def test_the_shipped_recipes_keep_what_they_promise(tmp_path):
         result = hfc.compress(None, load_job(name), tmp_path / name, samples=48)
         found[name] = result.report["kl_mean"]
         share = sum(row["sparsity"] * np.prod(row["shape"]) for row in result.manifest["linears"])
-        assert share / sum(np.prod(row["shape"]) for row in result.manifest["linears"]) >= 0.4999
+        assert share / sum(np.prod(row["shape"]) for row in result.manifest["linears"]) >= 0.499
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert "sparsity_config" not in json.dumps(config)
         assert ("quantization_config" in config) == (name == "sparse24-w4a16")
