@@ -139,19 +139,22 @@ class PrunePass:
 
     def _sizes(self) -> tuple[int, int | None, int | None]:
         """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
-        settings, most = self.settings, self.settings.target_parameters
+        settings = self.settings
+        key, most, measure = "target_parameters", settings.target_parameters, self._parameters
+        if settings.target_size is not None:
+            key, most, measure = "target_size", settings.target_size, self._bytes
         if most is None:
             return self._sizes_at(1.0)
         low, high = 0.0, 1 / max(settings.depth, settings.ffn, settings.heads)
-        least = self._parameters(*self._sizes_at(high, strict=False))
+        least = measure(*self._sizes_at(high, strict=False))
         if least > most:
             raise InvalidValueError(
-                f"prune.target_parameters is {most:,}, and with all that can go of what is named {least:,} stay; name more "
-                "of depth, ffn, heads."
+                f"prune.{key} is {most:,}, and with all that can go of what is named {least:,} stay; name more of depth, "
+                "ffn, heads."
             )
         for _ in range(SEARCH):
             middle = (low + high) / 2
-            fits = self._parameters(*self._sizes_at(middle, strict=False)) <= most
+            fits = measure(*self._sizes_at(middle, strict=False)) <= most
             low, high = (low, middle) if fits else (middle, high)
         return self._sizes_at(high, strict=False)
 
@@ -192,6 +195,12 @@ class PrunePass:
         """Parameters of a model of that size, tied ones once."""
         outside = sum(math.prod(self.whole.tensors[key].shape) for key in self.whole.outside_keys)
         return outside + blocks * self._block_parameters(ffn, groups)
+
+    def _bytes(self, blocks: int, ffn: int | None, groups: int | None) -> int:
+        """Bytes of its files at most: a parameter takes what it does now, and the files' headers do not grow."""
+        before = sum(tensor.nbytes for tensor in self.whole.checkpoint.tensors.values())
+        share = self._parameters(blocks, ffn, groups) / self._parameters(len(self.whole), None, None)
+        return math.ceil(share * before) + max(self.whole.checkpoint.size_bytes - before, 0)
 
     @functools.cache  # noqa: B019 (the pass lives as long as the run)
     def _block_parameters(self, ffn: int | None, groups: int | None) -> int:

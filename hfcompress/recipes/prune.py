@@ -18,9 +18,11 @@ from typing import ClassVar, Literal
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
+from hfcompress.sizes import parse_size
 
 
 DIMENSIONS = ("depth", "ffn", "heads")
+TARGETS = ("target_parameters", "target_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Prune(Recipe):
             go with the keys and values that they share.
         target_parameters (`int`, *optional*): parameters of the result, at most: the given shares become proportions
             of what is taken, and are scaled until it fits.
+        target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
         multiple (`int`, *optional*, defaults to 64): the number of channels that is left is a multiple of this, or of the
             largest power of two in both.
         criterion (`str`, *optional*, defaults to `"kl"`): which blocks go: `"kl"` (one after the other, each time the one
@@ -58,6 +61,7 @@ class Prune(Recipe):
     ffn: float = 0.0
     heads: float = 0.0
     target_parameters: int | None = None
+    target_size: int | str | None = None
     multiple: int = 64
     criterion: Literal["kl", "influence"] = "kl"
     contiguous: bool = False
@@ -68,6 +72,8 @@ class Prune(Recipe):
     damping: float = 0.01
 
     def __post_init__(self):
+        if isinstance(self.target_size, str):
+            object.__setattr__(self, "target_size", parse_size(self.target_size))
         super().__post_init__()
         for key in DIMENSIONS:
             if not 0 <= getattr(self, key) < 1:
@@ -80,8 +86,12 @@ class Prune(Recipe):
         for key in ("multiple", "rows"):
             if getattr(self, key) < 1:
                 raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
-        if self.target_parameters is not None and self.target_parameters < 1:
-            raise InvalidValueError(f"prune.target_parameters is {self.target_parameters}; it must be at least 1.")
+        given = [key for key in TARGETS if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise InvalidValueError(f"prune has {' and '.join(given)}; give one of the two.")
+        for key in given:
+            if getattr(self, key) < 1:
+                raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
         if self.overrides or self.ignore or self.targets != Recipe.targets:
             raise InvalidValueError("prune takes no targets, ignore or overrides: all blocks keep the same shapes.")
 

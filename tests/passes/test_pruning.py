@@ -169,6 +169,13 @@ def test_a_target_in_parameters_is_met(saved_llama, tmp_path, dimensions):
     assert 0.75 * most < after <= most
 
 
+def test_a_target_in_bytes_is_met(saved_llama, tmp_path):
+    most = int(0.85 * Checkpoint.open(str(saved_llama)).size_bytes)
+    recipe = hfc.Prune(target_size=f"{most}B", multiple=8, ffn=0.5)
+    result = hfc.compress(str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    assert 0.9 * most < Checkpoint.open(str(result.output_dir)).size_bytes <= most
+
+
 def test_steps_behind_it_work_on_the_smaller_model(saved_llama, tmp_path):
     recipe = hfc.Prune(ffn=0.5, multiple=16, depth=0.3) >> hfc.GPTQ(group_size=-1)
     result = hfc.compress(
@@ -230,6 +237,12 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
         ({"ffn": 0.5, "shift": 2.0}, "prune.shift is 2.0; it must lie between 0 and 1."),
         ({"ffn": 0.5, "multiple": 0}, "prune.multiple is 0; it must be at least 1."),
         ({"ffn": 0.5, "target_parameters": 0}, "prune.target_parameters is 0; it must be at least 1."),
+        ({"ffn": 0.5, "target_size": 0}, "prune.target_size is 0; it must be at least 1."),
+        ({"ffn": 0.5, "target_size": "some"}, "'some' is no size; write it like 8GB, 512MB or a number of bytes."),
+        (
+            {"ffn": 0.5, "target_size": "1GB", "target_parameters": 9},
+            "prune has target_parameters and target_size; give one of the two.",
+        ),
         ({"ffn": 0.5, "ignore": ["q_proj"]}, "prune takes no targets, ignore or overrides"),
         ({"fnn": 0.5}, "prune has no key 'fnn'. Did you mean 'ffn'?"),
     ],
@@ -259,6 +272,10 @@ def test_where_it_cannot_stand_is_told(recipe, said):
         ({"ffn": 0.01}, "of 96 channels only multiples of 32 are taken out; raise prune.ffn, or lower prune.multiple"),
         ({"heads": 0.1}, "there are 2 groups of heads; give at least 0.5"),
         ({"depth": 0.1}, "there are 3 blocks; give at least 0.33"),
+        (
+            {"ffn": 0.5, "target_size": 10},
+            "prune.target_size is 10, and with all that can go of what is named .* stay",
+        ),
         ({"ffn": 0.5, "target_parameters": 10}, "with all that can go of what is named .* stay; name more of depth"),
     ],
 )
