@@ -59,10 +59,11 @@ def output_curvatures(
     """
     tasks: list[LinearTask] = [task for block in plan.blocks for task in block.values()]
     widths = {task.name: task.shape.out_features for task in tasks if task.needs_curvature}
+    rows = max((task.curvature_rows or ROWS for task in tasks if task.needs_curvature), default=ROWS)
     found = GradientCovariances(model, widths, LABELS, ROW_BLOCK)
     progress.step("gradients of the predictions", amount=0)
     with unrounded(model.skeleton):
-        for batch, first in zip(*spread_rows(batches, ROWS, processes), strict=True):
+        for batch, first in zip(*spread_rows(batches, rows, processes), strict=True):
             found.add(batch, first)
     positions = processes.sum(torch.tensor(found.positions, device=model.device)).item()
 

@@ -198,6 +198,13 @@ class LinearTask:
         """Whether it is asked what the outputs are worth to the predictions."""
         return any(step.needs_curvature for step in (self.sparsity, self.settings) if step is not None)
 
+    @property
+    def curvature_rows(self) -> int | None:
+        """How many calibration rows are enough for that, where all who ask say so."""
+        asking = [step for step in (self.sparsity, self.settings) if step is not None and step.needs_curvature]
+        known = [step.curvature_rows for step in asking if hasattr(step, "curvature_rows")]
+        return max(known) if known and len(known) == len(asking) else None
+
 
 @dataclass(frozen=True)
 class CacheTask:

@@ -96,15 +96,28 @@ class Pattern:
 
         rows, columns = scores.shape
         if self.is_grouped:
-            groups = scores.reshape(rows, -1, self.columns)
-            best = groups.topk(self.kept, dim=-1).indices
-            return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).view(rows, columns)
+            return self.best_of_groups(scores.T).T.contiguous()
         blocks = scores.reshape(rows // self.rows, self.rows, columns // self.columns, self.columns).sum((1, 3))
         compared = blocks if by_row else blocks.flatten().unsqueeze(0)
         count = compared.shape[1] - round(self.sparsity * compared.shape[1])
         best = compared.topk(count, dim=-1).indices
         stays = torch.zeros_like(compared, dtype=torch.bool).scatter_(-1, best, True).view_as(blocks)
         return stays.repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+
+    def best_of_groups(self, scores: "Tensor") -> "Tensor":
+        """
+        [`mask`] where every group keeps a number, for scores `(in_features, out_features)`; of equals the first stays.
+        """
+        import torch
+
+        groups = scores.unflatten(0, (-1, self.columns)).unbind(1)
+        better = [torch.zeros_like(each, dtype=torch.int8) for each in groups]
+        for second in range(1, self.columns):
+            for first in range(second):
+                beaten = groups[first] < groups[second]
+                better[first] += beaten
+                better[second] += ~beaten
+        return torch.stack([each < self.kept for each in better], 1).flatten(0, 1)
 
     def excess(self, values: "Tensor") -> float:
         """

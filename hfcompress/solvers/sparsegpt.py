@@ -71,6 +71,8 @@ def sparsegpt(target: Tensor, factor: Factor, rows: RowFactor, pattern: Pattern)
 
 def choose(pattern: Pattern, scores: Tensor, rows: RowFactor) -> Tensor:
     """[`Pattern.mask`] for scores `(columns, out_features)`, rows in the order of `rows`; its blocks are of neighbours."""
+    if pattern.is_grouped:
+        return pattern.best_of_groups(scores)
     own = torch.empty_like(scores.T)
     own[rows.order] = scores.T
     return pattern.mask(own)[rows.order].T.contiguous()

@@ -12,8 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import functools
 import itertools
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from conftest import CONFIGS, in_fresh_process, make_model, token_ids
 
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError
+from hfcompress.passes.rows import spread_rows
 from hfcompress.recipes import job_from_dict, load_job, with_changes
 from hfcompress.solvers.pattern import Pattern
 
@@ -95,9 +98,27 @@ def test_kv_cache_alone_beside_it_is_refused(llama, tmp_path):
         hfc.compress(llama, hfc.Sparsify() >> hfc.KVCache(), tmp_path / "out", calibration=token_ids(4, 32))
 
 
-def divergence(recipe, folder, rows=48) -> float:
-    ids = np.load(hfc.models.tiny.tiny_folder() / "calibration.npy")[:rows]
-    return hfc.compress(None, recipe, folder, calibration=torch.as_tensor(ids).long()).report["kl_mean"]
+def bundled(name: str, rows: int) -> torch.Tensor:
+    return torch.as_tensor(np.load(hfc.models.tiny.tiny_folder() / f"{name}.npy")[:rows]).long()
+
+
+def divergence(recipe, folder) -> float:
+    options = {"calibration": bundled("calibration", 32), "eval_data": bundled("evaluation", 16)}
+    return hfc.compress(None, recipe, folder, **options).report["kl_mean"]
+
+
+@pytest.mark.parametrize(("after", "rows"), [((), 16), ((hfc.GPTQ(group_size=32, curvature=True),), 64)])
+def test_zeros_need_fewer_rows_for_the_curvature_than_codes(llama, tmp_path, monkeypatch, after, rows):
+    asked = []
+
+    def spread(batches, most, processes):
+        asked.append(most)
+        return spread_rows(batches, most, processes)
+
+    monkeypatch.setattr("hfcompress.passes.curvature.spread_rows", spread)
+    recipe = functools.reduce(operator.rshift, after, hfc.Sparsify())
+    hfc.compress(llama, recipe, tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
+    assert asked == [rows]
 
 
 def test_each_addition_pays_on_the_trained_model(tmp_path):
@@ -121,7 +142,7 @@ def test_each_addition_pays_on_the_trained_model(tmp_path):
 def test_the_shipped_recipes_keep_what_they_promise(tmp_path):
     found = {}
     for name in ("sparse24", "sparse24-w4a16", "unstructured50"):
-        result = hfc.compress(None, load_job(name), tmp_path / name, samples=48)
+        result = hfc.compress(None, load_job(name), tmp_path / name, samples=32, eval_data=bundled("evaluation", 24))
         found[name] = result.report["kl_mean"]
         share = sum(row["sparsity"] * np.prod(row["shape"]) for row in result.manifest["linears"])
         assert share / sum(np.prod(row["shape"]) for row in result.manifest["linears"]) >= 0.499
