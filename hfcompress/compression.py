@@ -46,6 +46,7 @@ from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
+from hfcompress.passes.prune_pass import together
 from hfcompress.passes.qat_pass import NAME as QAT_STAGE
 from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.trial import trial_on
@@ -362,10 +363,11 @@ def _check_zeros(made: Checkpoint, plan: Plan, results: list[dict]) -> None:
 
 def _pruned(ready: Prepared) -> dict[str, Any]:
     """What was taken out, now or in an earlier stage."""
-    if ready.pruning is not None:
-        return {"pruning": ready.pruning.manifest}
-    found = read_manifest(ready.source.folder) if ready.source is not ready.checkpoint else {}
-    return {"pruning": found["pruning"]} if "pruning" in found else {}
+    now = None if ready.pruning is None else ready.pruning.manifest
+    before = None if ready.source is ready.checkpoint else read_manifest(ready.source.folder).get("pruning")
+    if now is not None and before is not None:
+        return {"pruning": together(before, now)}
+    return {} if now is None and before is None else {"pruning": now or before}
 
 
 def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress: Progress, memory_limit) -> None:

@@ -120,7 +120,8 @@ def prepare(
     if stage is not None:
         if processes.count > 1:
             raise InvalidValueError(
-                f"prune with {job.steps[0].name} behind it works in one process; start one, or run prune by itself first."
+                "prune works in one process where rounds or other steps come behind it; start one, or run prune by itself "
+                "first."
             )
         source = stage(checkpoint, output)
     streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))

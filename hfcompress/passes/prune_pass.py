@@ -44,6 +44,7 @@ from hfcompress.progress import Progress
 
 NAME = "prune"
 ALIKE = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}  # log-probabilities, by the arithmetic
+SIZES = ("blocks", "ffn", "heads", "parameters")
 SEARCH = 12  # bisections of how much is taken, where a size is asked for
 
 
@@ -220,3 +221,11 @@ class PrunePass:
             return {**row, "shape": shape, "bytes": round(row["bytes"] * share), "sparsity": 0.0}
 
         return {name: [cut(row) for row in rows] for name, rows in journal.blocks.items()}
+
+
+def together(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """[`PrunePass.manifest`] of two rounds, one after the other."""
+    said = {**before, **after, "kept_blocks": [before["kept_blocks"][index] for index in after["kept_blocks"]]}
+    for key in (key for key in SIZES if key in before and key in after):
+        said[key] = {"before": before[key]["before"], "after": after[key]["after"]}
+    return said

@@ -202,10 +202,15 @@ class Job:
     @property
     def stages(self) -> "tuple[Job, ...]":
         """What is run one after the other, each on the checkpoint that the one before has left."""
-        if self.pruning is None or len(self.steps) == 1:
+        if self.pruning is None:
             return (self,)
-        first = Job(steps=self.steps[:1], calibration=self.calibration, name=self.pruning.name)
-        return first, dataclasses.replace(self, steps=self.steps[1:])
+        first, *rest = self.steps
+        if not rest:
+            if self.pruning.rounds == 1:
+                return (self,)
+            first, *rest = self.pruning.in_two
+        earlier = Job(steps=(first,), calibration=self.calibration, name=self.pruning.name)
+        return earlier, dataclasses.replace(self, steps=tuple(rest))
 
     @property
     def training(self) -> Any:

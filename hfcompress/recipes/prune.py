@@ -13,7 +13,7 @@
 # limitations under the License.
 """Prune: an ordinary smaller model, with fewer blocks, feed-forward channels or groups of heads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from hfcompress.errors import InvalidValueError
@@ -39,6 +39,8 @@ class Prune(Recipe):
         target_parameters (`int`, *optional*): parameters of the result, at most: the given shares become proportions
             of what is taken, and are scaled until it fits.
         target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
+        rounds (`int`, *optional*, defaults to 1): in how many rounds it goes; each is told anew what the model that the
+            last one left is like, and rounds its own sizes.
         multiple (`int`, *optional*, defaults to 64): the number of channels that is left is a multiple of this, or of the
             largest power of two in both.
         criterion (`str`, *optional*, defaults to `"kl"`): which blocks go: `"kl"` (one after the other, each time the one
@@ -62,6 +64,7 @@ class Prune(Recipe):
     heads: float = 0.0
     target_parameters: int | None = None
     target_size: int | str | None = None
+    rounds: int = 1
     multiple: int = 64
     criterion: Literal["kl", "influence"] = "kl"
     contiguous: bool = False
@@ -83,7 +86,7 @@ class Prune(Recipe):
         for key in ("shift", "damping"):
             if not 0 <= getattr(self, key) <= 1:
                 raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
-        for key in ("multiple", "rows"):
+        for key in ("rounds", "multiple", "rows"):
             if getattr(self, key) < 1:
                 raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
         given = [key for key in TARGETS if getattr(self, key) is not None]
@@ -92,8 +95,19 @@ class Prune(Recipe):
         for key in given:
             if getattr(self, key) < 1:
                 raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
+        if given and self.rounds > 1:
+            raise InvalidValueError(
+                f"prune.{given[0]} is met in one round; leave prune.rounds out, or give shares alone."
+            )
         if self.overrides or self.ignore or self.targets != Recipe.targets:
             raise InvalidValueError("prune takes no targets, ignore or overrides: all blocks keep the same shapes.")
+
+    @property
+    def in_two(self) -> "tuple[Prune, Prune]":
+        """All rounds but the last, and the last one, whose shares are of what is left then."""
+        before = {key: getattr(self, key) * (self.rounds - 1) / self.rounds for key in DIMENSIONS}
+        last = {key: 1 - (1 - getattr(self, key)) / (1 - before[key]) for key in DIMENSIONS}
+        return replace(self, rounds=self.rounds - 1, **before), replace(self, rounds=1, **last)
 
     def check_place(self, before, after):
         """It comes first."""

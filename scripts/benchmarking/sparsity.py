@@ -51,6 +51,7 @@ def ladder(pattern: str) -> list[Rung]:
         rung("+ curvature", "+ shift", method="sparsegpt", **whole),
         rung("Wanda, refit, shift, curvature", "Wanda", method="wanda", **whole),
         rung(ALL, "+ curvature", method="alps", **whole),
+        rung("ALPS, all that but the shift", ALL, method="alps", refit=True, curvature=True),
         rung("ALPS, all that, 2 rounds", ALL, method="alps", **whole, rounds=2),
     ]
     if PATTERNS[pattern]["pattern"] != "unstructured":

@@ -176,6 +176,46 @@ def test_a_target_in_bytes_is_met(saved_llama, tmp_path):
     assert 0.9 * most < Checkpoint.open(str(result.output_dir)).size_bytes <= most
 
 
+def test_rounds_end_where_one_round_does(saved_llama, tmp_path):
+    recipe = hfc.Prune(depth=0.67, ffn=0.5, multiple=8, rounds=2)
+    result = hfc.compress(
+        str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), eval_data=token_ids(4, 32, 1)
+    )
+    assert not partial_path(tmp_path / "out").exists()
+    pruning = result.manifest["pruning"]
+    assert pruning["blocks"] == {"before": 3, "after": 1}
+    assert pruning["ffn"] == {"before": 96, "after": 48}
+    assert pruning["parameters"]["before"] == sum(
+        p.numel() for p in StreamedModel(Checkpoint.open(str(saved_llama))).skeleton.parameters()
+    )
+    [kept] = pruning["kept_blocks"]
+    assert kept in range(3)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == (1, 48)
+    assert result.manifest["recipe"]["recipe"] == [{"prune": {"depth": 0.67, "ffn": 0.5, "rounds": 2, "multiple": 8}}]
+    assert result.report["baseline_size_bytes"] == Checkpoint.open(str(saved_llama)).size_bytes
+    assert "96" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_rounds_go_on_where_they_were_stopped(saved_llama, tmp_path):
+    class Stop(hfc.progress.Silent):
+        rounds = 0
+
+        def step(self, text, amount=1):
+            self.rounds += text.startswith("block 1")
+            if self.rounds > 1 and text.startswith("block 2"):
+                raise KeyboardInterrupt
+
+    recipe = hfc.Prune(ffn=0.5, multiple=8, rounds=2) >> hfc.RTN(group_size=-1)
+    options = {"calibration": token_ids(8, 32), "evaluate": False}
+    hfc.compress(str(saved_llama), recipe, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        hfc.compress(str(saved_llama), recipe, tmp_path / "out", progress=Stop(), **options)
+    hfc.compress(str(saved_llama), recipe, tmp_path / "out", resume=True, **options)
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_steps_behind_it_work_on_the_smaller_model(saved_llama, tmp_path):
     recipe = hfc.Prune(ffn=0.5, multiple=16, depth=0.3) >> hfc.GPTQ(group_size=-1)
     result = hfc.compress(
@@ -237,6 +277,11 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
         ({"ffn": 0.5, "shift": 2.0}, "prune.shift is 2.0; it must lie between 0 and 1."),
         ({"ffn": 0.5, "multiple": 0}, "prune.multiple is 0; it must be at least 1."),
         ({"ffn": 0.5, "target_parameters": 0}, "prune.target_parameters is 0; it must be at least 1."),
+        ({"ffn": 0.5, "rounds": 0}, "prune.rounds is 0; it must be at least 1."),
+        (
+            {"ffn": 0.5, "rounds": 2, "target_size": "1GB"},
+            "prune.target_size is met in one round; leave prune.rounds out, or give shares alone.",
+        ),
         ({"ffn": 0.5, "target_size": 0}, "prune.target_size is 0; it must be at least 1."),
         ({"ffn": 0.5, "target_size": "some"}, "'some' is no size; write it like 8GB, 512MB or a number of bytes."),
         (
