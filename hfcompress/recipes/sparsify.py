@@ -49,7 +49,8 @@ class Sparsify(Recipe):
         ratios (`str`, *optional*, defaults to `"uniform"`): where the pattern does not fix a number for each group, how
             many zeros each linear gets: `"uniform"`, `"owl"` (fewer in blocks with more outliers) or `"global"` (by one
             threshold on what zeroing a weight costs the predictions).
-        spread (`float`, *optional*, defaults to 0.25): how far from `sparsity` that may take a linear.
+        spread (`float`, *optional*, defaults to 0.25): how far from `sparsity` that may take a linear; the paper of `"owl"`
+            has 0.08.
         damping (`float`, *optional*, defaults to 0.01): added to the diagonal of the Gram matrix, as a share of its
             mean.
         seed (`int`, *optional*, defaults to 0): of the method `"random"`.
