@@ -148,7 +148,7 @@ def test_what_this_version_lacks_is_named():
 @pytest.mark.slow
 def test_quality(tmp_path):
     output = tmp_path / "results" / "quality.json"
-    done = benchmark("quality", "--settings", "w2g64", "--rows", 16, "--output", output)
+    done = benchmark("quality", "--settings", "w2g64", "--rows", 20, "--output", output)
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == len(ladder(W4))  # a line for each run
     found = json.loads(output.read_text())
@@ -171,7 +171,7 @@ def test_quality(tmp_path):
     assert found["date"]
     assert found["peers"] == {}
     assert found["options"]["settings"] == "w2g64"
-    assert found["data"]["evaluation"] == {"name": "evaluation.npy", "rows": 16, "seq_len": 256, "files": 1}
+    assert found["data"]["evaluation"] == {"name": "evaluation.npy", "rows": 20, "seq_len": 256, "files": 1}
     assert str(tmp_path) not in output.read_text()
 
 
