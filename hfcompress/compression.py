@@ -410,13 +410,14 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
         if share.stop > share.start:
             batches = tokens.batch(share).split(_rows_at_once(tokens))
     if ready.pruning is not None and not writer.merged:
-        ready.pruning.settle(batches, journal, processes, progress)
+        ready.pruning.settle(batches, writer, journal, processes, progress)
         streamed, plan = ready.pruning.model, ready.pruning.plan
         ready.plan = plan
     suspended = _fits_suspended(
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )
-    run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended)
+    dense_model = None if ready.pruning is None else ready.pruning.dense_model
+    run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended, dense_model)
     if writer.merged:
         writer.require_whole()
     else:

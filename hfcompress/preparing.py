@@ -30,6 +30,7 @@ from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.library_pass import LibraryPass
+from hfcompress.passes.narrow_pass import NarrowPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.prune_pass import PrunePass
@@ -58,7 +59,7 @@ class Prepared:
         training (`QatPass` or `None`): what follows the block pass on the whole model.
         library (`LibraryPass` or `None`): the library that does it all.
         quantization_config (`dict` or `None`): what config.json will say.
-        pruning (`PrunePass` or `None`): what makes the model smaller.
+        pruning (`PrunePass`, `NarrowPass` or `None`): what makes the model smaller.
     """
 
     checkpoint: Checkpoint
@@ -74,7 +75,7 @@ class Prepared:
     training: QatPass | None
     library: LibraryPass | None
     quantization_config: dict[str, Any] | None
-    pruning: PrunePass | None
+    pruning: PrunePass | NarrowPass | None
 
 
 def prepare(
@@ -125,7 +126,9 @@ def prepare(
             )
         source = stage(checkpoint, output)
     streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))
-    pruning = None if job.pruning is None else PrunePass(streamed, job.pruning)
+    pruning = None
+    if job.pruning is not None:
+        pruning = (NarrowPass if job.pruning.hidden else PrunePass)(streamed, job.pruning)
     library = None if job.library is None else LibraryPass(streamed, job.library)
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
     model_to_plan = streamed if rotation is None else rotation.model

@@ -165,6 +165,10 @@ class CheckpointWriter:
         """The tensors of a stage that was written before."""
         return load_file(self.partial / f"{name}.safetensors")
 
+    def holds_stage(self, name: str) -> bool:
+        """Whether stage `name` is there and whole."""
+        return _whole(self.partial / f"{name}.safetensors")
+
     def _write(self, final: Path, tensors: dict[str, Tensor]) -> None:
         temporary = final.with_suffix(".tmp")
         with disk_errors(self.output):

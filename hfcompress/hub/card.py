@@ -48,7 +48,12 @@ METHODS = {
     "rtn": "round to nearest",
     "sparsify": "weights set to zero",
 }
-PRUNED = {"blocks": "blocks", "ffn": "feed-forward channels in each block", "heads": "heads in each block"}
+PRUNED = {
+    "blocks": "blocks",
+    "hidden": "coordinates of the residual stream",
+    "ffn": "feed-forward channels in each block",
+    "heads": "heads in each block",
+}
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",

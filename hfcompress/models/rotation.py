@@ -92,19 +92,19 @@ def rotated(
         are rounded to the original's dtype.
     """
     model = StreamedModel(checkpoint, device, torch.float32)
-    look = _Look(model, hidden, heads)
+    look = Look(model, hidden, heads)
     result = Rotated(reasons=dict(look.reasons))
     wanted = {"hidden": hidden and "hidden" not in look.reasons, "heads": heads and "heads" not in look.reasons}
     for parts in ({"hidden", "heads"}, {"hidden"}, {"heads"}):
         if result.checkpoint is not None or not all(wanted[part] for part in parts):
             continue
-        fold = _Fold(model, seed)
+        fold = Fold(model)
         try:
             if "hidden" in parts:
-                fold.residual(look.residual, look.final, look.head)
+                fold.residual(look, random_rotation(look.width, seed))
             if "heads" in parts:
-                fold.heads(look.heads)
-            _require_equal(fold.checkpoint(rounded=False), look, device)
+                fold.heads(look.heads, random_rotation(look.head_dim, seed + 1))
+            require_equal(fold.checkpoint(rounded=False), look.batch, look.logits, device)
         except UnknownRoleError as error:
             result.reasons |= dict.fromkeys(parts, str(error))
             continue
@@ -115,7 +115,7 @@ def rotated(
     return result
 
 
-class _Look:
+class Look:
     """
     One walk over the original: who reads and writes what, and the logits that must come out again.
 
@@ -195,54 +195,67 @@ def _head_dim(config) -> int:
     return found or config.hidden_size // config.num_attention_heads
 
 
-class _Fold:
-    """The changes of each tensor, and the checkpoint that they make."""
+class Fold:
+    """
+    The changes of each tensor, and the checkpoint that they make.
 
-    def __init__(self, model: StreamedModel, seed: int):
-        self.model, self.seed = model, seed
+    Attributes:
+        across (`dict[str, int]`): name on disk -> the dimension of that tensor that is as wide as the residual stream.
+    """
+
+    def __init__(self, model: StreamedModel):
+        self.model = model
+        self.across: dict[str, int] = {}
         self.changes: dict[str, list[Gain | Turn]] = {}
         self.neutral: dict[str, Norm] = {}
         self.parted_head: tuple[str, str] | None = None  # its name on disk, and the name of what it shared
         self.added_bytes = 0
 
-    def residual(self, roles: Residual, final: dict[str, Norm], head: str) -> None:
+    def residual(self, look: Look, turn: Rotation, reading: Rotation | None = None, part: bool = False) -> None:
         """
         R1.
+
+        Args:
+            look (`Look`): who reads and writes the stream.
+            turn (`Rotation`): of the stream.
+            reading (`Rotation`, *optional*): what the readers' inputs are multiplied by, if not by the same.
+            part (`bool`, *optional*): give a head that shares its weight one of its own in any case.
 
         Raises:
             UnknownRoleError: a weight is stored in another form than it is used in.
         """
-        skeleton = self.model.skeleton
+        skeleton, roles, head = self.model.skeleton, look.residual, look.head
+        reading = reading or turn
         embedding = self._name_of(skeleton.get_input_embeddings())
-        embedding_key, width = self._key(f"{embedding}.weight"), skeleton.config.get_text_config().hidden_size
-        if self.model.tensors[embedding_key].shape[-1] != width:
+        embedding_key = self._key(f"{embedding}.weight")
+        if self.model.tensors[embedding_key].shape[-1] != look.width:
             raise UnknownRoleError("the embeddings are not as wide as the residual stream")
-        turn = random_rotation(width, self.seed)
-        self._add(embedding_key, Turn(1, (0,), turn))
+        self._across(embedding_key, 1, Turn(1, (0,), turn))
         for name in roles.writers:
-            self._add(self._key(f"{name}.weight"), Turn(self._dims(name)[1], (0,), turn))
+            dim = self._dims(name)[1]
+            self._across(self._key(f"{name}.weight"), dim, Turn(dim, (0,), turn))
             if (bias := self.model.sources.get(f"{name}.bias")) is not None:
-                self._add(bias, Turn(0, (0,), turn))
+                self._across(bias, 0, Turn(0, (0,), turn))
         for name, norm in roles.readers.items():
-            self._read(self._key(f"{name}.weight"), self._dims(name)[0], norm, turn)
+            self._read(self._key(f"{name}.weight"), self._dims(name)[0], norm, reading)
+        norm = look.final[head]
         tied = head in {name.removesuffix(".weight") for name in skeleton.all_tied_weights_keys}
         if not (tied and skeleton.config.get_text_config().tie_word_embeddings):
-            return self._read(self._key(f"{head}.weight"), 1, final[head], turn)
-        gain = Gain(1, self.model.tensors[self._key(final[head].parameter)], final[head]).values()
-        if not (gain == gain[0]).all():  # one number for all commutes with the rotation, and the tie may stay
+            return self._read(self._key(f"{head}.weight"), 1, norm, reading)
+        gain = Gain(1, self.model.tensors[self._key(norm.parameter)], norm).values()
+        if part or not (gain == gain[0]).all():  # one number for all commutes with the rotation, and the tie may stay
             key = self.model.sources.get(f"{head}.weight", f"{head}.weight")
             self.parted_head = key, embedding_key
             self.added_bytes = self.model.tensors[embedding_key].nbytes
-            self._read(key, 1, final[head], turn)
+            self._read(key, 1, norm, reading)
 
-    def heads(self, blocks: list[Heads]) -> None:
+    def heads(self, blocks: list[Heads], turn: Rotation) -> None:
         """
         R2.
 
         Raises:
             UnknownRoleError: a weight is stored in another form than it is used in.
         """
-        turn = random_rotation(_head_dim(self.model.skeleton.config.get_text_config()), self.seed + 1)
         for found in blocks:
             self._add(self._key(f"{found.values}.weight"), Turn(self._dims(found.values)[1], found.rows, turn))
             if (bias := self.model.sources.get(f"{found.values}.bias")) is not None:
@@ -283,7 +296,12 @@ class _Fold:
     def _read(self, key: str, dim: int, norm: Norm, turn: Rotation) -> None:
         norm_key = self._key(norm.parameter)
         self.neutral[norm_key] = norm
+        self.across |= {key: dim, norm_key: 0}
         self._add(key, Gain(dim, self.model.tensors[norm_key], norm), Turn(dim, (0,), turn))
+
+    def _across(self, key: str, dim: int, turn: Turn) -> None:
+        self.across[key] = dim
+        self._add(key, turn)
 
     def _add(self, key: str, *changes: Gain | Turn) -> None:
         self.changes.setdefault(key, []).extend(changes)
@@ -303,16 +321,21 @@ class _Fold:
 
 
 @torch.no_grad()
-def _require_equal(checkpoint: Checkpoint, look: _Look, device: torch.device | str) -> None:
+def require_equal(checkpoint: Checkpoint, batch: Batch, logits: Tensor, device: torch.device | str) -> None:
     """
     Raises:
-        UnknownRoleError: the checkpoint does not give the logits that the original gave.
+        UnknownRoleError: for `batch` the checkpoint does not give these logits, `(rows, tokens, vocabulary)`.
     """
-    model = StreamedModel(checkpoint, device, torch.float32)
-    [stream] = model.forward_blocks(model.embed([look.batch]))
-    with model.outside(head=True) as whole:
-        logits = model.logits(whole, stream)
-    varying = (look.logits - look.logits.mean(-1, keepdim=True)).norm()
-    difference = ((logits - look.logits).norm() / varying).item()
+    found = logits_of(StreamedModel(checkpoint, device, torch.float32), batch)
+    varying = (logits - logits.mean(-1, keepdim=True)).norm()
+    difference = ((found - logits).norm() / varying).item()
     if not difference <= TOLERANCE:
         raise UnknownRoleError(f"the rotated model's logits would differ by {difference:.2g} of what they vary")
+
+
+@torch.no_grad()
+def logits_of(model: StreamedModel, batch: Batch) -> Tensor:
+    """What a model says to a batch: `(rows, tokens, vocabulary)`."""
+    [stream] = model.forward_blocks(model.embed([batch]))
+    with model.outside(head=True) as whole:
+        return model.logits(whole, stream)

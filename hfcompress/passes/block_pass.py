@@ -15,7 +15,8 @@
 The walk that compresses: embed, then block by block fold, observe, solve, write, replay. Each block is in memory alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 from hfcompress.errors import OutputError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
-from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs
+from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.curvature import Curvatures, output_curvatures
 from hfcompress.passes.folding import Folding
@@ -62,6 +63,7 @@ class BlockPass:
         processes (`Processes`): who takes part.
         progress (`Progress`): is told of every block.
         suspended (`bool`): halt the forwards at each group of linears instead of running them again.
+        dense_model (`StreamedModel`, *optional*): the model whose stream is the dense one, where that is of another width.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class BlockPass:
         processes: Processes,
         progress: Progress,
         suspended: bool,
+        dense_model: StreamedModel | None = None,
     ):
+        self.dense_model = dense_model
         self.model, self.plan, self.layout, self.writer = model, plan, layout, writer
         self.journal, self.processes, self.progress = journal, processes, progress
         self.walk = walk_suspended if suspended else walk_recomputed
@@ -105,6 +109,8 @@ class BlockPass:
         unrounded_hidden = self._finish_embeddings(batches)
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
+        if self.dense_model is not None and self.plan.needs_dense_stream:
+            dense = self.dense_model.embed(batches)
         if unrounded_hidden:
             dense = [stream.advanced(hidden) for stream, hidden in zip(dense, unrounded_hidden, strict=True)]
         probe = self.model.probe() if self.plan.needs_inputs else None
@@ -124,7 +130,7 @@ class BlockPass:
             self.progress.step(f"block {index + 1} of {len(self.model)}")
         with self.model.outside(head=True) as model:
             if self.plan.head is not None:
-                self._finish_head(model, self.plan.head, streams)
+                self._finish_head(model, self.plan.head, streams, dense)
             said = testimony(witness, self.model.logits(model, witness))
             if judge is not None:
                 judge(model, others)
@@ -258,9 +264,24 @@ class BlockPass:
         last: bool,
     ) -> tuple[list[Stream], list[Stream]]:
         """Gather each group's statistics with the groups before it compressed, and solve it."""
-        blocks = [block]
-        if dense:
-            blocks.append(dense_twin(block))
+        with contextlib.ExitStack() as stack:
+            twins = [stack.enter_context(self._twin(block, index))] if dense else []
+            return self._gather(block, twins, index, groups, caches, streams, dense, solve, solve_cache, last)
+
+    def _gather(
+        self,
+        block: nn.Module,
+        twins: list[nn.Module],
+        index: int,
+        groups: list[list[str]],
+        caches: dict[str, nn.Module],
+        streams: list[Stream],
+        dense: list[Stream],
+        solve: Callable[[list[str], Statistics | None], None],
+        solve_cache: Callable[[CacheRanges, nn.Module], None],
+        last: bool,
+    ) -> tuple[list[Stream], list[Stream]]:
+        blocks = [block, *twins]
         both = [streams, dense][: len(blocks)]
         calls = [partial(self._call, b, index, s) for b, s in zip(blocks, both, strict=True)]
         leaders = []
@@ -285,8 +306,9 @@ class BlockPass:
             give_back_freed_memory()
 
         def empty(task: LinearTask) -> Statistics:
-            cross = self.plan.needs_dense_stream
-            return Statistics(task.shape.in_features, self.model.device, cross, task.needs_range)
+            width = self._dense_width(task)
+            cross = self.plan.needs_dense_stream and not width
+            return Statistics(task.shape.in_features, self.model.device, cross, task.needs_range, width)
 
         def solve_seen(group: int) -> None:
             names = groups[group]
@@ -311,8 +333,8 @@ class BlockPass:
         self, block: nn.Module, index: int, streams: list[Stream], dense: list[Stream], last: bool
     ) -> tuple[list[Stream], list[Stream]]:
         """Go through a block that an earlier run has finished, with the weights that it wrote."""
-        with unrounded(block):
-            dense = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
+        with self._twin(block, index, copied=False) as twin:
+            dense = [] if last else [s.advanced(self.model.call(twin, index, s)) for s in dense]
         linears = find_linears(block, self.model.block_names[index])
         assert self.writer is not None
         stored = self.writer.read_part(_part(index))
@@ -325,6 +347,18 @@ class BlockPass:
         for name, attention in self._caches(block, index).items():
             set_scales(attention, stored_scales(stored, self.plan.caches[index][name]))
         return [] if last else [s.advanced(self.model.call(block, index, s)) for s in streams], dense
+
+    @contextlib.contextmanager
+    def _twin(self, block: nn.Module, index: int, copied: bool = True) -> Generator[nn.Module]:
+        """The dense model's block: a copy, or the block itself where nothing has changed in it yet."""
+        if self.dense_model is not None:
+            with self.dense_model.block(index) as other:
+                yield other
+        elif copied:
+            yield dense_twin(block)
+        else:
+            with unrounded(block):
+                yield block
 
     def _caches(self, block: nn.Module, index: int) -> dict[str, nn.Module]:
         """The attentions of a block whose cache is rounded."""
@@ -374,7 +408,9 @@ class BlockPass:
         self.model = self.model.reading({f"{task.stem}.weight": SolvedWeight(task, tensors, self.layout)})
         return hidden
 
-    def _finish_head(self, model: PreTrainedModel, task: LinearTask, streams: list[Stream]) -> None:
+    def _finish_head(
+        self, model: PreTrainedModel, task: LinearTask, streams: list[Stream], dense: list[Stream]
+    ) -> None:
         """The output head, on what comes out of the final norm; solved, or as an earlier run has solved it."""
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
@@ -386,10 +422,7 @@ class BlockPass:
             return
         statistics = None
         if task.needs_inputs:
-            statistics = Statistics(task.shape.in_features, self.model.device, ranges=task.needs_range)
-            for stream in streams:
-                inputs = self.model.head_input(model, head, stream)
-                statistics.add(rounded_input(head, inputs), stream.batch.mask)
+            statistics = self._head_statistics(model, head, task, streams, dense)
             statistics.complete(self.processes, task.name)
         [(_, quantized, result)] = solve_group({task.name: task}, {task.name: head}, statistics, self.layout)
         scales = input_scale(task, statistics)
@@ -397,6 +430,31 @@ class BlockPass:
         packed = self._packed(task, quantized, scales)
         tensors = {f"{task.stem}.{local}": tensor for local, tensor in packed.items()}
         self._commit(HEAD, HEAD, tensors, [{**result, "bytes": sum(t.nbytes for t in packed.values())}], [])
+
+    def _head_statistics(
+        self, model: PreTrainedModel, head: nn.Module, task: LinearTask, streams: list[Stream], dense: list[Stream]
+    ) -> Statistics:
+        width = self._dense_width(task)
+        statistics = Statistics(
+            task.shape.in_features, self.model.device, ranges=task.needs_range, dense_features=width
+        )
+        with contextlib.ExitStack() as stack:
+            other = stack.enter_context(self.dense_model.outside(head=True)) if self.dense_model is not None else None
+            for number, stream in enumerate(streams):
+                inputs = self.model.head_input(model, head, stream)
+                wider = None
+                if self.dense_model is not None and other is not None:
+                    wider = self.dense_model.head_input(other, other.get_output_embeddings(), dense[number])
+                statistics.add(rounded_input(head, inputs), stream.batch.mask, wider)
+        return statistics
+
+    def _dense_width(self, task: LinearTask) -> int:
+        """How wide the input of a linear is in a dense model of another width; 0 where there is none."""
+        if self.dense_model is None:
+            return 0
+        module = self.dense_model.skeleton.get_submodule(task.name)
+        assert isinstance(module, Linear)
+        return linear_shape(task.name, module).in_features
 
     def _write_outside(self) -> None:
         """What lies outside the blocks, as it is, one tensor at a time."""

@@ -24,11 +24,9 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-
-from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.errors import InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.shallow import changed_config, depth_changes, merged, shallow
@@ -37,14 +35,13 @@ from hfcompress.passes.depth import blocks_to_keep
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.smaller import bytes_with, require_same
 from hfcompress.passes.width import Widths, ffn_width, key_value_heads, width_changes
-from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 
 
 NAME = "prune"
-ALIKE = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}  # log-probabilities, by the arithmetic
-SIZES = ("blocks", "ffn", "heads", "parameters")
+SIZES = ("blocks", "hidden", "ffn", "heads", "parameters")
 SEARCH = 12  # bisections of how much is taken, where a size is asked for
 
 
@@ -66,6 +63,8 @@ class PrunePass:
         self.kept = list(range(len(model)))
         self.depth_changes: dict[str, Any] = {}
 
+    dense_model: ClassVar[None] = None  # the pass compares with the model that it walks
+
     @property
     def plan(self) -> Plan:
         """What the block pass does."""
@@ -76,7 +75,14 @@ class PrunePass:
         """What config.json must say."""
         return merged(self.depth_changes, self.widths.config_changes)
 
-    def settle(self, batches: Sequence[Batch], journal: Journal, processes: Processes, progress: Progress) -> None:
+    def settle(
+        self,
+        batches: Sequence[Batch],
+        writer: CheckpointWriter,
+        journal: Journal,
+        processes: Processes,
+        progress: Progress,
+    ) -> None:
         """Choose the blocks that stay, or take over what an earlier run has chosen."""
         if self.blocks == len(self.whole):
             return
@@ -107,17 +113,7 @@ class PrunePass:
         Raises:
             UnsupportedModelError: it says something else.
         """
-        smaller = StreamedModel(made, self.whole.device, self.whole.dtype)
-        [stream] = smaller.forward_blocks(smaller.embed([Batch(witness_ids(smaller))]))
-        with smaller.outside(head=True) as model:
-            said = testimony(stream, smaller.logits(model, stream))
-        assert journal.witness is not None
-        first, second = (torch.tensor(each["top_log_probs"]) for each in (said, journal.witness))
-        if not torch.allclose(first, second, atol=ALIKE[self.whole.dtype]):
-            raise UnsupportedModelError(
-                f"The smaller {made.name} does not say what the pruned model said while it was solved, so the architecture "
-                "cannot be cut in this dimension; leave it out of prune."
-            )
+        require_same(StreamedModel(made, self.whole.device, self.whole.dtype), journal)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -141,9 +137,8 @@ class PrunePass:
     def _sizes(self) -> tuple[int, int | None, int | None]:
         """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
         settings = self.settings
-        key, most, measure = "target_parameters", settings.target_parameters, self._parameters
-        if settings.target_size is not None:
-            key, most, measure = "target_size", settings.target_size, self._bytes
+        key, most = settings.target
+        measure = self._parameters if key == "target_parameters" else self._bytes
         if most is None:
             return self._sizes_at(1.0)
         low, high = 0.0, 1 / max(settings.depth, settings.ffn, settings.heads)
@@ -198,10 +193,10 @@ class PrunePass:
         return outside + blocks * self._block_parameters(ffn, groups)
 
     def _bytes(self, blocks: int, ffn: int | None, groups: int | None) -> int:
-        """Bytes of its files at most: a parameter takes what it does now, and the files' headers do not grow."""
-        before = sum(tensor.nbytes for tensor in self.whole.checkpoint.tensors.values())
-        share = self._parameters(blocks, ffn, groups) / self._parameters(len(self.whole), None, None)
-        return math.ceil(share * before) + max(self.whole.checkpoint.size_bytes - before, 0)
+        """Bytes of its files at most."""
+        return bytes_with(
+            self.whole, self._parameters(len(self.whole), None, None), self._parameters(blocks, ffn, groups)
+        )
 
     @functools.cache  # noqa: B019 (the pass lives as long as the run)
     def _block_parameters(self, ffn: int | None, groups: int | None) -> int:

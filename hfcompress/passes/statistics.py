@@ -35,19 +35,32 @@ class Statistics:
         device (`torch.device`): where the sums live.
         cross (`bool`): also keep `(X_dense - X)^T X`.
         ranges (`bool`): also count the magnitudes of the inputs.
+        dense_features (`int`): width of the dense model's input where that is another one; what both are together is
+            then kept too.
 
     Attributes:
         gram (`Tensor`): `X^T X / tokens`, float32 `(in_features, in_features)`, after [`Statistics.complete`].
         cross (`Tensor` or `None`): `(X_dense - X)^T X / tokens`, likewise.
+        joint (`Tensor` or `None`): `X_dense^T X / tokens`, `(dense_features, in_features)`.
+        dense_gram (`Tensor` or `None`): `X_dense^T X_dense / tokens`, `(dense_features, dense_features)`.
         magnitudes (`Histogram` or `None`): of the inputs.
         held_out (`Statistics` or `None`): of those of the tokens on which what follows from the others is judged; kept
             together with `cross`.
         tokens (`int`): tokens seen, padding left out.
     """
 
-    def __init__(self, in_features: int, device: torch.device, cross: bool = False, ranges: bool = False):
+    def __init__(
+        self,
+        in_features: int,
+        device: torch.device,
+        cross: bool = False,
+        ranges: bool = False,
+        dense_features: int = 0,
+    ):
         self.gram = torch.zeros(in_features, in_features, device=device)
         self.cross = torch.zeros_like(self.gram) if cross else None
+        self.joint = torch.zeros(dense_features, in_features, device=device) if dense_features else None
+        self.dense_gram = torch.zeros(dense_features, dense_features, device=device) if dense_features else None
         self.held_out: Statistics | None = None
         self.magnitudes = Histogram.empty(device) if ranges else None
         self.tokens = 0
@@ -69,7 +82,7 @@ class Statistics:
             dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
             held_out (`Tensor` or `None`): bool `(rows,)`: rows that are also kept by themselves, to judge by.
         """
-        if held_out is not None and dense_inputs is not None and held_out.any():
+        if self.cross is not None and held_out is not None and dense_inputs is not None and held_out.any():
             self.held_out = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
             kept = held_out.to(inputs.device)
             self.held_out.add(inputs[kept], None if mask is None else mask[held_out], dense_inputs[kept])
@@ -77,6 +90,10 @@ class Statistics:
         _add_gram(self.gram, x)
         if self.cross is not None and dense_inputs is not None:
             self.cross.addmm_((flat_tokens(dense_inputs, mask) - x).T, x)
+        if self.joint is not None and self.dense_gram is not None and dense_inputs is not None:
+            dense = flat_tokens(dense_inputs, mask)
+            self.joint.addmm_(dense.T, x)
+            _add_gram(self.dense_gram, dense)
         if self.magnitudes is not None:
             self.magnitudes = self.magnitudes.add(x)
         self.tokens += len(x)
@@ -101,12 +118,19 @@ class Statistics:
 
     def _average(self, processes: Processes) -> None:
         self.tokens = int(processes.sum(torch.tensor(self.tokens, device=self.gram.device)).item())
-        self.gram = processes.sum(torch.tril(self.gram)).div_(max(self.tokens, 1))
-        self.gram += torch.tril(self.gram, -1).T
+        self.gram = self._symmetric_mean(self.gram, processes)
         if self.cross is not None:
             self.cross = processes.sum(self.cross).div_(max(self.tokens, 1))
+        if self.joint is not None and self.dense_gram is not None:
+            self.joint = processes.sum(self.joint).div_(max(self.tokens, 1))
+            self.dense_gram = self._symmetric_mean(self.dense_gram, processes)
         if self.magnitudes is not None:
             self.magnitudes = over_all(self.magnitudes, processes)
+
+    def _symmetric_mean(self, gram: Tensor, processes: Processes) -> Tensor:
+        """Of sums whose lower triangle is filled in."""
+        mean = processes.sum(torch.tril(gram)).div_(max(self.tokens, 1))
+        return mean.add_(torch.tril(mean, -1).T)
 
     def target(self, weight: Tensor, damping: float, act_order: bool, name: str, most: float) -> tuple[Tensor, float]:
         """

@@ -206,7 +206,7 @@ class Job:
             return (self,)
         first, *rest = self.steps
         if not rest:
-            if self.pruning.rounds == 1:
+            if self.pruning.is_whole:
                 return (self,)
             first, *rest = self.pruning.in_two
         earlier = Job(steps=(first,), calibration=self.calibration, name=self.pruning.name)

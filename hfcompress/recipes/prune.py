@@ -21,18 +21,22 @@ from hfcompress.recipes.base import Recipe
 from hfcompress.sizes import parse_size
 
 
-DIMENSIONS = ("depth", "ffn", "heads")
+DIMENSIONS = ("depth", "hidden", "ffn", "heads")
 TARGETS = ("target_parameters", "target_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Recipe):
     """
-    Take out whole blocks, feed-forward channels or groups of attention heads. What is left loads as any checkpoint of its
+    Take out whole blocks, directions of the residual stream, feed-forward channels or groups of attention heads. What is
+    left loads as any checkpoint of its
     architecture does; the steps behind it work on the smaller model.
 
     Args:
         depth (`float`, *optional*, defaults to 0.0): the share of the decoder blocks that goes.
+        hidden (`float`, *optional*, defaults to 0.0): the share of the residual stream that goes, the same for all blocks:
+            turned so that what its readers look at comes first. An output head that shares the embeddings' weight gets
+            its own.
         ffn (`float`, *optional*, defaults to 0.0): the share of the feed-forward channels that goes, in every block.
         heads (`float`, *optional*, defaults to 0.0): the share of the attention heads that goes, in every block; queries
             go with the keys and values that they share.
@@ -41,7 +45,7 @@ class Prune(Recipe):
         target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
         rounds (`int`, *optional*, defaults to 1): in how many rounds it goes; each is told anew what the model that the
             last one left is like, and rounds its own sizes.
-        multiple (`int`, *optional*, defaults to 64): the number of channels that is left is a multiple of this, or of the
+        multiple (`int`, *optional*, defaults to 64): the width that is left is a multiple of this, or of the
             largest power of two in both.
         criterion (`str`, *optional*, defaults to `"kl"`): which blocks go: `"kl"` (one after the other, each time the one
             without which the predictions change least) or `"influence"` (those that turn their input least, ShortGPT,
@@ -60,6 +64,7 @@ class Prune(Recipe):
     needs_inputs: ClassVar[bool] = True
 
     depth: float = 0.0
+    hidden: float = 0.0
     ffn: float = 0.0
     heads: float = 0.0
     target_parameters: int | None = None
@@ -99,12 +104,35 @@ class Prune(Recipe):
             raise InvalidValueError(
                 f"prune.{given[0]} is met in one round; leave prune.rounds out, or give shares alone."
             )
+        if given and self.hidden and any(getattr(self, key) for key in DIMENSIONS if key != "hidden"):
+            raise InvalidValueError(
+                f"prune.{given[0]} scales hidden by itself, or depth, ffn and heads together; leave hidden out, or take it "
+                "first in a run of its own."
+            )
         if self.overrides or self.ignore or self.targets != Recipe.targets:
             raise InvalidValueError("prune takes no targets, ignore or overrides: all blocks keep the same shapes.")
 
     @property
+    def target(self) -> tuple[str, int | None]:
+        """Which size is asked for, and how large it may be."""
+        key = next((key for key in TARGETS if getattr(self, key) is not None), TARGETS[0])
+        return key, getattr(self, key)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is done in one go: one round, and the residual stream by itself."""
+        others = any(getattr(self, key) for key in DIMENSIONS if key != "hidden")
+        return self.rounds == 1 and not (self.hidden and others)
+
+    @property
     def in_two(self) -> "tuple[Prune, Prune]":
-        """All rounds but the last, and the last one, whose shares are of what is left then."""
+        """
+        All rounds but the last, and the last one, whose shares are of what is left then; of one round, the residual
+        stream and everything else.
+        """
+        if self.rounds == 1:
+            narrower = replace(self, **{key: 0.0 for key in DIMENSIONS if key != "hidden"})
+            return narrower, replace(self, hidden=0.0)
         before = {key: getattr(self, key) * (self.rounds - 1) / self.rounds for key in DIMENSIONS}
         last = {key: 1 - (1 - getattr(self, key)) / (1 - before[key]) for key in DIMENSIONS}
         return replace(self, rounds=self.rounds - 1, **before), replace(self, rounds=1, **last)
