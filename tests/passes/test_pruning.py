@@ -18,16 +18,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.formats.writer import partial_path
-from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.checkpoint import Checkpoint, StoredTensor
 from hfcompress.models.streaming import StreamedModel
+from hfcompress.passes.narrow_pass import Reader
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.width import Widths
 from hfcompress.progress import Silent
 from hfcompress.recipes import job_from_dict
 
+
+NOT_NARROWED = ("gpt2", "opt", "gemma3")  # norms with a mean, or behind the writers
 
 PLAIN = """
 import json, sys, torch
@@ -56,9 +62,13 @@ def test_plain_transformers_loads_and_generates_what_was_pruned(name, tmp_path):
     model.save_pretrained(tmp_path / "base")
     options = {"calibration": token_ids(8, 32), "evaluate": False}
     results = {}
-    for step in ({"ffn": 0.5, "multiple": 16}, {"heads": 0.5}, {"depth": 0.34}):
+    for step in ({"ffn": 0.5, "multiple": 16}, {"heads": 0.5}, {"depth": 0.34}, {"hidden": 0.25, "multiple": 16}):
         folder = tmp_path / next(iter(step))
-        if "heads" in step and name in ("gpt2", "opt"):  # their projections are as wide as the hidden size
+        if "hidden" in step and name in NOT_NARROWED:
+            with pytest.raises(UnsupportedModelError, match=r"cannot be made narrower \(.*\); leave out prune.hidden"):
+                hfc.compress(str(tmp_path / "base"), hfc.Prune(**step), folder, **options)
+            assert not folder.exists()
+        elif "heads" in step and name in ("gpt2", "opt"):  # their projections are as wide as the hidden size
             with pytest.raises(
                 UnsupportedModelError, match=r"cannot be built with such widths.*leave that dimension out"
             ):
@@ -72,10 +82,104 @@ def test_plain_transformers_loads_and_generates_what_was_pruned(name, tmp_path):
         assert found["cached"] == found["again"]  # the cache's layers are numbered anew
         sizes = result.manifest["pruning"]["parameters"]
         assert found["parameters"] == sizes["after"] < sizes["before"] == sum(p.numel() for p in model.parameters())
+        assert torch.tensor(found["logits"]).isfinite().all()
         streamed = StreamedModel(Checkpoint.open(folder))
         with streamed.loaded() as whole, torch.no_grad():
             logits = whole(torch.arange(3, 27)[None]).logits
         assert torch.allclose(logits.flatten(), torch.tensor(found["logits"]), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_stream_that_uses_few_directions_loses_nothing_when_the_others_go(name, tmp_path):
+    """All weights that write the stream write into a subspace; then the narrow model must give the dense one's logits."""
+    model = make_model(CONFIGS[name]())
+    width = model.config.hidden_size
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    onto = (basis[:, : width // 2] @ basis[:, : width // 2].T).float()
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table.copy_(table @ onto)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.copy_(onto @ layer.self_attn.o_proj.weight)
+            layer.mlp.down_proj.weight.copy_(onto @ layer.mlp.down_proj.weight)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight.uniform_(0.5, 2, generator=generator)
+    model.save_pretrained(tmp_path / "base")
+    ids = token_ids(4, 32, 1)
+    with torch.no_grad():
+        expected = model(ids).logits
+    for refit in (True, False):
+        folder = tmp_path / str(refit)
+        hfc.compress(
+            str(tmp_path / "base"),
+            hfc.Prune(hidden=0.5, multiple=8, refit=refit),
+            folder,
+            calibration=token_ids(8, 32),
+            evaluate=False,
+        )
+        narrow = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        assert narrow.config.hidden_size == width // 2
+        with torch.no_grad():
+            found = narrow(ids).logits
+        assert (found - expected).norm() < 2e-3 * (expected - expected.mean(-1, keepdim=True)).norm()
+
+
+def test_the_readers_of_a_narrower_stream_are_solved_by_least_squares():
+    """Against the slow way: the regression of the dense outputs on the narrow inputs, drawn to the slice by the damping."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(500, 12, generator=generator)
+    narrow = dense @ torch.randn(12, 8, generator=generator) + 0.3 * torch.randn(500, 8, generator=generator)
+    weight, sliced = torch.randn(5, 12, generator=generator), torch.randn(5, 8, generator=generator)
+    statistics = Statistics(8, torch.device("cpu"), dense_features=12)
+    for some, others in zip(narrow.split(100), dense.split(100), strict=True):
+        statistics.add(some[None], None, others[None])
+    statistics.complete(Processes(torch.device("cpu")), "it")
+    reader = Reader("it", StoredTensor("it", weight.dtype, tuple(weight.shape), value=weight), False, damping=0.01)
+    found, _, told = reader.sparsify(sliced, statistics, "it")
+    x, y = dense.double(), narrow.double()
+    ridge = 0.01 * (y.square().mean(0)).mean() * 500
+    rows = torch.cat([y, ridge.sqrt() * torch.eye(8).double()])
+    wanted = torch.cat([x @ weight.T.double(), ridge.sqrt() * sliced.T.double()])
+    slow = torch.linalg.lstsq(rows, wanted).solution.T
+    assert torch.allclose(found.double(), slow, atol=1e-4)
+    error = (x @ weight.T.double() - y @ found.T.double()).norm() / (x @ weight.T.double()).norm()
+    assert told["relative_output_error"] == pytest.approx(error.item(), rel=1e-3)
+
+
+def test_the_readers_make_up_for_most_of_what_a_narrower_stream_loses(tmp_path):
+    with_refit, without = (
+        measured(hfc.Prune(hidden=0.25, multiple=16, refit=refit), tmp_path / str(refit)) for refit in (True, False)
+    )
+    assert with_refit < 0.5 * without
+    manifest = json.loads((tmp_path / "True" / "hfcompress.json").read_text())
+    assert manifest["pruning"]["hidden"]["after"] * 4 == manifest["pruning"]["hidden"]["before"] * 3
+    assert all(0 < row["relative_output_error"] < 1 for row in manifest["linears"])
+
+
+def test_a_narrower_stream_and_fewer_channels_are_two_runs_in_one(saved_llama, tmp_path):
+    recipe = hfc.Prune(hidden=0.5, ffn=0.5, multiple=8) >> hfc.RTN(group_size=-1)
+    result = hfc.compress(
+        str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), eval_data=token_ids(4, 32, 1)
+    )
+    pruning = result.manifest["pruning"]
+    assert pruning["hidden"] == {"before": 64, "after": 32}
+    assert pruning["ffn"] == {"before": 96, "after": 48}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["hidden_size"], config["intermediate_size"], config["head_dim"]) == (32, 48, 16)
+    assert "coordinates of the residual stream" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("key", ["target_parameters", "target_size"])
+def test_a_narrower_stream_meets_a_target(saved_llama, tmp_path, key):
+    checkpoint = Checkpoint.open(str(saved_llama))
+    before = sum(p.numel() for p in StreamedModel(checkpoint).skeleton.parameters())
+    most = int(0.7 * (before if key == "target_parameters" else checkpoint.size_bytes))
+    recipe = hfc.Prune(hidden=0.1, multiple=8, **{key: most})
+    result = hfc.compress(str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    after = result.manifest["pruning"]["parameters"]["after"]
+    after = after if key == "target_parameters" else Checkpoint.open(str(result.output_dir)).size_bytes
+    assert 0.5 * most < after <= most
 
 
 def test_a_cut_in_the_wrong_place_is_told(saved_llama, tmp_path, monkeypatch):
@@ -250,17 +354,19 @@ class StopIn(Silent):
 @pytest.mark.parametrize(
     ("words", "number"), [("choosing", 1), ("block 2", 2), ("writing", 1), ("block 1", 3), ("writing", 2)]
 )
-def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, words, number):
+@pytest.mark.parametrize("first", [{"ffn": 0.5, "depth": 0.3}, {"hidden": 0.5}], ids=["ffn", "hidden"])
+def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, words, number, first):
     """In the first stage, and in the second."""
-    recipe = hfc.Prune(ffn=0.5, multiple=16, depth=0.3) >> hfc.RTN(group_size=-1)
+    words = words if "depth" in first else words.replace("choosing", "directions")
+    recipe = hfc.Prune(multiple=16, **first) >> hfc.RTN(group_size=-1)
     options = {"calibration": token_ids(8, 32), "evaluate": False}
     hfc.compress(str(saved_llama), recipe, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
         hfc.compress(str(saved_llama), recipe, tmp_path / "out", progress=StopIn(words, number), **options)
     with pytest.raises(OutputError, match=r"--resume.*--overwrite"):
         hfc.compress(str(saved_llama), recipe, tmp_path / "out", **options)
-    if words != "choosing":  # nothing had been done
-        other = hfc.Prune(ffn=0.5, multiple=8, depth=0.3) >> hfc.RTN(group_size=-1)
+    if words not in ("choosing", "directions"):  # nothing had been done
+        other = hfc.Prune(multiple=8, **first) >> hfc.RTN(group_size=-1)
         with pytest.raises(OutputError, match="differs in"):
             hfc.compress(str(saved_llama), other, tmp_path / "out", resume=True, **options)
     hfc.compress(str(saved_llama), recipe, tmp_path / "out", resume=True, **options)
@@ -271,7 +377,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "prune takes nothing out; set one of depth, ffn, heads, such as ffn=0.25."),
+        ({}, "prune takes nothing out; set one of depth, hidden, ffn, heads, such as ffn=0.25."),
         ({"ffn": 1.0}, "prune.ffn is 1.0; it must be at least 0 and below 1."),
         ({"depth": -0.1}, "prune.depth is -0.1; it must be at least 0 and below 1."),
         ({"ffn": 0.5, "shift": 2.0}, "prune.shift is 2.0; it must lie between 0 and 1."),
@@ -281,6 +387,10 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
         (
             {"ffn": 0.5, "rounds": 2, "target_size": "1GB"},
             "prune.target_size is met in one round; leave prune.rounds out, or give shares alone.",
+        ),
+        (
+            {"ffn": 0.5, "hidden": 0.5, "target_size": "1GB"},
+            "prune.target_size scales hidden by itself, or depth, ffn and heads together; leave hidden out",
         ),
         ({"ffn": 0.5, "target_size": 0}, "prune.target_size is 0; it must be at least 1."),
         ({"ffn": 0.5, "target_size": "some"}, "'some' is no size; write it like 8GB, 512MB or a number of bytes."),
@@ -315,6 +425,11 @@ def test_where_it_cannot_stand_is_told(recipe, said):
     ("step", "said"),
     [
         ({"ffn": 0.01}, "of 96 channels only multiples of 32 are taken out; raise prune.ffn, or lower prune.multiple"),
+        (
+            {"hidden": 0.01},
+            "of a residual stream of 64 only multiples of 64 are taken out; raise prune.hidden, or lower",
+        ),
+        ({"hidden": 0.5, "multiple": 8, "target_parameters": 10}, "and a residual stream of 8 still makes it"),
         ({"heads": 0.1}, "there are 2 groups of heads; give at least 0.5"),
         ({"depth": 0.1}, "there are 3 blocks; give at least 0.33"),
         (
