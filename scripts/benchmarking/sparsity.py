@@ -80,6 +80,11 @@ def structured() -> list[Rung]:
         label = f"ffn {share:.0%}"
         rungs.append(Rung(f"{label}, no refit", None, [{"prune": {**settings, "refit": False}}]))
         rungs.append(Rung(f"{label}, refit", f"{label}, no refit", [{"prune": settings}]))
+    for share in WIDTHS:
+        settings = {"hidden": share, "multiple": 16}
+        label = f"hidden {share:.0%}"
+        rungs.append(Rung(f"{label}, no refit", None, [{"prune": {**settings, "refit": False}}]))
+        rungs.append(Rung(f"{label}, refit", f"{label}, no refit", [{"prune": settings}]))
     rungs.append(Rung("heads 50%, no refit", None, [{"prune": {"heads": 0.5, "refit": False}}]))
     rungs.append(Rung("heads 50%, refit", "heads 50%, no refit", [{"prune": {"heads": 0.5}}]))
     for share in DEPTHS:
