@@ -151,7 +151,7 @@ def test_the_readers_make_up_for_most_of_what_a_narrower_stream_loses(tmp_path):
     with_refit, without = (
         measured(hfc.Prune(hidden=0.25, multiple=16, refit=refit), tmp_path / str(refit)) for refit in (True, False)
     )
-    assert with_refit < 0.5 * without
+    assert with_refit < 0.7 * without
     manifest = json.loads((tmp_path / "True" / "hfcompress.json").read_text())
     assert manifest["pruning"]["hidden"]["after"] * 4 == manifest["pruning"]["hidden"]["before"] * 3
     assert all(0 < row["relative_output_error"] < 1 for row in manifest["linears"])
@@ -419,6 +419,21 @@ def test_where_it_cannot_stand_is_told(recipe, said):
     with pytest.raises(InvalidValueError) as error:
         hfc.Job.of(recipe)
     assert said in str(error.value)
+
+
+def test_several_processes_are_told_what_they_cannot_do(saved_llama, tmp_path, monkeypatch):
+    class Two(Processes):
+        def __init__(self, device):
+            super().__init__(device)
+            self.count = 2
+
+    monkeypatch.setattr("hfcompress.preparing.Processes", Two)
+    recipe = hfc.Prune(ffn=0.5) >> hfc.RTN(group_size=-1)
+    with pytest.raises(
+        InvalidValueError, match="prune works in one process where rounds or other steps come behind it"
+    ):
+        hfc.compress(str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
