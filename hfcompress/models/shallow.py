@@ -83,6 +83,11 @@ def changed_config(config, changes: Mapping[str, Any]):
     return made
 
 
+def reason_of(error: Exception) -> str:
+    """Why transformers does not take a configuration, as a clause: the last line of what it says."""
+    return str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")
+
+
 def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A document of mappings with changes."""
     found = dict(document)

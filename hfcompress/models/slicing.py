@@ -26,13 +26,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.residual import UnknownRoleError
 from hfcompress.models.rotation import Fold, Look, logits_of, require_equal
-from hfcompress.models.shallow import changed_config, merged, nested, stored_key
+from hfcompress.models.shallow import changed_config, merged, nested, reason_of, stored_key
 from hfcompress.models.streaming import StreamedModel, build_skeleton
 from hfcompress.solvers.rotation import Rotation
 
@@ -106,7 +107,7 @@ class Slicer:
         if (why := self.look.reasons.get("hidden")) is not None:
             raise self._refusal(why)
 
-    def narrow(self, size: int, basis: Tensor, rounded: bool = True) -> tuple[Checkpoint, dict[str, Any]]:
+    def narrow(self, size: int, basis: Tensor, rounded: bool = True) -> Checkpoint:
         """
         Args:
             size (`int`): coordinates that are kept.
@@ -114,17 +115,15 @@ class Slicer:
             rounded (`bool`, *optional*, defaults to `True`): read the tensors in their own dtypes, not in float32.
 
         Returns:
-            `tuple[Checkpoint, dict]`: the narrower checkpoint, whose tensors are read from the whole one, and what
-            changes in config.json.
+            `Checkpoint`: the narrower checkpoint, whose tensors are read from the whole one.
         """
-        whole, ones = self.model.checkpoint, torch.ones(self.look.width, dtype=torch.float64)
+        ones = torch.ones(self.look.width, dtype=torch.float64)
         turn = Rotation(ones, (basis,))
         fold = self._fold(turn, Rotation(ones * (self.look.width / size) ** 0.5, (basis,)))
         made = fold.checkpoint(rounded)
-        changes = merged(self._width_changes(size), fold.config_changes)
-        made.config = changed_config(whole.config, changes)
+        made.config = self.config(size)
         made.tensors = _sliced(made.tensors, fold, size)
-        return made, changes
+        return made
 
     def check(self, size: int) -> None:
         """
@@ -135,11 +134,8 @@ class Slicer:
             UnsupportedModelError: it does not.
         """
         turn = Rotation(torch.ones(self.look.width, dtype=torch.float64), (torch.eye(self.look.width).double(),))
-        made, _ = self.narrow(size, turn.factors[0], rounded=False)
-        try:
-            built = dict(build_skeleton(made, self.model.dtype).named_parameters())
-        except (ValueError, RuntimeError) as error:
-            raise self._refusal(str(error).strip().splitlines()[-1].strip().rstrip(".")) from error
+        made = self.narrow(size, turn.factors[0], rounded=False)
+        built = dict(build_skeleton(made, self.model.dtype).named_parameters())
         sources = {name: key for name, key in self.model.sources.items() if name in built}
         for name, key in sources.items():
             if tuple(built[name].shape) != tuple(made.tensors[key].shape):
@@ -154,6 +150,18 @@ class Slicer:
             require_equal(made, batch, logits_of(StreamedModel(filled, device, torch.float32), batch), device)
         except UnknownRoleError as error:
             raise self._refusal("something in it depends on how wide the stream is") from error
+
+    def config(self, size: int):
+        """
+        The configuration of such a model.
+
+        Raises:
+            UnsupportedModelError: transformers does not take it.
+        """
+        try:
+            return changed_config(self.model.checkpoint.config, self.changes(size))
+        except (ValueError, StrictDataclassError) as error:
+            raise self._refusal(reason_of(error), "take another share, or leave out prune.hidden") from error
 
     def changes(self, size: int) -> dict[str, Any]:
         """What config.json must say of a model whose stream has `size` coordinates."""
@@ -176,11 +184,10 @@ class Slicer:
             raise self._refusal(str(error)) from error
         return fold
 
-    def _refusal(self, why: str) -> UnsupportedModelError:
+    def _refusal(self, why: str, advice: str = "leave out prune.hidden") -> UnsupportedModelError:
         name = type(self.model.skeleton).__name__
         return UnsupportedModelError(
-            f"The residual stream of {self.model.checkpoint.name} ({name}) cannot be made narrower ({why}); leave out "
-            "prune.hidden."
+            f"The residual stream of {self.model.checkpoint.name} ({name}) cannot be made narrower ({why}); {advice}."
         )
 
 

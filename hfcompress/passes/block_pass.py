@@ -204,7 +204,11 @@ class BlockPass:
             tunes = self.plan.tuning is not None
             received = streams
             last = last and not tunes
-            streams, dense = self._observe(block, index, groups, caches, streams, dense, solve, solve_cache, last)
+            with contextlib.ExitStack() as stack:
+                twins = [stack.enter_context(self._twin(block, index))] if dense else []
+                streams, dense = self._observe(
+                    block, twins, index, groups, caches, streams, dense, solve, solve_cache, last
+                )
             if tunes:
                 outputs = [stream.hidden for stream in dense]
                 streams = self._tune(block, index, linears, received, streams, outputs, found)
@@ -254,23 +258,6 @@ class BlockPass:
     def _observe(
         self,
         block: nn.Module,
-        index: int,
-        groups: list[list[str]],
-        caches: dict[str, nn.Module],
-        streams: list[Stream],
-        dense: list[Stream],
-        solve: Callable[[list[str], Statistics | None], None],
-        solve_cache: Callable[[CacheRanges, nn.Module], None],
-        last: bool,
-    ) -> tuple[list[Stream], list[Stream]]:
-        """Gather each group's statistics with the groups before it compressed, and solve it."""
-        with contextlib.ExitStack() as stack:
-            twins = [stack.enter_context(self._twin(block, index))] if dense else []
-            return self._gather(block, twins, index, groups, caches, streams, dense, solve, solve_cache, last)
-
-    def _gather(
-        self,
-        block: nn.Module,
         twins: list[nn.Module],
         index: int,
         groups: list[list[str]],
@@ -281,6 +268,7 @@ class BlockPass:
         solve_cache: Callable[[CacheRanges, nn.Module], None],
         last: bool,
     ) -> tuple[list[Stream], list[Stream]]:
+        """Gather each group's statistics with the groups before it compressed, and solve it."""
         blocks = [block, *twins]
         both = [streams, dense][: len(blocks)]
         calls = [partial(self._call, b, index, s) for b, s in zip(blocks, both, strict=True)]

@@ -20,27 +20,26 @@ are still read from the whole one. That goes through the block pass beside the w
 stream gets the weights that bring its outputs closest to those that the whole model's linear has for the same tokens.
 """
 
+import copy
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from hfcompress.errors import InvalidValueError
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.residual import Norm
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, watch_inputs
-from hfcompress.models.shallow import changed_config
 from hfcompress.models.slicing import Slicer
 from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import LinearTask, Plan, untied_head
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.smaller import bytes_with, require_same
+from hfcompress.passes.smaller import bytes_with, multiple_of, require_same
 from hfcompress.passes.statistics import flat_tokens
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import Grid
@@ -147,6 +146,11 @@ class NarrowPass:
         require_same(StreamedModel(made, self.whole.device, self.whole.dtype), journal)
 
     @property
+    def config_changes(self) -> dict[str, Any]:
+        """What config.json must say."""
+        return self.slicer.changes(self.size)
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """What `hfcompress.json` says of it."""
         width = self.slicer.look.width
@@ -211,8 +215,7 @@ class NarrowPass:
     # what follows from them
 
     def _take(self, basis: Tensor) -> None:
-        checkpoint, self.config_changes = self.slicer.narrow(self.size, basis)
-        self.model = StreamedModel(checkpoint, self.whole.device, self.whole.dtype)
+        self.model = StreamedModel(self.slicer.narrow(self.size, basis), self.whole.device, self.whole.dtype)
         self.plan = self._plan()
 
     def _plan(self) -> Plan:
@@ -264,16 +267,17 @@ class NarrowPass:
     def _size(self) -> int:
         """Coordinates that stay."""
         settings, width = self.settings, self.slicer.look.width
-        multiple = math.gcd(width, 2 ** int(math.log2(settings.multiple))) if settings.multiple > 1 else 1
+        multiple = multiple_of(width, settings.multiple)
         size = max(multiple, round(width * (1 - settings.hidden) / multiple) * multiple)
         key, most = settings.target
         if most is not None:
             measure = self._parameters if key == "target_parameters" else self._bytes
-            fitting = [n for n in range(multiple, width, multiple) if measure(n) <= most]
+            sizes = {n: measure(n) for n in range(multiple, width, multiple) if self._possible(n)}
+            fitting = [n for n, amount in sizes.items() if amount <= most]
             if not fitting:
+                least = min(sizes, default=width)
                 raise InvalidValueError(
-                    f"prune.{key} is {most:,}, and a residual stream of {multiple} still makes it "
-                    f"{measure(multiple):,}; name more of depth, ffn, heads instead of hidden."
+                    f"prune.{key} is {most:,}, and a residual stream of {least} still makes it {measure(least):,}; name more of depth, ffn, heads instead of hidden."
                 )
             return fitting[-1]
         if size >= width:
@@ -289,13 +293,20 @@ class NarrowPass:
             )
         return size
 
+    def _possible(self, size: int) -> bool:
+        """Whether transformers takes such a width; some ask for a multiple of the heads."""
+        try:
+            self.slicer.config(size)
+        except UnsupportedModelError:
+            return False
+        return True
+
     @functools.cache  # noqa: B019 (the pass lives as long as the run)
     def _parameters(self, size: int) -> int:
         """Parameters of a model of that width, as transformers builds it, tied ones once."""
-        checkpoint = Checkpoint(self.whole.checkpoint.config, self.whole.checkpoint.name, {})
+        checkpoint = copy.copy(self.whole.checkpoint)
         if size < self.slicer.look.width:
-            changes: Mapping[str, Any] = self.slicer.changes(size)
-            checkpoint.config = changed_config(checkpoint.config, changes)
+            checkpoint.config = self.slicer.config(size)
         built = build_skeleton(checkpoint, self.whole.dtype)
         built.tie_weights()
         return sum(parameter.numel() for parameter in built.parameters())

@@ -35,7 +35,7 @@ from hfcompress.passes.depth import blocks_to_keep
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.smaller import bytes_with, require_same
+from hfcompress.passes.smaller import bytes_with, multiple_of, require_same
 from hfcompress.passes.width import Widths, ffn_width, key_value_heads, width_changes
 from hfcompress.progress import Progress
 
@@ -161,7 +161,7 @@ class PrunePass:
         ffn = groups = None
         if settings.ffn:
             width = ffn_width(text)
-            multiple = math.gcd(width, 2 ** int(math.log2(settings.multiple))) if settings.multiple > 1 else 1
+            multiple = multiple_of(width, settings.multiple)
             ffn = max(multiple, round(width * (1 - min(settings.ffn * scale, 1)) / multiple) * multiple)
             if strict and ffn >= width:
                 raise InvalidValueError(

@@ -45,6 +45,11 @@ def require_same(made: StreamedModel, journal: Journal) -> None:
         )
 
 
+def multiple_of(width: int, asked: int) -> int:
+    """What a smaller `width` shall be a multiple of: the largest power of two in both, up to what is asked for."""
+    return math.gcd(width, 2 ** int(math.log2(asked)))
+
+
 def bytes_with(model: StreamedModel, before: int, after: int) -> int:
     """
     Bytes of a model's files at most, with `after` parameters instead of `before`: a parameter takes what it does now, and

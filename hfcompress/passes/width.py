@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.roles import Linear, find_linears, linear_shape
-from hfcompress.models.shallow import changed_config, nested, stored_key
+from hfcompress.models.shallow import changed_config, nested, reason_of, stored_key
 from hfcompress.models.streaming import Stream, StreamedModel, build_skeleton
 from hfcompress.models.units import rows_of_units
 from hfcompress.passes.plan import LinearTask, Plan
@@ -218,9 +218,8 @@ class Widths:
             checkpoint.config = changed_config(checkpoint.config, self.config_changes)
             wanted = dict(build_skeleton(checkpoint, self.model.dtype).named_parameters())
         except (ValueError, RuntimeError, StrictDataclassError) as error:
-            reason = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ").rstrip(".")
             raise UnsupportedModelError(
-                f"{refused} ({reason}); take another share, or leave that dimension out of prune."
+                f"{refused} ({reason_of(error)}); take another share, or leave that dimension out of prune."
             ) from error
         for index, cuts in enumerate(self.cuts):
             prefix = f"{self.model.block_names[index]}."

@@ -29,8 +29,7 @@ TARGETS = ("target_parameters", "target_size")
 class Prune(Recipe):
     """
     Take out whole blocks, directions of the residual stream, feed-forward channels or groups of attention heads. What is
-    left loads as any checkpoint of its
-    architecture does; the steps behind it work on the smaller model.
+    left loads as any checkpoint of its architecture does; the steps behind it work on the smaller model.
 
     Args:
         depth (`float`, *optional*, defaults to 0.0): the share of the decoder blocks that goes.
@@ -44,7 +43,7 @@ class Prune(Recipe):
             of what is taken, and are scaled until it fits.
         target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
         rounds (`int`, *optional*, defaults to 1): in how many rounds it goes; each is told anew what the model that the
-            last one left is like, and rounds its own sizes.
+            last one left is like, and rounds its own sizes. Beside other dimensions `hidden` goes first, in one round.
         multiple (`int`, *optional*, defaults to 64): the width that is left is a multiple of this, or of the
             largest power of two in both.
         criterion (`str`, *optional*, defaults to `"kl"`): which blocks go: `"kl"` (one after the other, each time the one
@@ -104,7 +103,7 @@ class Prune(Recipe):
             raise InvalidValueError(
                 f"prune.{given[0]} is met in one round; leave prune.rounds out, or give shares alone."
             )
-        if given and self.hidden and any(getattr(self, key) for key in DIMENSIONS if key != "hidden"):
+        if given and self.hidden and self._others:
             raise InvalidValueError(
                 f"prune.{given[0]} scales hidden by itself, or depth, ffn and heads together; leave hidden out, or take it "
                 "first in a run of its own."
@@ -121,19 +120,24 @@ class Prune(Recipe):
     @property
     def is_whole(self) -> bool:
         """Whether it is done in one go: one round, and the residual stream by itself."""
-        others = any(getattr(self, key) for key in DIMENSIONS if key != "hidden")
-        return self.rounds == 1 and not (self.hidden and others)
+        return self.rounds == 1 and not (self.hidden and self._others)
+
+    @property
+    def _others(self) -> list[str]:
+        """What goes beside the residual stream."""
+        return [key for key in DIMENSIONS if key != "hidden" and getattr(self, key)]
 
     @property
     def in_two(self) -> "tuple[Prune, Prune]":
         """
         All rounds but the last, and the last one, whose shares are of what is left then; of one round, the residual
-        stream and everything else.
+        stream and everything else. Beside others the residual stream goes before them, and in one round.
         """
         if self.rounds == 1:
-            narrower = replace(self, **{key: 0.0 for key in DIMENSIONS if key != "hidden"})
-            return narrower, replace(self, hidden=0.0)
+            return replace(self, **dict.fromkeys(self._others, 0.0)), replace(self, hidden=0.0)
         before = {key: getattr(self, key) * (self.rounds - 1) / self.rounds for key in DIMENSIONS}
+        if self._others:
+            before["hidden"] = self.hidden
         last = {key: 1 - (1 - getattr(self, key)) / (1 - before[key]) for key in DIMENSIONS}
         return replace(self, rounds=self.rounds - 1, **before), replace(self, rounds=1, **last)
 

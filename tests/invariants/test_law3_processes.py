@@ -169,3 +169,18 @@ def test_two_processes_leave_the_zeros_of_one(tiny, tmp_path):
     assert one.float().mean() == two.float().mean() == 0.5
     assert (one == two).float().mean() >= 0.95
     assert other_kl == pytest.approx(kl, rel=0.02)
+
+
+def test_two_processes_narrow_the_stream_as_one_does(tiny, tmp_path):
+    np.save(tmp_path / "calibration.npy", np.load(tiny / "calibration.npy")[:9])
+    (tmp_path / "narrow.yaml").write_text("recipe:\n  - prune: {hidden: 0.25, multiple: 16}\nformat: dense\n")
+    options = ["run", tmp_path / "narrow.yaml", "--calibration", tmp_path / "calibration.npy", "--output"]
+    reports = []
+    for processes, name in ((1, "one"), (2, "two")):
+        launch("-m", "hfcompress.cli", *options, tmp_path / name, processes=processes)
+        manifest = json.loads((tmp_path / name / "hfcompress.json").read_text())
+        assert manifest["processes"] == processes
+        assert all(row["tokens"] == manifest["calibration"]["tokens"] for row in manifest["linears"])
+        reports.append(json.loads((tmp_path / name / "eval_results.json").read_text()))
+    one, two = reports
+    assert two["kl_mean"] == pytest.approx(one["kl_mean"], rel=1e-2)

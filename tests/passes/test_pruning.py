@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, in_fresh_process, make_model, token_ids
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GemmaConfig
 
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.formats.writer import partial_path
 from hfcompress.models.checkpoint import Checkpoint, StoredTensor
+from hfcompress.models.slicing import Slicer
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.narrow_pass import Reader
 from hfcompress.passes.processes import Processes
@@ -37,7 +38,7 @@ NOT_NARROWED = ("gpt2", "opt", "gemma3")  # norms with a mean, or behind the wri
 
 PLAIN = """
 import json, sys, torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GemmaConfig
 found = {}
 for folder in sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -170,6 +171,87 @@ def test_a_narrower_stream_and_fewer_channels_are_two_runs_in_one(saved_llama, t
     assert "coordinates of the residual stream" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_in_rounds_the_stream_goes_first_and_at_once(saved_llama, tmp_path):
+    recipe = hfc.Prune(hidden=0.5, ffn=0.5, depth=0.67, multiple=8, rounds=2)
+    result = hfc.compress(str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    pruning = result.manifest["pruning"]
+    assert {key: pruning[key]["after"] for key in ("blocks", "hidden", "ffn")} == {
+        "blocks": 1,
+        "hidden": 32,
+        "ffn": 48,
+    }
+    narrow = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert narrow.get_input_embeddings().weight.shape[1] == 32
+    assert pruning["parameters"]["after"] == sum(p.numel() for p in narrow.parameters())
+
+
+def save_tied(folder, **changes):
+    config = CONFIGS["llama"]()
+    config.tie_word_embeddings = True
+    for key, value in changes.items():
+        setattr(config, key, value)
+    make_model(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_head_that_shared_its_weight_gets_its_own(tmp_path):
+    base = save_tied(tmp_path / "base")
+    recipe = hfc.Prune(hidden=0.5, multiple=8)
+    result = hfc.compress(base, recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    narrow = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert narrow.config.tie_word_embeddings is False
+    assert not torch.equal(narrow.lm_head.weight, narrow.get_input_embeddings().weight)
+    assert result.manifest["pruning"]["parameters"]["after"] == sum(p.numel() for p in narrow.parameters())
+
+
+def test_a_target_passes_over_widths_that_transformers_refuses(saved_llama, tmp_path):
+    """Four heads: 34 is in reach, and no multiple of them."""
+    checkpoint = Checkpoint.open(str(saved_llama))
+    outside = sum(t.nbytes // t.dtype.itemsize for t in checkpoint.tensors.values())
+    recipe = hfc.Prune(hidden=0.1, multiple=2, target_parameters=int(outside * 35 / 64))
+    result = hfc.compress(str(saved_llama), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    assert result.manifest["pruning"]["hidden"]["after"] == 32
+
+
+def test_a_narrower_model_that_would_be_larger_is_told(tmp_path):
+    base = save_tied(tmp_path / "base", vocab_size=20_000)
+    with pytest.raises(InvalidValueError, match=r"weight of its own beside the embeddings', and the model would have"):
+        hfc.compress(base, hfc.Prune(hidden=0.1, multiple=8), tmp_path / "out", calibration=token_ids(8, 32))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_depends_on_the_width_is_told(tmp_path):
+    """Gemma multiplies its embeddings by the root of the width that the configuration names."""
+    config = GemmaConfig(**{**CONFIGS["llama"]().to_dict(), "model_type": "gemma", "architectures": None})
+    make_model(config).save_pretrained(tmp_path / "base")
+    said = r"cannot be made narrower \(something in it depends on how wide the stream is\); leave out prune.hidden"
+    with pytest.raises(UnsupportedModelError, match=said):
+        hfc.compress(
+            str(tmp_path / "base"),
+            hfc.Prune(hidden=0.5, multiple=8),
+            tmp_path / "out",
+            calibration=token_ids(8, 32),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 32, "head_dim": 8}, r"would be \[.*\], and transformers makes it \[.*\]"),
+        ({"hidden_size": 31}, r"hidden size \(31\) is not a multiple.*take another share, or leave out prune.hidden"),
+    ],
+)
+def test_a_narrower_model_that_transformers_builds_otherwise_is_told(
+    saved_llama, tmp_path, monkeypatch, changes, said
+):
+    monkeypatch.setattr(Slicer, "_width_changes", lambda self, size: changes)
+    with pytest.raises(UnsupportedModelError, match=f"cannot be made narrower \\(.*{said}"):
+        hfc.compress(
+            str(saved_llama), hfc.Prune(hidden=0.5, multiple=8), tmp_path / "out", calibration=token_ids(8, 32)
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("key", ["target_parameters", "target_size"])
 def test_a_narrower_stream_meets_a_target(saved_llama, tmp_path, key):
     checkpoint = Checkpoint.open(str(saved_llama))
@@ -233,7 +315,6 @@ def test_blocks_are_chosen_by_what_the_predictions_lose(tmp_path):
 
 def without(gone, ids) -> float:
     """KL of the tiny model and the same without a block, the obvious way."""
-    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(hfc.models.tiny.tiny_folder(), dtype=torch.float32).eval()
     with torch.no_grad():
