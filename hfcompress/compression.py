@@ -397,9 +397,9 @@ def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str
     return {"compressed": len(results) - (embeddings and not tied), "linears": every}
 
 
-def _rows_at_once(tokens: Tokens) -> int:
-    """Rows that go through a block together."""
-    return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
+def _rows_at_once(tokens: Tokens, at_once: int = MICRO_BATCH_TOKENS) -> int:
+    """Rows that go through a block together, of at most `at_once` tokens."""
+    return max(1, at_once // tokens.input_ids.shape[1])
 
 
 def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, memory_limit) -> list[dict]:
@@ -408,7 +408,8 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
     if tokens is not None:
         share = processes.share(len(tokens.input_ids))
         if share.stop > share.start:
-            batches = tokens.batch(share).split(_rows_at_once(tokens))
+            at_once = MICRO_BATCH_TOKENS if plan.tuning is None else plan.tuning.batch_tokens
+            batches = tokens.batch(share).split(_rows_at_once(tokens, at_once))
     if ready.pruning is not None and not writer.merged:
         ready.pruning.settle(batches, writer, journal, processes, progress)
         streamed, plan = ready.pruning.model, ready.pruning.plan
@@ -416,8 +417,8 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
     suspended = _fits_suspended(
         streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
     )
-    dense_model = None if ready.pruning is None else ready.pruning.dense_model
-    run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended, dense_model)
+    wider = (None, None) if ready.pruning is None else (ready.pruning.dense_model, ready.pruning.basis)
+    run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended, *wider)
     if writer.merged:
         writer.require_whole()
     else:

@@ -128,7 +128,7 @@ def prepare(
     streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))
     pruning = None
     if job.pruning is not None:
-        pruning = (NarrowPass if job.pruning.hidden else PrunePass)(streamed, job.pruning)
+        pruning = (NarrowPass if job.pruning.hidden else PrunePass)(streamed, job.pruning, job.tuning)
     library = None if job.library is None else LibraryPass(streamed, job.library)
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
     model_to_plan = streamed if rotation is None else rotation.model

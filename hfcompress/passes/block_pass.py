@@ -64,6 +64,8 @@ class BlockPass:
         progress (`Progress`): is told of every block.
         suspended (`bool`): halt the forwards at each group of linears instead of running them again.
         dense_model (`StreamedModel`, *optional*): the model whose stream is the dense one, where that is of another width.
+        basis (`Tensor`, *optional*): `(dense hidden_size, hidden_size)`: what the stream should be is the dense one times
+            this.
     """
 
     def __init__(
@@ -77,8 +79,9 @@ class BlockPass:
         progress: Progress,
         suspended: bool,
         dense_model: StreamedModel | None = None,
+        basis: Tensor | None = None,
     ):
-        self.dense_model = dense_model
+        self.dense_model, self.basis = dense_model, basis
         self.model, self.plan, self.layout, self.writer = model, plan, layout, writer
         self.journal, self.processes, self.progress = journal, processes, progress
         self.walk = walk_suspended if suspended else walk_recomputed
@@ -210,7 +213,7 @@ class BlockPass:
                     block, twins, index, groups, caches, streams, dense, solve, solve_cache, last
                 )
             if tunes:
-                outputs = [stream.hidden for stream in dense]
+                outputs = [s.hidden if self.basis is None else s.hidden @ self.basis.to(s.hidden) for s in dense]
                 streams = self._tune(block, index, linears, received, streams, outputs, found)
         if self.folding is not None:
             dense = ahead

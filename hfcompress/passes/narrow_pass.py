@@ -80,8 +80,10 @@ class Reader:
         `W' = W E[x y^T] E[y y^T]^-1` for the dense inputs `x` and the narrower ones `y`; the damping draws it towards the
         sliced weight.
         """
-        dense = self.stored.read().to(weight)
-        dense = dense.T if self.transposed else dense
+        dense = weight
+        if self.stored is not None:
+            dense = self.stored.read().to(weight)
+            dense = dense.T if self.transposed else dense
         factor = statistics.factor(self.damping, False, linears)
         wanted = dense @ statistics.joint
         missing = (wanted - weight @ statistics.gram).double()
@@ -99,14 +101,15 @@ class NarrowPass:
     Args:
         model (`StreamedModel`): the whole model.
         settings ([`hfcompress.recipes.Prune`]): the step; it takes out nothing else.
+        tuning ([`hfcompress.recipes.Tune`], *optional*): what comes after every block.
 
     Raises:
         InvalidValueError: nothing would go, or a target is out of reach.
         UnsupportedModelError: the architecture has no place for such a model.
     """
 
-    def __init__(self, model: StreamedModel, settings: Any):
-        self.whole, self.settings = model, settings
+    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None):
+        self.whole, self.settings, self.tuning = model, settings, tuning
         self.slicer = Slicer(StreamedModel(model.checkpoint, model.device, torch.float32))
         self.size = self._size()
         self.slicer.check(self.size)
@@ -215,6 +218,7 @@ class NarrowPass:
     # what follows from them
 
     def _take(self, basis: Tensor) -> None:
+        self.basis = basis[:, : self.size]
         self.model = StreamedModel(self.slicer.narrow(self.size, basis), self.whole.device, self.whole.dtype)
         self.plan = self._plan()
 
@@ -223,13 +227,13 @@ class NarrowPass:
         look, blocks = self.slicer.look, []
         for name in self.model.block_names:
             linears = find_linears(self.model.skeleton.get_submodule(name), name)
-            blocks.append({n: self._task(n, m) for n, m in linears.items() if n in look.residual.readers})
+            blocks.append({n: self._task(n, m, n in look.residual.readers) for n, m in linears.items()})
         head = untied_head(self.model)
         if not self.settings.refit:
             blocks, head = [{} for _ in blocks], None
         task = None
         if head is not None:
-            task = self._task(head, self.model.skeleton.get_output_embeddings())
+            task = self._task(head, self.model.skeleton.get_output_embeddings(), True)
         names = {name for tasks in blocks for name in tasks} | {head}
         every = [n for n, m in self.model.skeleton.named_modules() if isinstance(m, nn.Linear)]
         return Plan(
@@ -238,15 +242,16 @@ class NarrowPass:
             untouched=[name for name in every if name not in names],
             needs_inputs=self.settings.refit,
             needs_dense_stream=self.settings.refit,
+            tuning=self.tuning,
             caches=[{} for _ in blocks],
         )
 
-    def _task(self, name: str, module: Any) -> LinearTask:
+    def _task(self, name: str, module: Any, reads: bool) -> LinearTask:
         shape = linear_shape(name, module)
         key = self.model.sources[f"{name}.weight"]
         # a head that shared its weight had none of its own
         stored = self.whole.tensors.get(key) or self.whole.tensors[self._embeddings_key]
-        reader = Reader(key, stored, shape.transposed, self.settings.damping)
+        reader = Reader(key, stored if reads else None, shape.transposed, self.settings.damping)
         return LinearTask(
             shape=shape,
             settings=reader,

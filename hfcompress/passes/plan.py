@@ -377,9 +377,9 @@ def _step_after_rounding(steps: Sequence[Step]) -> Any:
     if len(found) > 1:
         raise InvalidValueError("The recipe has the step tune twice; leave one.")
     for number in found:
-        if not any(hasattr(step, "quantize") for step in steps[:number]):
+        if not any(hasattr(step, kind) for step in steps[:number] for kind in ("quantize", "sparsify")):
             raise InvalidValueError(
-                "tune starts from rounded weights: put gptq or rtn before it, such as gptq >> tune."
+                "tune starts from weights that a step has changed: put one before it, such as gptq >> tune."
             )
     return steps[found[0]] if found else None
 

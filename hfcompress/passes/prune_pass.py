@@ -50,20 +50,22 @@ class PrunePass:
     Args:
         model (`StreamedModel`): the whole model.
         settings ([`hfcompress.recipes.Prune`]): the step.
+        tuning ([`hfcompress.recipes.Tune`], *optional*): what comes after every block.
 
     Raises:
         InvalidValueError: nothing, or everything, would go.
         UnsupportedModelError: the architecture has no place for such a model.
     """
 
-    def __init__(self, model: StreamedModel, settings: Any):
-        self.whole, self.model, self.settings = model, model, settings
+    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None):
+        self.whole, self.model, self.settings, self.tuning = model, model, settings, tuning
         self.blocks, self.ffn, self.groups = self._sizes()
-        self.widths = Widths(model, settings, self.ffn, self.groups)
+        self.widths = Widths(model, settings, self.ffn, self.groups, tuning)
         self.kept = list(range(len(model)))
         self.depth_changes: dict[str, Any] = {}
 
     dense_model: ClassVar[None] = None  # the pass compares with the model that it walks
+    basis: ClassVar[None] = None
 
     @property
     def plan(self) -> Plan:
@@ -94,7 +96,7 @@ class PrunePass:
         self.kept = journal.kept_blocks
         checkpoint, self.depth_changes = shallow(self.whole, self.kept)
         self.model = StreamedModel(checkpoint, self.whole.device, self.whole.dtype)
-        self.widths = Widths(self.model, self.settings, self.ffn, self.groups)
+        self.widths = Widths(self.model, self.settings, self.ffn, self.groups, self.tuning)
 
     def cut(self, writer: CheckpointWriter, journal: Journal) -> None:
         """Leave out of the written parts what goes; to do it twice is to do it once."""

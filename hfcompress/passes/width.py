@@ -127,13 +127,14 @@ class Widths:
         settings: the step.
         ffn (`int` or `None`): feed-forward channels that stay; `None` for all.
         groups (`int` or `None`): groups of heads that stay; `None` for all.
+        tuning (*optional*): the step that comes after every block.
 
     Raises:
         UnsupportedModelError: the architecture has no place for such widths, or it cannot be seen what to cut.
     """
 
-    def __init__(self, model: StreamedModel, settings, ffn: int | None, groups: int | None):
-        self.model, self.settings, self.ffn, self.groups = model, settings, ffn, groups
+    def __init__(self, model: StreamedModel, settings, ffn: int | None, groups: int | None, tuning=None):
+        self.model, self.settings, self.ffn, self.groups, self.tuning = model, settings, ffn, groups, tuning
         self.config_changes = width_changes(model.skeleton.config, ffn, groups)
         self.cuts: list[list[Cut]] = [[] for _ in range(len(model))]
         if self.config_changes:
@@ -153,7 +154,7 @@ class Widths:
             units = {cut.consumer: (cut.units, cut.keep) for cut in cuts}
             tasks = {}
             for linear, module in linears.items():
-                if linear not in units and not (cuts and settings.refit and settings.shift):
+                if linear not in units and not (cuts and settings.refit and (settings.shift or self.tuning)):
                     continue
                 key = self.model.sources[f"{linear}.weight"]
                 dtype = self.model.tensors[key].dtype
@@ -177,9 +178,10 @@ class Widths:
             head=None,
             untouched=[name for name in untouched if name not in names],
             needs_inputs=bool(given),
-            needs_dense_stream=any(task.needs_dense_stream for task in given),
+            needs_dense_stream=self.tuning is not None or any(task.needs_dense_stream for task in given),
             needs_curvature=any(task.needs_curvature for task in given),
             caches=[{} for _ in blocks],
+            tuning=self.tuning,
         )
 
     def cut(self, index: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -204,13 +204,20 @@ class Job:
         """What is run one after the other, each on the checkpoint that the one before has left."""
         if self.pruning is None:
             return (self,)
-        first, *rest = self.steps
+        own, rest = self.steps[:1], self.steps[1:]
+        if rest and isinstance(rest[0], Tune):  # what it moves is what prune has left
+            own, rest = self.steps[:2], self.steps[2:]
         if not rest:
             if self.pruning.is_whole:
                 return (self,)
-            first, *rest = self.pruning.in_two
-        earlier = Job(steps=(first,), calibration=self.calibration, name=self.pruning.name)
-        return earlier, dataclasses.replace(self, steps=tuple(rest))
+            own, rest = ((step, *own[1:]) for step in self.pruning.in_two)
+        earlier = Job(steps=own, calibration=self.calibration, name=self.pruning.name)
+        return earlier, dataclasses.replace(self, steps=rest)
+
+    @property
+    def tuning(self) -> Tune | None:
+        """The step that tunes whole blocks, if there is one."""
+        return next((step for step in self.steps if isinstance(step, Tune)), None)
 
     @property
     def training(self) -> Any:

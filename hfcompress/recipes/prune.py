@@ -147,6 +147,11 @@ class Prune(Recipe):
             raise InvalidValueError(
                 f"prune changes the model that all other steps see: put it before {before[0].name}."
             )
+        if after and after[0].name == "tune" and not (self.ffn or self.heads or (self.hidden and self.refit)):
+            raise InvalidValueError(
+                "tune moves what prune leaves of a block, and here it leaves blocks as they are or unfitted; name ffn, heads "
+                "or hidden with refit, or leave tune out."
+            )
         library = next((step for step in after if hasattr(step, "quantization_config")), None)
         if library is not None:
             raise InvalidValueError(

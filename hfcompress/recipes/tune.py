@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Block tuning: codes and scales of a block together, by the error of its output."""
+"""Block tuning: all that the steps before have left of a block together, by the error of its output."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,16 +23,22 @@ from hfcompress.recipes.base import Recipe
 @dataclass(frozen=True, kw_only=True)
 class Tune(Recipe):
     """
-    Move codes and scales of a block by the signs of the gradients of its output's error, from where the steps before
-    have left them: `GPTQ(bits=2) >> Tune()` (SignRound, arXiv 2309.05516, started from error feedback instead of
-    rounding to nearest). Some of the rows are held out, and the iterate that is best on them is kept, or the start.
+    Move what the steps before have left of a block by the gradients of its output's error. Some of the rows are held
+    out, and the iterate that is best on them is kept, or the start.
+
+    Codes and scales go by the signs of the gradients: `GPTQ(bits=2) >> Tune()` (SignRound, arXiv 2309.05516, started from
+    error feedback instead of rounding to nearest). Behind `Sparsify` or `Prune` with nothing that rounds, the weights
+    themselves go by Adam, and zeros remain (reconstruction after pruning, arXiv 2510.14444, of the whole block):
+    `Sparsify("2:4") >> Tune(batch_tokens=1024)`. Right behind `Prune` it is a part of its stage.
 
     Args:
         iterations (`int`, *optional*, defaults to 100): steps for each block.
-        learning_rate (`float`, *optional*, defaults to 0.01): of the weights, in steps of their grids; it falls to zero.
+        learning_rate (`float`, *optional*, defaults to 0.01): of the weights, in steps of their grids, or where
+            there is none in units of the typical weight of each row; it falls to zero.
         scale_learning_rate (`float`, *optional*, defaults to 0.002): of the scales, as a fraction of each.
+        batch_tokens (`int`, *optional*, defaults to 4096): tokens for each step, in whole rows.
         seed (`int`, *optional*, defaults to 0): the order of the rows.
-        targets (`tuple[str, ...]`, *optional*): which of the quantized linears move; see [`Recipe`].
+        targets (`tuple[str, ...]`, *optional*): which of the changed linears move; see [`Recipe`].
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
     """
 
@@ -42,12 +48,14 @@ class Tune(Recipe):
     iterations: int = 100
     learning_rate: float = 0.01
     scale_learning_rate: float = 0.002
+    batch_tokens: int = 4096
     seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.iterations < 1:
-            raise InvalidValueError(f"tune.iterations is {self.iterations}; it must be at least 1.")
+        for key in ("iterations", "batch_tokens"):
+            if getattr(self, key) < 1:
+                raise InvalidValueError(f"tune.{key} is {getattr(self, key)}; it must be at least 1.")
         for key in ("learning_rate", "scale_learning_rate", "seed"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise InvalidValueError(f"tune.{key} is {getattr(self, key)}; it must be 0 or more.")

@@ -70,10 +70,15 @@ def test_stopped_after_a_block_and_resumed(saved_llama, tmp_path, blocks, layout
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_what_the_gradients_said_is_found_again_when_a_run_goes_on(tmp_path, name):
+@pytest.mark.parametrize(
+    "step",
+    [hfc.GPTQ(bits=2, group_size=32, shift=1.0, curvature=True, refine=2), hfc.Sparsify("2:4")],
+    ids=["gptq", "sparsify"],
+)
+def test_what_the_gradients_said_is_found_again_when_a_run_goes_on(tmp_path, name, step):
     """Shifted, weighed, refined and tuned: everything that looks beyond one block."""
     make_model(CONFIGS[name](), torch.bfloat16).save_pretrained(tmp_path / "model")
-    recipe = hfc.GPTQ(bits=2, group_size=32, shift=1.0, curvature=True, refine=2) >> hfc.Tune(iterations=4)
+    recipe = step >> hfc.Tune(iterations=4)
     run(str(tmp_path / "model"), tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
         run(str(tmp_path / "model"), tmp_path / "out", recipe, progress=StopAfter(2))

@@ -38,6 +38,7 @@ STEPS = {
     "awq": hfc.AWQ() >> SPARSE >> hfc.GPTQ(group_size=32),
     "rotate": hfc.Rotate(when="always") >> SPARSE >> hfc.GPTQ(group_size=32),
     "tune": SPARSE >> hfc.GPTQ(group_size=32, bits=3) >> hfc.Tune(iterations=8),
+    "tune alone": SPARSE >> hfc.Tune(iterations=8, batch_tokens=512),
     "qat": SPARSE >> hfc.GPTQ(group_size=32, bits=3) >> hfc.QAT(steps=4, batch_size=2, held_out=2, train="weights"),
     "4:8": hfc.Sparsify("4:8") >> hfc.GPTQ(group_size=32, symmetric=False),
     "unstructured": hfc.Sparsify("unstructured", sparsity=0.6) >> hfc.GPTQ(group_size=32),

@@ -296,6 +296,28 @@ def test_the_refit_pays_on_the_trained_model(tmp_path):
     assert with_refit < 0.7 * without
 
 
+@pytest.mark.parametrize(("step", "less"), [({"ffn": 0.25}, 0.93), ({"hidden": 0.25}, 0.96)], ids=["ffn", "hidden"])
+def test_what_is_left_of_a_block_moves_together(step, less, tmp_path):
+    recipe = hfc.Prune(multiple=16, **step)
+    fitted = measured(recipe, tmp_path / "fitted")
+    assert (
+        measured(recipe >> hfc.Tune(iterations=40, learning_rate=0.003, batch_tokens=512), tmp_path / "moved")
+        < less * fitted
+    )
+    rows = json.loads((tmp_path / "moved" / "hfcompress.json").read_text())["linears"]
+    assert any(row["tuned"]["held_out_error"] < row["tuned"]["held_out_error_before"] for row in rows)
+
+
+def test_the_step_behind_it_is_a_part_of_its_stage():
+    job = hfc.Job.of(hfc.Prune(ffn=0.5, rounds=2) >> hfc.Tune(iterations=3) >> hfc.GPTQ() >> hfc.Tune())
+    earlier, last = job.stages
+    assert [step.name for step in earlier.steps] == ["prune", "tune"]
+    assert [step.name for step in last.steps] == ["gptq", "tune"]
+    first, second = earlier.stages
+    assert [step.name for step in first.steps] == [step.name for step in second.steps] == ["prune", "tune"]
+    assert first.tuning.iterations == second.tuning.iterations == 3
+
+
 def test_blocks_are_chosen_by_what_the_predictions_lose(tmp_path):
     greedy = measured(hfc.Prune(depth=0.25), tmp_path / "greedy")
     ids = np.load(hfc.models.tiny.tiny_folder() / "calibration.npy")[:8]
@@ -435,11 +457,16 @@ class StopIn(Silent):
 @pytest.mark.parametrize(
     ("words", "number"), [("choosing", 1), ("block 2", 2), ("writing", 1), ("block 1", 3), ("writing", 2)]
 )
-@pytest.mark.parametrize("first", [{"ffn": 0.5, "depth": 0.3}, {"hidden": 0.5}], ids=["ffn", "hidden"])
-def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, words, number, first):
+@pytest.mark.parametrize(
+    ("first", "tuned"),
+    [({"ffn": 0.5, "depth": 0.3}, False), ({"hidden": 0.5}, False), ({"ffn": 0.5, "depth": 0.3}, True)],
+    ids=["ffn", "hidden", "ffn tuned"],
+)
+def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, words, number, first, tuned):
     """In the first stage, and in the second."""
     words = words if "depth" in first else words.replace("choosing", "directions")
-    recipe = hfc.Prune(multiple=16, **first) >> hfc.RTN(group_size=-1)
+    tune = (hfc.Tune(iterations=3, batch_tokens=64),) if tuned else ()
+    recipe = hfc.Job(steps=(hfc.Prune(multiple=16, **first), *tune, hfc.RTN(group_size=-1)), name="interrupted")
     options = {"calibration": token_ids(8, 32), "evaluate": False}
     hfc.compress(str(saved_llama), recipe, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
@@ -447,7 +474,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
     with pytest.raises(OutputError, match=r"--resume.*--overwrite"):
         hfc.compress(str(saved_llama), recipe, tmp_path / "out", **options)
     if words not in ("choosing", "directions"):  # nothing had been done
-        other = hfc.Prune(multiple=8, **first) >> hfc.RTN(group_size=-1)
+        other = hfc.Job(steps=(hfc.Prune(multiple=8, **first), *tune, hfc.RTN(group_size=-1)), name="interrupted")
         with pytest.raises(OutputError, match="differs in"):
             hfc.compress(str(saved_llama), other, tmp_path / "out", resume=True, **options)
     hfc.compress(str(saved_llama), recipe, tmp_path / "out", resume=True, **options)
@@ -494,6 +521,11 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(settings, said):
     [
         (hfc.GPTQ() >> hfc.Prune(ffn=0.5), "prune changes the model that all other steps see: put it before gptq."),
         (hfc.Prune(ffn=0.5) >> hfc.BitsAndBytes(), "bitsandbytes reads a model from a folder: prune first"),
+        (
+            hfc.Prune(depth=0.5) >> hfc.Tune(),
+            "here it leaves blocks as they are or unfitted; name ffn, heads or hidden",
+        ),
+        (hfc.Prune(hidden=0.5, refit=False) >> hfc.Tune(), "here it leaves blocks as they are or unfitted"),
     ],
 )
 def test_where_it_cannot_stand_is_told(recipe, said):

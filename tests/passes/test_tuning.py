@@ -13,6 +13,7 @@
 # limitations under the License.
 """Block tuning: never worse on the rows that judge, and better from a poor start."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
@@ -24,7 +25,8 @@ from hfcompress.models.roles import find_linears, get_weight, set_weight
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.tuning import BlockTuner
-from hfcompress.solvers.grid import Grid
+from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.pattern import Pattern
 from hfcompress.solvers.rtn import rtn
 
 
@@ -80,6 +82,40 @@ def test_a_step_that_makes_it_worse_leaves_the_start():
     assert (changed, moved) == (0, {})
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@torch.no_grad()
+def test_weights_without_a_grid_move_and_their_zeros_stay(name):
+    model = StreamedModel(Checkpoint.open(make_model(CONFIGS[name]())))
+    streams = model.embed(Batch(torch.from_numpy(token_ids(24, 32))).split(2))
+    with model.block(0) as block:
+        linears = find_linears(block, model.block_names[0])
+        outputs = [model.call(block, 0, s) for s in streams]
+        weights = {n: get_weight(m) for n, m in linears.items()}
+        pattern, solved = Pattern.parse("2:4", 0.5), {}
+        for n, weight in weights.items():
+            values = (weight * pattern.mask(weight.abs(), by_row=False)).bfloat16()
+            scales = torch.ones(len(weight), 1, dtype=torch.bfloat16)
+            solved[n] = QuantizedWeight(values, scales, None, Grid(16, type="plain"))
+            set_weight(linears[n], values.float())
+        tuner = BlockTuner(model, 0, streams, outputs)
+        moved, told = tuner.tune(block, linears, weights, solved, hfc.Tune(iterations=60), list(solved))
+        for n, module in linears.items():
+            assert torch.equal(moved[n].codes == 0, solved[n].codes == 0)
+            assert not torch.equal(moved[n].codes, solved[n].codes)
+            torch.testing.assert_close(get_weight(module), moved[n].dequantize(), rtol=0, atol=0)
+        assert tuner._loss(block, tuner.held_out) == pytest.approx(told["tuned"]["held_out_error"], rel=1e-2)
+    assert told["tuned"]["held_out_error"] < 0.8 * told["tuned"]["held_out_error_before"]
+
+
+def test_after_zeros_the_predictions_are_nearer_to_the_dense_models(tmp_path):
+    ids = torch.as_tensor(np.load(hfc.models.tiny.tiny_folder() / "calibration.npy")[:48]).long()
+    kl = {}
+    for label, steps in {"solved": (), "moved": (hfc.Tune(iterations=40, batch_tokens=512),)}.items():
+        job = hfc.Job(steps=(hfc.Sparsify("2:4"), *steps))
+        kl[label] = hfc.compress(None, job, tmp_path / label, calibration=ids).report["kl_mean"]
+    assert kl["moved"] < 0.97 * kl["solved"]
+
+
 def test_only_the_targets_move():
     *_, moved = tuned_block("llama", hfc.Tune(iterations=40, learning_rate=0.02, targets=("down_proj",)))
     assert list(moved) == ["model.layers.0.mlp.down_proj"]
@@ -98,7 +134,7 @@ def test_it_needs_two_batches_to_judge(llama, tmp_path):
 
 @pytest.mark.parametrize("steps", [(hfc.Tune(),), (hfc.Tune(), hfc.GPTQ(group_size=32))])
 def test_it_comes_after_a_step_that_rounds(llama, tmp_path, steps):
-    with pytest.raises(InvalidValueError, match="tune starts from rounded weights: put gptq or rtn before it"):
+    with pytest.raises(InvalidValueError, match="tune starts from weights that a step has changed: put one before it"):
         hfc.compress(llama, hfc.Job(steps=steps), tmp_path / "out", calibration=token_ids(4, 32), evaluate=False)
 
 
@@ -124,6 +160,7 @@ def test_it_comes_once(llama, tmp_path):
     ("settings", "said"),
     [
         ({"iterations": 0}, "tune.iterations is 0; it must be at least 1"),
+        ({"batch_tokens": 0}, "tune.batch_tokens is 0; it must be at least 1"),
         ({"learning_rate": -1.0}, "tune.learning_rate is -1.0; it must be 0 or more"),
         ({"scale_learning_rate": float("inf")}, "tune.scale_learning_rate is inf; it must be 0 or more"),
         ({"seed": -1}, "tune.seed is -1; it must be 0 or more"),
