@@ -23,7 +23,7 @@ from hfcompress.budgeting.choices import Choices
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
 from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.formats import get_format
-from hfcompress.formats.writer import check_output
+from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
@@ -36,6 +36,7 @@ from hfcompress.passes.processes import Processes
 from hfcompress.passes.prune_pass import PrunePass
 from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.rotate import RotationChoice
+from hfcompress.passes.smaller import kept_sizes
 from hfcompress.progress import Progress
 from hfcompress.recipes import Job, load_job
 from hfcompress.recipes.budget import find_budget
@@ -128,7 +129,14 @@ def prepare(
     streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))
     pruning = None
     if job.pruning is not None:
-        pruning = (NarrowPass if job.pruning.hidden else PrunePass)(streamed, job.pruning, job.tuning)
+        sizes = None
+        if job.pruning.target_latency is not None:
+            if processes.count > 1:
+                raise InvalidValueError(
+                    "prune.target_latency is timed in one process; start one, or give another target."
+                )
+            sizes = kept_sizes(CheckpointWriter(output)) if resume else None
+        pruning = (NarrowPass if job.pruning.hidden else PrunePass)(streamed, job.pruning, job.tuning, sizes)
     library = None if job.library is None else LibraryPass(streamed, job.library)
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
     model_to_plan = streamed if rotation is None else rotation.model

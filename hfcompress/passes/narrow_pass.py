@@ -20,6 +20,7 @@ are still read from the whole one. That goes through the block pass beside the w
 stream gets the weights that bring its outputs closest to those that the whole model's linear has for the same tokens.
 """
 
+import bisect
 import copy
 import functools
 from collections.abc import Sequence
@@ -37,9 +38,10 @@ from hfcompress.models.roles import Linear, find_linears, get_weight, linear_sha
 from hfcompress.models.slicing import Slicer
 from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.latency import latency
 from hfcompress.passes.plan import LinearTask, Plan, untied_head
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.smaller import bytes_with, multiple_of, require_same
+from hfcompress.passes.smaller import bytes_with, keep_sizes, multiple_of, require_same
 from hfcompress.passes.statistics import flat_tokens
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import Grid
@@ -102,16 +104,17 @@ class NarrowPass:
         model (`StreamedModel`): the whole model.
         settings ([`hfcompress.recipes.Prune`]): the step; it takes out nothing else.
         tuning ([`hfcompress.recipes.Tune`], *optional*): what comes after every block.
+        sizes (`tuple`, *optional*): the coordinates that stay, where an earlier run has settled them.
 
     Raises:
         InvalidValueError: nothing would go, or a target is out of reach.
         UnsupportedModelError: the architecture has no place for such a model.
     """
 
-    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None):
+    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None, sizes: tuple[Any, ...] | None = None):
         self.whole, self.settings, self.tuning = model, settings, tuning
         self.slicer = Slicer(StreamedModel(model.checkpoint, model.device, torch.float32))
-        self.size = self._size()
+        self.size = sizes[0] if sizes else self._size()
         self.slicer.check(self.size)
         self._take(torch.eye(self.slicer.look.width, dtype=torch.float64))
 
@@ -129,6 +132,8 @@ class NarrowPass:
         progress: Progress,
     ) -> None:
         """Find the directions that stay, or take over what an earlier run has found."""
+        if self.settings.target_latency is not None and processes.writes:
+            keep_sizes(writer, [self.size])
         if writer.holds_stage(BASIS):
             basis = writer.read_stage(BASIS)[BASIS]
         else:
@@ -157,8 +162,12 @@ class NarrowPass:
     def manifest(self) -> dict[str, Any]:
         """What `hfcompress.json` says of it."""
         width = self.slicer.look.width
+        timed = {}
+        if self.settings.target_latency is not None:
+            timed["latency"] = {"before": 1.0, "after": self._share(self.size)}
         return {
             "hidden": {"before": width, "after": self.size},
+            **timed,
             "kept_blocks": list(range(len(self.whole))),
             "parameters": {"before": self._parameters(width), "after": self._parameters(self.size)},
         }
@@ -276,15 +285,20 @@ class NarrowPass:
         size = max(multiple, round(width * (1 - settings.hidden) / multiple) * multiple)
         key, most = settings.target
         if most is not None:
-            measure = self._parameters if key == "target_parameters" else self._bytes
-            sizes = {n: measure(n) for n in range(multiple, width, multiple) if self._possible(n)}
-            fitting = [n for n, amount in sizes.items() if amount <= most]
+            measures = {
+                "target_parameters": self._parameters,
+                "target_size": self._bytes,
+                "target_latency": self._share,
+            }
+            measure = measures[key]
+            sizes = [n for n in range(multiple, width, multiple) if self._possible(n)]
+            fitting = bisect.bisect_right(sizes, most, key=measure)
             if not fitting:
                 least = min(sizes, default=width)
                 raise InvalidValueError(
                     f"prune.{key} is {most:,}, and a residual stream of {least} still makes it {measure(least):,}; name more of depth, ffn, heads instead of hidden."
                 )
-            return fitting[-1]
+            return sizes[fitting - 1]
         if size >= width:
             raise InvalidValueError(
                 f"prune.hidden is {settings.hidden:g}, and of a residual stream of {width} only multiples of {multiple} "
@@ -315,6 +329,16 @@ class NarrowPass:
         built = build_skeleton(checkpoint, self.whole.dtype)
         built.tie_weights()
         return sum(parameter.numel() for parameter in built.parameters())
+
+    @functools.cache  # noqa: B019 (the pass lives as long as the run)
+    def _seconds(self, size: int) -> float:
+        """The time of a token in a model of that width."""
+        config = None if size == self.slicer.look.width else self.slicer.config(size)
+        return latency(self.whole, config).of(len(self.whole))
+
+    def _share(self, size: int) -> float:
+        """The same as a share of that in the whole model."""
+        return round(self._seconds(size) / self._seconds(self.slicer.look.width), 3)
 
     def _bytes(self, size: int) -> int:
         return bytes_with(self.whole, self._parameters(self.slicer.look.width), self._parameters(size))

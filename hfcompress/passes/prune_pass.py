@@ -26,6 +26,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
+
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.checkpoint import Checkpoint
@@ -33,9 +35,10 @@ from hfcompress.models.shallow import changed_config, depth_changes, merged, sha
 from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
 from hfcompress.passes.depth import blocks_to_keep
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.latency import Latency, latency
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.smaller import bytes_with, multiple_of, require_same
+from hfcompress.passes.smaller import bytes_with, keep_sizes, multiple_of, require_same
 from hfcompress.passes.width import Widths, ffn_width, key_value_heads, width_changes
 from hfcompress.progress import Progress
 
@@ -51,15 +54,17 @@ class PrunePass:
         model (`StreamedModel`): the whole model.
         settings ([`hfcompress.recipes.Prune`]): the step.
         tuning ([`hfcompress.recipes.Tune`], *optional*): what comes after every block.
+        sizes (`tuple`, *optional*): blocks, feed-forward channels and groups of heads that stay, where an earlier run has
+            settled them.
 
     Raises:
         InvalidValueError: nothing, or everything, would go.
         UnsupportedModelError: the architecture has no place for such a model.
     """
 
-    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None):
+    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None, sizes: tuple[Any, ...] | None = None):
         self.whole, self.model, self.settings, self.tuning = model, model, settings, tuning
-        self.blocks, self.ffn, self.groups = self._sizes()
+        self.blocks, self.ffn, self.groups = sizes or self._sizes()
         self.widths = Widths(model, settings, self.ffn, self.groups, tuning)
         self.kept = list(range(len(model)))
         self.depth_changes: dict[str, Any] = {}
@@ -86,6 +91,8 @@ class PrunePass:
         progress: Progress,
     ) -> None:
         """Choose the blocks that stay, or take over what an earlier run has chosen."""
+        if self.settings.target_latency is not None and processes.writes:
+            keep_sizes(writer, self._result)
         if self.blocks == len(self.whole):
             return
         if journal.kept_blocks is None:
@@ -128,6 +135,8 @@ class PrunePass:
         }
         changed = {key: {"before": a, "after": b} for key, (a, b) in sizes.items() if b is not None and a != b}
         before, after = self._parameters(len(self.whole), None, None), self._parameters(*self._result)
+        if self.settings.target_latency is not None:
+            changed["latency"] = {"before": 1.0, "after": self._share(*self._result)}
         return {**changed, "kept_blocks": self.kept, "parameters": {"before": before, "after": after}}
 
     # how much
@@ -140,9 +149,10 @@ class PrunePass:
         """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
         settings = self.settings
         key, most = settings.target
-        measure = self._parameters if key == "target_parameters" else self._bytes
         if most is None:
             return self._sizes_at(1.0)
+        measures = {"target_parameters": self._parameters, "target_size": self._bytes, "target_latency": self._share}
+        measure = measures[key]
         low, high = 0.0, 1 / max(settings.depth, settings.ffn, settings.heads)
         least = measure(*self._sizes_at(high, strict=False))
         if least > most:
@@ -178,12 +188,24 @@ class PrunePass:
                 raise InvalidValueError(
                     f"prune.heads is {settings.heads:g}, and there are {every} groups of heads; give at least {1 / every:.2g}."
                 )
+            if not strict:  # a target passes over what transformers refuses
+                groups = max((fewer for fewer in range(1, groups + 1) if self._possible(fewer)), default=every)
             groups = None if groups == every else groups
         if strict and settings.depth and blocks == total:
             raise InvalidValueError(
                 f"prune.depth is {settings.depth:g}, and there are {total} blocks; give at least {1 / total:.2g}."
             )
         return blocks, ffn, groups
+
+    @functools.cache  # noqa: B019 (the pass lives as long as the run)
+    def _possible(self, groups: int) -> bool:
+        """Whether transformers takes so many groups of heads; some ask that the heads divide the width."""
+        config = self.whole.checkpoint.config
+        try:
+            changed_config(config, width_changes(config, None, groups))
+        except (ValueError, StrictDataclassError):
+            return False
+        return True
 
     def _heads(self, groups: int | None) -> int | None:
         text = self.whole.skeleton.config.get_text_config()
@@ -199,6 +221,16 @@ class PrunePass:
         return bytes_with(
             self.whole, self._parameters(len(self.whole), None, None), self._parameters(blocks, ffn, groups)
         )
+
+    def _share(self, blocks: int, ffn: int | None, groups: int | None) -> float:
+        """The time of a token in a model of that size, as a share of that in the whole one."""
+        whole = self._latency(None, None).of(len(self.whole))
+        return round(self._latency(ffn, groups).of(blocks) / whole, 3)
+
+    @functools.cache  # noqa: B019 (the pass lives as long as the run)
+    def _latency(self, ffn: int | None, groups: int | None) -> Latency:
+        config = self.whole.checkpoint.config
+        return latency(self.whole, changed_config(config, width_changes(config, ffn, groups)))
 
     @functools.cache  # noqa: B019 (the pass lives as long as the run)
     def _block_parameters(self, ffn: int | None, groups: int | None) -> int:

@@ -14,15 +14,18 @@
 """What every way to a smaller model asks of the result."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from hfcompress.errors import UnsupportedModelError
+from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.witness import testimony, witness_ids
 
 
+SIZES = "sizes"  # of what is kept beside the parts
 ALIKE = {torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.1}  # log-probabilities, by the arithmetic
 
 
@@ -43,6 +46,18 @@ def require_same(made: StreamedModel, journal: Journal) -> None:
             f"The smaller {made.checkpoint.name} does not say what the pruned model said while it was solved, so the "
             "architecture cannot be cut in this dimension; leave it out of prune."
         )
+
+
+def keep_sizes(writer: CheckpointWriter, sizes: Sequence[int | None]) -> None:
+    """Write down how large the model will be, for a run that goes on: time would be measured otherwise then."""
+    writer.write_stage(SIZES, {SIZES: torch.tensor([-1 if size is None else size for size in sizes])})
+
+
+def kept_sizes(writer: CheckpointWriter) -> tuple[int | None, ...] | None:
+    """What [`keep_sizes`] has written, if it has."""
+    if not writer.holds_stage(SIZES):
+        return None
+    return tuple(None if size < 0 else size for size in writer.read_stage(SIZES)[SIZES].tolist())
 
 
 def multiple_of(width: int, asked: int) -> int:

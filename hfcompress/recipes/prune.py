@@ -22,7 +22,7 @@ from hfcompress.sizes import parse_size
 
 
 DIMENSIONS = ("depth", "hidden", "ffn", "heads")
-TARGETS = ("target_parameters", "target_size")
+TARGETS = ("target_parameters", "target_size", "target_latency")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class Prune(Recipe):
         target_parameters (`int`, *optional*): parameters of the result, at most: the given shares become proportions
             of what is taken, and are scaled until it fits.
         target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
+        target_latency (`float`, *optional*): the same in the time that a token takes, as a share of what it takes in the
+            whole model: 0.7 for seven tenths of it. It is timed here, on a block of every shape that is tried.
         rounds (`int`, *optional*, defaults to 1): in how many rounds it goes; each is told anew what the model that the
             last one left is like, and rounds its own sizes. Beside other dimensions `hidden` goes first, in one round.
         multiple (`int`, *optional*, defaults to 64): the width that is left is a multiple of this, or of the
@@ -68,6 +70,7 @@ class Prune(Recipe):
     heads: float = 0.0
     target_parameters: int | None = None
     target_size: int | str | None = None
+    target_latency: float | None = None
     rounds: int = 1
     multiple: int = 64
     criterion: Literal["kl", "influence"] = "kl"
@@ -95,9 +98,14 @@ class Prune(Recipe):
                 raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
         given = [key for key in TARGETS if getattr(self, key) is not None]
         if len(given) > 1:
-            raise InvalidValueError(f"prune has {' and '.join(given)}; give one of the two.")
+            raise InvalidValueError(f"prune has {' and '.join(given)}; give one of them.")
+        if self.target_latency is not None and not 0 < self.target_latency < 1:
+            raise InvalidValueError(
+                f"prune.target_latency is {self.target_latency}; it is a share of the whole model's and must lie between 0 "
+                "and 1."
+            )
         for key in given:
-            if getattr(self, key) < 1:
+            if key != "target_latency" and getattr(self, key) < 1:
                 raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
         if given and self.rounds > 1:
             raise InvalidValueError(
@@ -112,7 +120,7 @@ class Prune(Recipe):
             raise InvalidValueError("prune takes no targets, ignore or overrides: all blocks keep the same shapes.")
 
     @property
-    def target(self) -> tuple[str, int | None]:
+    def target(self) -> tuple[str, int | float | None]:
         """Which size is asked for, and how large it may be."""
         key = next((key for key in TARGETS if getattr(self, key) is not None), TARGETS[0])
         return key, getattr(self, key)

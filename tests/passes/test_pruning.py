@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import copy
 import json
 
 import numpy as np
@@ -26,6 +27,7 @@ from hfcompress.formats.writer import partial_path
 from hfcompress.models.checkpoint import Checkpoint, StoredTensor
 from hfcompress.models.slicing import Slicer
 from hfcompress.models.streaming import StreamedModel
+from hfcompress.passes.latency import Latency, latency
 from hfcompress.passes.narrow_pass import Reader
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.statistics import Statistics
@@ -376,6 +378,65 @@ def test_a_target_in_parameters_is_met(saved_llama, tmp_path, dimensions):
     assert 0.75 * most < after <= most
 
 
+@pytest.mark.parametrize("dimensions", [{"ffn": 0.5, "depth": 0.5}, {"heads": 0.5, "ffn": 0.1}, {"hidden": 0.5}])
+def test_a_target_in_time_is_met_and_kept_by_a_run_that_goes_on(saved_llama, tmp_path, dimensions, monkeypatch):
+    timed = []
+
+    def clock(model, config=None):  # by parameters, so that what is asked for can be told
+        config = (config or model.checkpoint.config).get_text_config()
+        timed.append(config)
+        heads = config.num_attention_heads + 2 * config.num_key_value_heads
+        return Latency(config.hidden_size * (config.intermediate_size + 16 * heads) / 1e4, config.hidden_size / 100)
+
+    for module in ("prune_pass", "narrow_pass"):
+        monkeypatch.setattr(f"hfcompress.passes.{module}.latency", clock)
+    recipe = hfc.Prune(**dimensions, multiple=16, target_latency=0.8)
+    options = {"calibration": token_ids(8, 32), "evaluate": False}
+    with pytest.raises(KeyboardInterrupt):
+        hfc.compress(str(saved_llama), recipe, tmp_path / "out", progress=StopIn("block 2", 1), **options)
+    assert timed
+    timed.clear()
+    result = hfc.compress(str(saved_llama), recipe, tmp_path / "out", resume=True, **options)
+    share = result.manifest["pruning"]["latency"]["after"]
+    assert share <= 0.8
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
+    before = clock(None, Checkpoint.open(str(saved_llama)).config).of(3)
+    assert share == pytest.approx(clock(None, made).of(made.num_hidden_layers) / before, abs=1e-3)
+    assert share > 0.45  # no more than was asked for, as far as such shapes go
+
+
+def test_time_is_taken_on_a_model_of_the_shapes_that_are_asked_for(saved_llama):
+    model = StreamedModel(Checkpoint.open(str(saved_llama)))
+    config = copy.deepcopy(model.checkpoint.config)
+    config.intermediate_size = 24 * 1024
+    whole, wider = latency(model), latency(model, config)
+    assert 0 < whole.block < wider.block  # 256 times the channels
+    assert whole.of(3) == whole.outside + 3 * whole.block
+    assert all(parameter.is_meta for parameter in model.skeleton.parameters())
+
+
+def test_time_is_taken_in_one_process(saved_llama, tmp_path, monkeypatch):
+    class Two(Processes):
+        def __init__(self, device):
+            super().__init__(device)
+            self.count = 2
+
+    monkeypatch.setattr("hfcompress.preparing.Processes", Two)
+    with pytest.raises(InvalidValueError, match=r"prune\.target_latency is timed in one process; start one"):
+        hfc.compress(str(saved_llama), hfc.Prune(ffn=0.5, target_latency=0.5), tmp_path / "out")
+
+
+def test_a_target_passes_over_heads_that_transformers_refuses(tmp_path):
+    config = CONFIGS["llama"]()
+    config.update({"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "hidden_size": 64})
+    make_model(config).save_pretrained(tmp_path / "model")
+    whole = Checkpoint.open(str(tmp_path / "model"))
+    parameters = sum(tensor.nbytes for tensor in whole.tensors.values()) // 4
+    recipe = hfc.Prune(heads=0.25, target_parameters=int(0.95 * parameters))  # six heads do not divide the width
+    hfc.compress(str(tmp_path / "model"), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_attention_heads"] == 4
+
+
 def test_a_target_in_bytes_is_met(saved_llama, tmp_path):
     most = int(0.85 * Checkpoint.open(str(saved_llama)).size_bytes)
     recipe = hfc.Prune(target_size=f"{most}B", multiple=8, ffn=0.5)
@@ -504,7 +565,11 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
         ({"ffn": 0.5, "target_size": "some"}, "'some' is no size; write it like 8GB, 512MB or a number of bytes."),
         (
             {"ffn": 0.5, "target_size": "1GB", "target_parameters": 9},
-            "prune has target_parameters and target_size; give one of the two.",
+            "prune has target_parameters and target_size; give one of them.",
+        ),
+        (
+            {"ffn": 0.5, "target_latency": 1.5},
+            "prune.target_latency is 1.5; it is a share of the whole model's and must",
         ),
         ({"ffn": 0.5, "ignore": ["q_proj"]}, "prune takes no targets, ignore or overrides"),
         ({"fnn": 0.5}, "prune has no key 'fnn'. Did you mean 'ffn'?"),
