@@ -122,8 +122,8 @@ def prepare(
     if stage is not None:
         if processes.count > 1:
             raise InvalidValueError(
-                "prune works in one process where rounds or other steps come behind it; start one, or run prune by itself "
-                "first."
+                "A recipe of several stages works in one process; start one, or run the stages one after the other: prune by "
+                "itself first, or the first part of a schedule."
             )
         source = stage(checkpoint, output)
     streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))

@@ -202,6 +202,11 @@ class Job:
     @property
     def stages(self) -> "tuple[Job, ...]":
         """What is run one after the other, each on the checkpoint that the one before has left."""
+        first = next(iter(self.steps), None)
+        if isinstance(first, Sparsify) and first.before:
+            [before] = first.before
+            earlier = Job(steps=(before,), calibration=self.calibration, name=before.name)
+            return earlier, dataclasses.replace(self, steps=(dataclasses.replace(first, schedule=()), *self.steps[1:]))
         if self.pruning is None:
             return (self,)
         own, rest = self.steps[:1], self.steps[1:]

@@ -60,9 +60,11 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
             raise InvalidValueError(f"{where} is {value!r}; it must be one of {choices}.{hint_text}")
         return value
     if origin is tuple:
-        value = (value,) if isinstance(value, str) else value
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise InvalidValueError(f"{where} is {value!r}; it must be a list of names or 're:' patterns.")
+        kinds = get_args(get_args(hint)[0]) or (str,)
+        value = (value,) if isinstance(value, kinds) else value
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, kinds) for v in value):
+            what = "names or 're:' patterns" if kinds == (str,) else "numbers or texts"
+            raise InvalidValueError(f"{where} is {value!r}; it must be a list of {what}.")
         return tuple(value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:

@@ -26,7 +26,9 @@ PEERS_24 = (
     Peer("llm-compressor SparseGPT", "llmcompressor", before=("sparsegpt",)),
     Peer("llm-compressor Wanda", "llmcompressor", before=("wanda",)),
 )
-ALL = "ALPS, all that"
+ALL, FAST = "ALPS, all that", "ALPS, no shift, curvature of 4 rows"
+TUNE = {"iterations": 100, "batch_tokens": 1024}
+LONGER = {**TUNE, "iterations": 200}
 WIDTHS, DEPTHS = (0.1, 0.2, 0.3), (0.2, 0.34)
 W3 = {"bits": 3, "group_size": 128, "damping": 0.03, "shift": 1.0, "curvature": True, "refine": 3}
 W4 = {"bits": 4, "group_size": 128}
@@ -52,12 +54,15 @@ def ladder(pattern: str) -> list[Rung]:
         rung("Wanda, refit, shift, curvature", "Wanda", method="wanda", **whole),
         rung(ALL, "+ curvature", method="alps", **whole),
         rung("ALPS, all that but the shift", ALL, method="alps", refit=True, curvature=True),
+        rung(FAST, ALL, method="alps", refit=True, curvature=True, curvature_rows=4),
+        Rung(f"{ALL}, tune", ALL, [{"sparsify": {**PATTERNS[pattern]}}, {"tune": TUNE}]),
         rung("ALPS, all that, 2 rounds", ALL, method="alps", **whole, rounds=2),
     ]
     if PATTERNS[pattern]["pattern"] != "unstructured":
         return rungs
+    stages = rung(f"{ALL}, after a stage of 25 %", ALL, method="alps", **whole, schedule=[0.25])
     ratios = [rung(f"{ALL}, {kind} ratios", ALL, method="alps", **whole, ratios=kind) for kind in ("owl", "global")]
-    return [*rungs[:-1], *ratios]
+    return [*rungs[:-1], stages, *ratios]
 
 
 def joint() -> list[Rung]:
@@ -80,11 +85,14 @@ def structured() -> list[Rung]:
         label = f"ffn {share:.0%}"
         rungs.append(Rung(f"{label}, no refit", None, [{"prune": {**settings, "refit": False}}]))
         rungs.append(Rung(f"{label}, refit", f"{label}, no refit", [{"prune": settings}]))
+        rungs.append(Rung(f"{label}, refit, tune", f"{label}, no refit", [{"prune": settings}, {"tune": LONGER}]))
     for share in WIDTHS:
         settings = {"hidden": share, "multiple": 16}
         label = f"hidden {share:.0%}"
         rungs.append(Rung(f"{label}, no refit", None, [{"prune": {**settings, "refit": False}}]))
         rungs.append(Rung(f"{label}, refit", f"{label}, no refit", [{"prune": settings}]))
+        gentle = {**TUNE, "learning_rate": 0.003}
+        rungs.append(Rung(f"{label}, refit, tune", f"{label}, no refit", [{"prune": settings}, {"tune": gentle}]))
     rungs.append(Rung("heads 50%, no refit", None, [{"prune": {"heads": 0.5, "refit": False}}]))
     rungs.append(Rung("heads 50%, refit", "heads 50%, no refit", [{"prune": {"heads": 0.5}}]))
     for share in DEPTHS:
