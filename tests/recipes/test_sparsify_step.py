@@ -25,6 +25,7 @@ from conftest import CONFIGS, in_fresh_process, make_model, token_ids
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError
 from hfcompress.passes.rows import spread_rows
+from hfcompress.progress import Silent
 from hfcompress.recipes import job_from_dict, load_job, with_changes
 from hfcompress.solvers.pattern import Pattern
 
@@ -37,6 +38,14 @@ from hfcompress.solvers.pattern import Pattern
         ({"sparsity": 0.7}, "sparsify.pattern 2:4 has 50% zeros; leave sparsify.sparsity out, or set pattern to"),
         ({"method": "wandaa"}, "sparsify.method is 'wandaa'; it must be one of"),
         ({"rounds": -1}, "sparsify.rounds is -1; it must not be negative."),
+        ({"curvature_rows": 0}, "sparsify.curvature_rows is 0; it must be at least 1."),
+        (
+            {"schedule": ["6:8", "4:8"]},
+            "sparsify.schedule goes through 50% zeros before 50%; each stage must have fewer",
+        ),
+        ({"schedule": ["4:8x"]}, "'4:8x' is no sparsity pattern; write N:M"),
+        ({"schedule": [0.3]}, "sparsify.pattern 2:4 has 50% zeros; leave sparsify.sparsity out"),
+        ({"schedule": [None]}, "sparsify.schedule is [None]; it must be a list of numbers or texts."),
         ({"shift": 2.0}, "sparsify.shift is 2.0; it must lie between 0 and 1."),
         ({"damping": -0.1}, "sparsify.damping is -0.1; it must lie between 0 and 1."),
         ({"patern": "2:4"}, "sparsify has no key 'patern'. Did you mean 'pattern'?"),
@@ -53,6 +62,7 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(settings, said):
     [
         (hfc.GPTQ() >> hfc.Sparsify(), "sparsify comes before the step that rounds; put it before gptq."),
         (hfc.Sparsify() >> hfc.GPTQ(shift=1.0), "leave gptq.shift out, and set sparsify.shift."),
+        (hfc.AWQ() >> hfc.Sparsify(schedule=("6:8",)) >> hfc.GPTQ(), "calibrated several times: put it before awq."),
         (hfc.Sparsify() >> hfc.Budget(target_bits=3) >> hfc.GPTQ(), "budget does not reckon with zeros yet"),
     ],
 )
@@ -74,6 +84,53 @@ def test_a_pattern_needs_no_quotes_in_yaml(pattern):
     """YAML takes 2:4 for a number in base 60."""
     [step] = with_changes(load_job("sparse24"), [f"sparsify.pattern={pattern}"]).steps
     assert step.pattern == pattern
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({"pattern": "unstructured", "sparsity": 0.6, "schedule": [0.2, 0.4]}, [0.2, 0.4, 0.6]),
+        ({"pattern": "2:4", "schedule": [368]}, [0.25, 0.5]),  # 6:8 without quotes
+    ],
+)
+def test_a_schedule_is_stages(settings, stages):
+    job, found = job_from_dict({"recipe": [{"sparsify": settings}, {"rtn": {}}]}), []
+    while len(job.stages) > 1:
+        earlier, last = job.stages
+        found.insert(0, last)
+        job = earlier
+    found.insert(0, job)
+    assert [each.steps[0].zeros for each in found] == stages
+    assert [len(each.steps) for each in found] == [*(1 for _ in stages[1:]), 2]
+
+
+def test_every_stage_of_a_schedule_is_calibrated_on_what_the_last_one_left(tmp_path):
+    """As if each were run by hand; and a run that was stopped in the second goes on to the same bytes."""
+    make_model(CONFIGS["llama"](), torch.bfloat16).save_pretrained(tmp_path / "model")
+    options = {"calibration": token_ids(16, 32), "evaluate": False}
+    settings = {"sparsity": 0.6, "ratios": "global"}
+    recipe = hfc.Sparsify("unstructured", **settings, schedule=(0.3,))
+    result = hfc.compress(str(tmp_path / "model"), recipe, tmp_path / "out", **options)
+    once = hfc.Sparsify("unstructured", **{**settings, "sparsity": 0.3})
+    hfc.compress(str(tmp_path / "model"), once, tmp_path / "first", **options)
+    hfc.compress(str(tmp_path / "first"), hfc.Sparsify("unstructured", **settings), tmp_path / "second", **options)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "second")]
+    assert weights[0] == weights[1]
+    assert result.manifest["base"]["model"] == str(tmp_path / "model")
+    assert np.average([row["sparsity"] for row in result.manifest["linears"]]) == pytest.approx(0.6, abs=0.1)
+
+    class Stop(Silent):
+        blocks = 0
+
+        def step(self, text, amount=1):
+            self.blocks += text.startswith("block 2")
+            if self.blocks == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hfc.compress(str(tmp_path / "model"), recipe, tmp_path / "again", progress=Stop(), **options)
+    hfc.compress(str(tmp_path / "model"), recipe, tmp_path / "again", resume=True, **options)
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights[0]
 
 
 def test_a_linear_that_the_pattern_does_not_divide_is_named_or_skipped(llama, tmp_path):
