@@ -515,13 +515,13 @@ class StopIn(Silent):
             raise KeyboardInterrupt
 
 
+FFN, HIDDEN = {"ffn": 0.5, "depth": 0.3}, {"hidden": 0.5}
+MOMENTS = [("choosing", 1), ("block 2", 2), ("writing", 1), ("block 1", 3), ("writing", 2)]
+
+
 @pytest.mark.parametrize(
-    ("words", "number"), [("choosing", 1), ("block 2", 2), ("writing", 1), ("block 1", 3), ("writing", 2)]
-)
-@pytest.mark.parametrize(
-    ("first", "tuned"),
-    [({"ffn": 0.5, "depth": 0.3}, False), ({"hidden": 0.5}, False), ({"ffn": 0.5, "depth": 0.3}, True)],
-    ids=["ffn", "hidden", "ffn tuned"],
+    ("words", "number", "first", "tuned"),
+    [*((*moment, each, False) for moment in MOMENTS for each in (FFN, HIDDEN)), ("block 2", 2, FFN, True)],
 )
 def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, words, number, first, tuned):
     """In the first stage, and in the second."""
