@@ -241,7 +241,13 @@ def _taken_out(manifest: dict[str, Any]) -> list[str]:
         if key in pruning
     ]
     sizes = pruning["parameters"]
-    return [f"{', '.join(taken)}; {number(sizes['after'])} of {number(sizes['before'])} parameters are left"]
+    said = [f"{', '.join(taken)}; {number(sizes['after'])} of {number(sizes['before'])} parameters are left"]
+    if "latency" in pruning:
+        said.append(
+            f"a block of such shapes was timed while it was made: a token takes {pruning['latency']['after']:.0%} of the "
+            "original's time"
+        )
+    return said
 
 
 def _weights(manifest: dict[str, Any]) -> str:

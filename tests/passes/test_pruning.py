@@ -402,6 +402,7 @@ def test_a_target_in_time_is_met_and_kept_by_a_run_that_goes_on(saved_llama, tmp
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config
     before = clock(None, Checkpoint.open(str(saved_llama)).config).of(3)
     assert share == pytest.approx(clock(None, made).of(made.num_hidden_layers) / before, abs=1e-3)
+    assert f"a token takes {share:.0%} of the original's time" in (tmp_path / "out" / "README.md").read_text()
     assert share > 0.45  # no more than was asked for, as far as such shapes go
 
 
