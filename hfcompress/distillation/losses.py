@@ -18,24 +18,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from hfcompress.distillation.divergences import Divergence
 
+
+FORWARD_KL = Divergence()
 Logits = Callable[[Tensor], Tensor]
-
-
-def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """
-    `KL(teacher || student)` at every position, in nats.
-
-    Args:
-        teacher_logits (`Tensor`): `(positions, vocabulary)`.
-        student_logits (`Tensor`): likewise.
-
-    Returns:
-        `Tensor`: float32 `(positions,)`.
-    """
-    theirs = torch.log_softmax(teacher_logits.float(), -1)
-    ours = torch.log_softmax(student_logits.float(), -1)
-    return (theirs.exp() * (theirs - ours)).sum(-1)
 
 
 def distillation_loss(
@@ -47,9 +34,10 @@ def distillation_loss(
     cross_entropy: float = 0.0,
     chunk: int = 512,
     parameters: Sequence[nn.Parameter] = (),
+    divergence: Divergence = FORWARD_KL,
 ) -> Tensor:
     """
-    `sum KL(teacher || student) + cross_entropy * sum -log student(target)` over the given positions.
+    `sum divergence(teacher, student) + cross_entropy * sum -log student(target)` over the given positions.
 
     A sum, so that whoever divides it by the number of positions of a whole optimizer step has the same loss whatever
     the accumulation, the chunks and the padding (which is left out before the logits are made).
@@ -63,6 +51,7 @@ def distillation_loss(
         cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow.
         chunk (`int`, *optional*, defaults to 512): positions whose logits exist at a time.
         parameters (`Sequence[nn.Parameter]`, *optional*): of the student's head, where it learns too.
+        divergence (`Divergence`, *optional*): of the two distributions; `KL(teacher || student)` if left out.
     """
 
     def of_chunk(ours: Tensor, start: int) -> Tensor:
@@ -70,7 +59,7 @@ def distillation_loss(
         with torch.no_grad():
             theirs = teacher_logits(teacher_hidden[part])
         logits = student_logits(ours)
-        loss = forward_kl(theirs, logits).sum()
+        loss = divergence(theirs, logits).sum()
         if cross_entropy:
             loss = loss + cross_entropy * nn.functional.cross_entropy(logits.float(), targets[part], reduction="sum")
         return loss

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from hfcompress.distillation.losses import distillation_loss
+from hfcompress.distillation.divergences import Divergence
+from hfcompress.distillation.losses import FORWARD_KL, distillation_loss
 from hfcompress.models.streaming import Batch, StreamedModel
 
 
@@ -114,7 +115,9 @@ class Student(nn.Module):
         """From `(positions, hidden_size)` to `(positions, vocabulary)`."""
         return self.streamed.head_logits(self.model, hidden[None])[0]
 
-    def loss(self, batch: dict[str, Tensor], cross_entropy: float = 0.0) -> Tensor:
+    def loss(
+        self, batch: dict[str, Tensor], cross_entropy: float = 0.0, divergence: Divergence = FORWARD_KL
+    ) -> Tensor:
         """The [`distillation_loss`] of a batch from [`collate`]: a sum over its labels."""
         hidden = self(batch["input_ids"], batch.get("mask"))
         labels = batch["labels"][:, 1:].to(hidden.device)
@@ -128,6 +131,7 @@ class Student(nn.Module):
             cross_entropy,
             self.chunk,
             self.head_parameters,
+            divergence,
         )
 
     @torch.no_grad()
@@ -145,19 +149,20 @@ class DistillationTrainer(Trainer):
     """
     Args:
         cross_entropy (`float`): weight of the tokens that really follow.
+        divergence (`Divergence`): from the teacher.
         kwargs: of `transformers.Trainer`.
     """
 
-    def __init__(self, *, cross_entropy: float = 0.0, **kwargs):
+    def __init__(self, *, cross_entropy: float = 0.0, divergence: Divergence = FORWARD_KL, **kwargs):
         super().__init__(data_collator=collate, **kwargs)
-        self.cross_entropy = cross_entropy
+        self.cross_entropy, self.divergence = cross_entropy, divergence
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch: its sum over the labels of the whole optimizer step."""
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
-        loss = model.loss(inputs, self.cross_entropy) / num_items_in_batch
+        loss = model.loss(inputs, self.cross_entropy, self.divergence) / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
 

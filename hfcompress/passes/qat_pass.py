@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hfcompress.calibration.tokens import Tokens
+from hfcompress.distillation.divergences import Divergence
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
 from hfcompress.distillation.trainer import AfterSteps, DistillationTrainer, Schedule, Student, TaughtRows
 from hfcompress.errors import CalibrationError, InvalidValueError
@@ -72,6 +73,7 @@ class Training(Protocol):
     held_out: int
     train: str
     cross_entropy: float
+    divergence: Divergence
     seed: int
 
     def for_linear(self, linear: str) -> Any:
@@ -261,6 +263,7 @@ class QatPass:
         groups = [group for group in groups if any(p.requires_grad for p in group["params"])]
         trainer = DistillationTrainer(
             cross_entropy=settings.cross_entropy,
+            divergence=settings.divergence,
             model=student,
             args=schedule.arguments(writer.partial / "trainer", self.model.device),
             train_dataset=rows,

@@ -16,6 +16,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from hfcompress.distillation.divergences import MIXED, Divergence, Kind
 from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 
@@ -24,7 +25,7 @@ from hfcompress.recipes.base import Recipe
 class QAT(Recipe):
     """
     Train the codes and scales that the steps before it have found, so that the model gives the dense model's
-    distributions (forward KL, no labels needed): `GPTQ(bits=3) >> QAT()`. Needs the whole model in memory, with
+    distributions (no labels needed): `GPTQ(bits=3) >> QAT()`. Needs the whole model in memory, with
     gradients and optimizer; see `passes.qat_pass`. The rows that are held out decide which iterate is kept, so on them
     the result is never worse than the start.
 
@@ -39,7 +40,12 @@ class QAT(Recipe):
         held_out (`int`, *optional*, defaults to 16): calibration rows that are not trained on.
         train (`str`, *optional*, defaults to `"scales"`): `"scales"` (the codes stay; helps from the first steps on),
             `"weights"`, or `"both"` (at first worse than the start: worth hundreds of steps at 2 bits).
-        cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow, beside the KL.
+        loss (`str`, *optional*, defaults to `"forward_kl"`): how far the distributions are from the dense model's:
+            `"forward_kl"`, `"reverse_kl"`, `"jsd"`, `"skew_forward_kl"`, `"skew_reverse_kl"` or `"total_variation"`; see
+            [`hfcompress.distillation.divergences.Divergence`]. Which iterate is kept is always decided by the forward KL.
+        mix (`float`, *optional*): of the mixture in `"jsd"` (0.5 if left out) and the skew ones (0.1).
+        temperature (`float`, *optional*, defaults to 1.0): of both distributions in the loss.
+        cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow, beside that.
         seed (`int`, *optional*, defaults to 0): which rows are held out, and the order of the others.
         targets (`tuple[str, ...]`, *optional*): which of the quantized linears are trained; see [`Recipe`].
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
@@ -56,6 +62,9 @@ class QAT(Recipe):
     accumulation: int = 1
     held_out: int = 16
     train: Literal["scales", "weights", "both"] = "scales"
+    loss: Kind = "forward_kl"
+    mix: float | None = None
+    temperature: float = 1.0
     cross_entropy: float = 0.0
     seed: int = 0
 
@@ -68,12 +77,23 @@ class QAT(Recipe):
         for key in ("learning_rate", "scale_learning_rate", "cross_entropy", "seed"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise InvalidValueError(f"qat.{key} is {getattr(self, key)}; it must be 0 or more.")
+        if not 0 < self.temperature < float("inf"):
+            raise InvalidValueError(f"qat.temperature is {self.temperature}; it must be above 0.")
+        if self.mix is not None and self.loss not in MIXED:
+            raise InvalidValueError(f"qat.mix is for {', '.join(MIXED)}; leave it out with qat.loss={self.loss}.")
+        if self.mix is not None and not 0 < self.mix < 1:
+            raise InvalidValueError(f"qat.mix is {self.mix}; it must lie between 0 and 1.")
         if self.batch_size % self.accumulation:
             raise InvalidValueError(
                 f"qat.accumulation ({self.accumulation}) must divide qat.batch_size ({self.batch_size})."
             )
         if self.overrides:
             raise InvalidValueError("qat takes no overrides: all linears are trained together; use targets or ignore.")
+
+    @property
+    def divergence(self) -> Divergence:
+        """From the dense model."""
+        return Divergence(self.loss, self.mix, self.temperature)
 
     def check_place(self, before, after):
         """It comes last, after a step that quantizes."""

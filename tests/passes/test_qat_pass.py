@@ -256,6 +256,24 @@ def test_gptq_starts_it_too_and_accumulation_changes_next_to_nothing(tmp_path, t
     assert one[1][1] != one[0][1]
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"loss": "reverse_kl"},
+        {"loss": "jsd", "mix": 0.3, "temperature": 2.0},
+        {"loss": "skew_forward_kl"},
+        {"loss": "total_variation"},
+    ],
+    ids=lambda loss: loss["loss"],
+)
+def test_other_divergences_lead_to_the_dense_model_too(tmp_path, trained, loss):
+    folder, *_ = trained
+    result = run(folder / "base", tmp_path / "out", START >> hfc.QAT(**QUICK, **loss))
+    training = result.manifest["training"]
+    assert training["held_out_kl"] < 0.9 * training["history"][0][1]  # by the forward KL, whatever was trained on
+    assert digest(tmp_path / "out") != digest(folder / "out")
+
+
 def test_it_starts_from_all_that_gptq_can_do(tmp_path, trained):
     folder, _, _ = trained
     gptq = hfc.GPTQ(bits=2, group_size=32, shift=0.5, curvature=True, refine=2, targets=("down_proj",))
