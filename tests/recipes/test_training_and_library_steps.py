@@ -48,7 +48,10 @@ def test_qat_does_not_follow_a_step_that_rescales_the_weights():
         ({"scale_learning_rate": float("nan")}, r"qat\.scale_learning_rate is nan; it must be 0 or more"),
         ({"batch_size": 4, "accumulation": 3}, r"accumulation \(3\) must divide qat\.batch_size \(4\)"),
         ({"temperature": 0.0}, r"qat\.temperature is 0\.0; it must be above 0"),
-        ({"mix": 0.5}, r"qat\.mix is for jsd, skew_forward_kl, skew_reverse_kl; leave it out with qat\.loss=forward_kl"),
+        (
+            {"mix": 0.5},
+            r"qat\.mix is for jsd, skew_forward_kl, skew_reverse_kl; leave it out with qat\.loss=forward_kl",
+        ),
         ({"loss": "jsd", "mix": 1.0}, r"qat\.mix is 1\.0; it must lie between 0 and 1"),
         ({"loss": "jds"}, r"qat\.loss is 'jds'; it must be one of forward_kl.*'jsd'"),
         ({"train": "scale"}, r"qat\.train is 'scale'; it must be one of scales, weights, both.*'scales'"),
