@@ -44,6 +44,7 @@ from hfcompress.models.shallow import merged
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
+from hfcompress.passes.distill_pass import NAME as DISTILL_STAGE
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.prune_pass import together
@@ -246,6 +247,8 @@ def compress(
             phases.end("budget")
         if ready.library is not None:
             results, ready.quantization_config = ready.library.run(writer, journal, processes, progress)
+        elif ready.distilling is not None:
+            results = ready.distilling.run(writer, journal, progress)
         else:
             results = _run_pass(ready, writer, journal, progress, memory_limit)
         phases.end("compress")
@@ -259,7 +262,7 @@ def compress(
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
         made.name = output.name
         if ready.pruning is None:
-            _check_zeros(made, ready.plan, results)
+            _check_zeros(made, ready, results)
         else:
             ready.pruning.verify(made, journal)
         manifest = {**_manifest(ready, job, base, journal, results, made), **beside}
@@ -341,7 +344,7 @@ def _manifest(
         "coverage": _coverage(results, ready.plan, made.config.get_text_config().tie_word_embeddings),
         **({} if ready.plan.embeddings is None else {"embeddings": ready.plan.embeddings.name}),
         "fallbacks": sum(1 for row in results if row["fallback"]),
-        "training": journal.stages.get(QAT_STAGE),
+        "training": _trained(ready, journal),
         "witness": journal.witness,
         "sha256": made.sha256,
         **({} if journal.budget is None else {"budget": journal.budget}),
@@ -352,13 +355,22 @@ def _manifest(
     }
 
 
-def _check_zeros(made: Checkpoint, plan: Plan, results: list[dict]) -> None:
+def _check_zeros(made: Checkpoint, ready: Prepared, results: list[dict]) -> None:
     """Law 5: the patterns hold in what was written; what is reported of the zeros is what is there."""
-    sparse = {task.stem: task for task in plan.tasks.values() if task.sparsity is not None}
+    if ready.distilling is not None:
+        check_zeros(made, ready.distilling.patterns)
+        return
+    sparse = {task.stem: task for task in ready.plan.tasks.values() if task.sparsity is not None}
     found = check_zeros(made, [(stem, t.sparsity.structure, t.shape.transposed) for stem, t in sparse.items()])
     shares = {sparse[stem].name: share for stem, share in found.items()}
     for row in results:
         row["sparsity"] = shares.get(row["name"], row["sparsity"])
+
+
+def _trained(ready: Prepared, journal: Journal) -> dict[str, Any] | None:
+    """How it was trained, now or in an earlier stage."""
+    now = next((journal.stages[name] for name in (QAT_STAGE, DISTILL_STAGE) if name in journal.stages), None)
+    return now or (None if ready.source is ready.checkpoint else read_manifest(ready.source.folder).get("training"))
 
 
 def _pruned(ready: Prepared) -> dict[str, Any]:
@@ -410,7 +422,7 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
         if share.stop > share.start:
             at_once = MICRO_BATCH_TOKENS if plan.tuning is None else plan.tuning.batch_tokens
             batches = tokens.batch(share).split(_rows_at_once(tokens, at_once))
-    if ready.pruning is not None and not writer.merged:
+    if ready.pruning is not None:
         ready.pruning.settle(batches, writer, journal, processes, progress)
         streamed, plan = ready.pruning.model, ready.pruning.plan
         ready.plan = plan

@@ -29,6 +29,7 @@ from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
+from hfcompress.passes.distill_pass import DistillPass
 from hfcompress.passes.library_pass import LibraryPass
 from hfcompress.passes.narrow_pass import NarrowPass
 from hfcompress.passes.plan import Plan, make_plan
@@ -40,6 +41,7 @@ from hfcompress.passes.smaller import kept_sizes
 from hfcompress.progress import Progress
 from hfcompress.recipes import Job, load_job
 from hfcompress.recipes.budget import find_budget
+from hfcompress.recipes.distill import NO_STUDENT
 from hfcompress.recipes.job import RECOVERY
 
 
@@ -61,6 +63,7 @@ class Prepared:
         library (`LibraryPass` or `None`): the library that does it all.
         quantization_config (`dict` or `None`): what config.json will say.
         pruning (`PrunePass`, `NarrowPass` or `None`): what makes the model smaller.
+        distilling (`DistillPass` or `None`): what trains the student that the stage before has left.
     """
 
     checkpoint: Checkpoint
@@ -77,6 +80,7 @@ class Prepared:
     library: LibraryPass | None
     quantization_config: dict[str, Any] | None
     pruning: PrunePass | NarrowPass | None
+    distilling: DistillPass | None
 
 
 def prepare(
@@ -119,6 +123,8 @@ def prepare(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     source = checkpoint
+    if job.distilling is not None and stage is None:
+        raise InvalidValueError(NO_STUDENT)
     if stage is not None:
         if processes.count > 1:
             raise InvalidValueError(
@@ -145,9 +151,11 @@ def prepare(
         plan = library.plan
     elif pruning is not None:
         plan = pruning.plan
+    elif job.distilling is not None:
+        plan = Plan([], None)
     else:
         plan = make_plan(model_to_plan, job.steps, layout) if choices is None else choices.draft
-    tokens, trained = None, job.training is not None or pruning is not None
+    tokens, trained = None, job.training is not None or pruning is not None or job.distilling is not None
     if plan.needs_inputs or trained or (rotation is not None and rotation.needs_trial):
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if rotation is not None:
@@ -161,6 +169,12 @@ def prepare(
     if job.training is not None and tokens is not None:
         training = QatPass(streamed, plan, layout, job.training, tokens)
         training.check(processes, memory_limit)
+    distilling = None
+    if job.distilling is not None and tokens is not None:
+        teacher = StreamedModel(checkpoint, processes.device, streamed.dtype)
+        distilling = DistillPass(teacher, streamed, job.distilling, tokens)
+        distilling.check(processes, memory_limit)
+        plan = distilling.plan
     config = None if library is not None else quantization_config(plan, layout)
     if config is not None:
         streamed.will_round_activations(config)
@@ -168,7 +182,7 @@ def prepare(
         progress.note("the calibration data is not what the original was calibrated on, so neither will the result be")
     return Prepared(
         *(checkpoint, source, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library),
-        *(config, pruning),
+        *(config, pruning, distilling),
     )
 
 

@@ -20,24 +20,31 @@ hundred positions at a time ([`distillation_loss`]). The loss is a sum over posi
 positions of the whole optimizer step, so that it does not depend on how a step is divided.
 """
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.divergences import Divergence
 from hfcompress.distillation.losses import FORWARD_KL, distillation_loss
 from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.progress import Progress
 
 
 IGNORED = -100  # a label that is no target
 LOGIT_BYTES = 1 << 26  # of one chunk's logits in float32
 WARMUP = 0.1  # of the steps
 DEFAULT_CONTEXT = 2048
+EVALUATIONS = 8  # times that the held-out rows are looked at
+TEACHER_TOKENS = 4096  # that are streamed together
 
 
 class TaughtRows(Dataset):
@@ -104,12 +111,27 @@ class Student(nn.Module):
         config = streamed.skeleton.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
         self.chunk = max(1, min(LOGIT_BYTES // (4 * config.vocab_size), context))
-        blocks = {id(p) for name in streamed.block_names for p in streamed.skeleton.get_submodule(name).parameters()}
-        self.head_parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in blocks]
+        self.head_parameters = self._of_the_head()
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the last block returns: `(rows, seq_len, hidden_size)`."""
         return self.streamed.final_hidden(self.model, Batch(input_ids, mask))
+
+    def _of_the_head(self) -> list[nn.Parameter]:
+        """What learns of that by which hidden states become logits."""
+        blocks = {
+            id(p)
+            for name in self.streamed.block_names
+            for p in self.streamed.skeleton.get_submodule(name).parameters()
+        }
+        outside = [p for p in self.model.parameters() if p.requires_grad and id(p) not in blocks]
+        if not outside:
+            return []
+        width = self.streamed.skeleton.config.get_text_config().hidden_size
+        with torch.enable_grad():
+            logits = self.logits(torch.ones(1, width, dtype=self.streamed.dtype, device=self.streamed.device))
+            reached = torch.autograd.grad(logits.sum(), outside, allow_unused=True)
+        return [p for p, gradient in zip(outside, reached, strict=True) if gradient is not None]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """From `(positions, hidden_size)` to `(positions, vocabulary)`."""
@@ -164,6 +186,116 @@ class DistillationTrainer(Trainer):
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
         loss = model.loss(inputs, self.cross_entropy, self.divergence) / num_items_in_batch
         return (loss, {}) if return_outputs else loss
+
+
+class BestIterate:
+    """
+    The best iterate so far by the held-out rows, as it would be stored.
+
+    Args:
+        student (`Student`): what is trained.
+        held_out (`TaughtRows`): rows that nothing is trained on.
+        batch_size (`int`): of them, that go through the student together.
+        stored (`Callable`): what would be stored now, in the CPU's memory.
+    """
+
+    def __init__(self, student: Student, held_out: TaughtRows, batch_size: int, stored: Callable[[], dict[str, Any]]):
+        self.student, self.held_out, self.batch_size, self.stored = student, held_out, batch_size, stored
+        self.divergence, self.step = math.inf, 0
+        self.weights: dict[str, Any] = {}
+        self.history: list[tuple[int, float]] = []
+
+    def look(self, step: int) -> None:
+        """Take the present iterate if it is better."""
+        divergence = self.student.divergence(self.held_out, self.batch_size)
+        self.history.append((step, divergence))
+        if divergence < self.divergence or not self.weights:
+            self.divergence, self.step, self.weights = divergence, step, self.stored()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What there is to report of it."""
+        return {
+            "held_out_kl_start": self.history[0][1],
+            "held_out_kl": self.divergence,
+            "best_step": self.step,
+            "history": self.history,
+        }
+
+
+class Settings(Protocol):
+    """What is asked of the step that trains."""
+
+    batch_size: int
+    accumulation: int
+    cross_entropy: float
+    divergence: Divergence
+    seed: int
+
+
+def train(
+    name: str,
+    student: Student,
+    rows: TaughtRows,
+    groups: list[dict[str, Any]],
+    settings: Settings,
+    steps: int,
+    best: BestIterate,
+    folder: Path,
+    units: int,
+    progress: Progress,
+) -> None:
+    """
+    Args:
+        name (`str`): of the step, for the progress.
+        student (`Student`): what learns.
+        rows (`TaughtRows`): from what.
+        groups (`list[dict]`): parameters and their learning rates, for AdamW.
+        settings (`Settings`): how.
+        steps (`int`): optimizer steps.
+        best (`BestIterate`): looks at the held-out rows a few times, at the start too.
+        folder (`Path`): a place that the trainer may make.
+        units (`int`): what all of it is worth in the progress.
+        progress (`Progress`): is told of every step.
+    """
+    schedule = Schedule(
+        steps=steps, batch_size=settings.batch_size, accumulation=settings.accumulation, seed=settings.seed
+    )
+    every = max(1, math.ceil(steps / EVALUATIONS))
+
+    def after(step: int) -> None:
+        if step % every == 0 or step == steps:
+            best.look(step)
+        progress.step(
+            f"{name}: step {step} of {steps}, held-out KL {best.divergence:.5f}",
+            step * units // steps - (step - 1) * units // steps,
+        )
+
+    best.look(0)
+    trainer = DistillationTrainer(
+        cross_entropy=settings.cross_entropy,
+        divergence=settings.divergence,
+        model=student,
+        args=schedule.arguments(folder, student.streamed.device),
+        train_dataset=rows,
+        optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
+        callbacks=[AfterSteps(after)],
+    )
+    trainer.train()
+
+
+def teach(teacher: StreamedModel, tokens: Tokens) -> TaughtRows:
+    """What the teacher's last block makes of the rows."""
+    batch, length = tokens.batch(slice(None)), tokens.input_ids.shape[1]
+    finals = teacher.forward_blocks(teacher.embed(batch.split(max(1, TEACHER_TOKENS // length))))
+    return TaughtRows(batch.input_ids, batch.mask, torch.cat([stream.hidden.cpu() for stream in finals]))
+
+
+@contextlib.contextmanager
+def head_of(model: StreamedModel) -> Generator[Callable[[Tensor], Tensor]]:
+    """From what the last block of a model returns, `(positions, hidden_size)`, to its logits; of the weights beside it."""
+    with model.outside(head=True) as outside:
+        yield lambda hidden: model.head_logits(outside, hidden[None])[0]
 
 
 @dataclass(frozen=True, kw_only=True)

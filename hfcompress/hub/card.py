@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 METHODS = {
+    "distill": "distilled from the original",
     "gptq": "GPTQ",
     "prune": "refitted to what is left",
     "qat": "quantization-aware training",

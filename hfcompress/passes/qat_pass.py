@@ -28,10 +28,8 @@ it computes with; the hidden states of every block for a part of a batch; one hi
 import contextlib
 import math
 import time
-from functools import partial
 from typing import Any, Protocol
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -39,8 +37,8 @@ from torch.nn.utils import parametrize
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.divergences import Divergence
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
-from hfcompress.distillation.trainer import AfterSteps, DistillationTrainer, Schedule, Student, TaughtRows
-from hfcompress.errors import CalibrationError, InvalidValueError
+from hfcompress.distillation.trainer import BestIterate, Student, TaughtRows, head_of, teach, train
+from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.roles import Linear, set_weight, watch_inputs
@@ -49,16 +47,13 @@ from hfcompress.passes.block_pass import HEAD
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.room import memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
 
 NAME = "qat"
-EVALUATIONS = 8  # times that the held-out rows are looked at
-TRAINED_BYTES = 16  # per weight: itself, its gradient, two moments
-BLOCK_HIDDEN, BLOCK_WIDEST = 16, 4  # tensors of these widths that a block keeps for the way back, about
-TEACHER_TOKENS = 4096  # that are streamed together
 
 
 class Training(Protocol):
@@ -97,12 +92,6 @@ class QatPass:
     def __init__(self, model: StreamedModel, plan: Plan, layout, settings: Training, tokens: Tokens):
         self.model, self.plan, self.layout, self.settings, self.tokens = model, plan, layout, settings, tokens
         self.trained = {name: task for name, task in plan.tasks.items() if settings.for_linear(name) is not None}
-        rows = len(tokens.input_ids) - settings.held_out
-        if rows < settings.batch_size:
-            raise CalibrationError(
-                f"qat has {len(tokens.input_ids)} calibration rows, which is less than held_out ({settings.held_out}) "
-                f"and one batch ({settings.batch_size}); give more --samples, or lower qat.batch_size or qat.held_out."
-            )
         if not self.trained:
             raise InvalidValueError("qat leaves every quantized linear alone; check its targets and ignore.")
         if layout.name == "dense":
@@ -111,7 +100,7 @@ class QatPass:
                 "--set format=compressed-tensors or int-quantized."
             )
         _require_trainable(plan)
-        self.steps = settings.steps or settings.epochs * (rows // settings.batch_size)
+        self.steps = steps_of(NAME, settings, tokens)
 
     def check(self, processes: Processes, memory_limit: int | None) -> None:
         """
@@ -120,38 +109,13 @@ class QatPass:
         Raises:
             InvalidValueError: it cannot.
         """
-        if processes.count > 1:
-            raise InvalidValueError("qat trains in one process; start it without torchrun or accelerate launch.")
-        device = self.model.device
-        if device.type == "cuda" and device.index:
-            raise InvalidValueError(
-                f"qat trains on the first GPU; give --device cuda and choose it with CUDA_VISIBLE_DEVICES={device.index}."
-            )
-        needed = self.memory_needed()
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0]
-        else:
-            free = psutil.virtual_memory().available
-            if memory_limit is not None:
-                free = min(free, memory_limit - psutil.Process().memory_info().rss)
-        if needed > free:
-            raise InvalidValueError(
-                f"qat trains the whole model at once and needs about {needed / 1e9:.3g} GB, but {max(free, 0) / 1e9:.3g} "
-                "GB are free; leave out the step, raise qat.accumulation, train fewer linears with qat.targets, or use "
-                "a larger machine."
-            )
+        advice = "leave out the step, raise qat.accumulation, train fewer linears with qat.targets"
+        require_room(NAME, self.memory_needed(), advice, self.model.device, processes, memory_limit)
 
     def memory_needed(self) -> int:
         """Bytes, about; see the module."""
-        config = self.model.skeleton.config.get_text_config()
-        size = self.model.dtype.itemsize
-        everything = sum(parameter.numel() for parameter in self.model.skeleton.parameters())
         trained = sum(t.shape.in_features * t.shape.out_features for t in self.trained.values())
-        per_token = (BLOCK_HIDDEN * config.hidden_size + BLOCK_WIDEST * self.plan.widest.shape.in_features) * size
-        rows = self.settings.batch_size // self.settings.accumulation
-        activations = rows * self.tokens.input_ids.shape[1] * per_token * len(self.model)
-        teacher = self.tokens.input_ids.size * config.hidden_size * size
-        return everything * size + trained * TRAINED_BYTES + activations + teacher
+        return memory_needed(self.model, self.settings, self.tokens, trained, self.plan.widest.shape.in_features)
 
     def run(self, writer: CheckpointWriter, journal: Journal, progress: Progress) -> None:
         """Train, and put what is best into the writer's parts and the journal."""
@@ -166,7 +130,7 @@ class QatPass:
     def _train(self, writer: CheckpointWriter, journal: Journal, progress: Progress):
         began, settings = time.perf_counter(), self.settings
         progress.step("qat: the teacher", amount=0)
-        rows = self._teach()
+        rows = teach(self.model, self.tokens)
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))
         held_out, learned = rows.split(chosen[: settings.held_out])
         solved = self._solved(writer)
@@ -175,12 +139,15 @@ class QatPass:
             if self.plan.head is not None:  # the student's head is not the teacher's
                 own = self.model
                 teacher = StreamedModel(own.checkpoint, own.device, own.dtype, own.tensors)
-                teacher_head = stack.enter_context(teacher.outside(head=True))
-                teacher_logits = partial(_logits, teacher, teacher_head)
+                teacher_logits = stack.enter_context(head_of(teacher))
             whole = stack.enter_context(self.model.loaded()).requires_grad_(False)
             learning = self._install(whole, solved)
             student = Student(self.model, whole, teacher_logits)
-            best = _Best(student, held_out, settings.batch_size // settings.accumulation, learning)
+
+            def stored() -> dict[str, QuantizedWeight]:
+                return {name: each.quantized(_position(whole, name)).to("cpu") for name, each in learning.items()}
+
+            best = BestIterate(student, held_out, settings.batch_size // settings.accumulation, stored)
             self._fit(student, learned, learning, best, writer, progress)
             for name in self.trained:
                 parametrize.remove_parametrizations(whole.get_submodule(name), "weight")
@@ -198,20 +165,11 @@ class QatPass:
             "steps": self.steps,
             "rows": len(learned),
             "held_out_rows": len(held_out),
-            "held_out_kl_start": best.history[0][1],
-            "held_out_kl": best.divergence,
-            "best_step": best.step,
-            "history": best.history,
+            **best.record,
             "changed_codes": sum(changed) / len(changed),
             "seconds": round(time.perf_counter() - began, 3),
         }
         return best.weights, results, witness, record
-
-    def _teach(self) -> TaughtRows:
-        tokens, length = self.tokens.batch(slice(None)), self.tokens.input_ids.shape[1]
-        batches = tokens.split(max(1, TEACHER_TOKENS // length))
-        finals = self.model.forward_blocks(self.model.embed(batches))
-        return TaughtRows(tokens.input_ids, tokens.mask, torch.cat([stream.hidden.cpu() for stream in finals]))
 
     def _solved(self, writer: CheckpointWriter) -> dict[str, QuantizedWeight]:
         """What the block pass has made of every quantized linear."""
@@ -239,38 +197,18 @@ class QatPass:
                 set_weight(linear, self.layout.values(weight))
         return learning
 
-    def _fit(self, student: Student, rows: TaughtRows, learning, best: "_Best", writer, progress: Progress) -> None:
+    def _fit(
+        self, student: Student, rows: TaughtRows, learning, best: BestIterate, writer, progress: Progress
+    ) -> None:
         settings = self.settings
-        schedule = Schedule(
-            steps=self.steps, batch_size=settings.batch_size, accumulation=settings.accumulation, seed=settings.seed
-        )
-        every, units = max(1, math.ceil(self.steps / EVALUATIONS)), len(self.model)
-
-        def after(step: int) -> None:
-            if step % every == 0 or step == self.steps:
-                best.look(step)
-            progress.step(
-                f"qat: step {step} of {self.steps}, held-out KL {best.divergence:.5f}",
-                step * units // self.steps - (step - 1) * units // self.steps,
-            )
-
-        best.look(0)
         positions = [_position(student.model, name) for name in learning]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in positions if p.requires_grad], "lr": settings.learning_rate},
             {"params": [f.ratio for f in learning.values()], "lr": settings.scale_learning_rate},
         ]
         groups = [group for group in groups if any(p.requires_grad for p in group["params"])]
-        trainer = DistillationTrainer(
-            cross_entropy=settings.cross_entropy,
-            divergence=settings.divergence,
-            model=student,
-            args=schedule.arguments(writer.partial / "trainer", self.model.device),
-            train_dataset=rows,
-            optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
-            callbacks=[AfterSteps(after)],
-        )
-        trainer.train()
+        folder = writer.partial / "trainer"
+        train(NAME, student, rows, groups, settings, self.steps, best, folder, len(self.model), progress)
 
     # what comes of it
 
@@ -327,27 +265,6 @@ class QatPass:
             writer.write_part(part, {key: trained.get(key, tensor) for key, tensor in stored.items()})
 
 
-class _Best:
-    """The best iterate so far, as it would be stored, in the CPU's memory."""
-
-    def __init__(self, student: Student, held_out: TaughtRows, batch_size: int, learning: dict[str, FakeQuantized]):
-        self.student, self.held_out, self.batch_size, self.learning = student, held_out, batch_size, learning
-        self.divergence, self.step = math.inf, 0
-        self.weights: dict[str, QuantizedWeight] = {}
-        self.history: list[tuple[int, float]] = []
-
-    def look(self, step: int) -> None:
-        """Take the present iterate if it is better."""
-        divergence = self.student.divergence(self.held_out, self.batch_size)
-        self.history.append((step, divergence))
-        if divergence < self.divergence or not self.weights:
-            self.divergence, self.step = divergence, step
-            self.weights = {
-                name: learning.quantized(_position(self.student.model, name)).to("cpu")
-                for name, learning in self.learning.items()
-            }
-
-
 def _require_trainable(plan: Plan) -> None:
     """
     Raises:
@@ -374,7 +291,3 @@ def _linear(model: nn.Module, name: str) -> Linear:
     module = model.get_submodule(name)
     assert isinstance(module, Linear)
     return module
-
-
-def _logits(model: StreamedModel, head: nn.Module, hidden: Tensor) -> Tensor:
-    return model.head_logits(head, hidden[None])[0]

@@ -17,6 +17,7 @@ from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget
+from hfcompress.recipes.distill import Distill
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
@@ -37,6 +38,7 @@ __all__ = [
     "RTN",
     "BitsAndBytes",
     "Budget",
+    "Distill",
     "Job",
     "KVCache",
     "Prune",

@@ -32,6 +32,7 @@ from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget, find_budget
+from hfcompress.recipes.distill import Distill
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.library_step import LibraryStep
@@ -46,7 +47,22 @@ from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
 
 
-EVERY_STEP = (Prune, RTN, AWQ, Smooth, Sparsify, GPTQ, Tune, Rotate, Budget, KVCache, QAT, BitsAndBytes, TorchAo)
+EVERY_STEP = (
+    Prune,
+    Distill,
+    RTN,
+    AWQ,
+    Smooth,
+    Sparsify,
+    GPTQ,
+    Tune,
+    Rotate,
+    Budget,
+    KVCache,
+    QAT,
+    BitsAndBytes,
+    TorchAo,
+)
 STEPS: dict[str, type[Recipe]] = {step.name: step for step in EVERY_STEP}
 DEFAULT_FORMAT = "compressed-tensors"
 RECOVERY = "recovery"  # the mean over the tasks
@@ -202,6 +218,12 @@ class Job:
     @property
     def stages(self) -> "tuple[Job, ...]":
         """What is run one after the other, each on the checkpoint that the one before has left."""
+        places = [number for number, step in enumerate(self.steps) if isinstance(step, Distill)]
+        if places and len(self.steps) > 1:  # it stands alone, between what makes the student and what goes on with it
+            cut = places[-1] if places[-1] == len(self.steps) - 1 else places[-1] + 1
+            names = "-".join(step.name for step in self.steps[:cut])
+            earlier = Job(steps=self.steps[:cut], calibration=self.calibration, name=names)
+            return earlier, dataclasses.replace(self, steps=self.steps[cut:])
         first = next(iter(self.steps), None)
         if isinstance(first, Sparsify) and first.before:
             [before] = first.before
@@ -228,6 +250,11 @@ class Job:
     def training(self) -> Any:
         """The step that trains the whole model after the block pass, if there is one."""
         return next((step for step in self.steps if isinstance(step, QAT)), None)
+
+    @property
+    def distilling(self) -> Any:
+        """The step that trains what the stage before has left, if this stage is one."""
+        return next((step for step in self.steps if isinstance(step, Distill)), None)
 
     @property
     def library(self) -> Any:

@@ -16,13 +16,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hfcompress.distillation.divergences import MIXED, Divergence, Kind
 from hfcompress.errors import InvalidValueError
-from hfcompress.recipes.base import Recipe
+from hfcompress.recipes.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class QAT(Recipe):
+class QAT(Training):
     """
     Train the codes and scales that the steps before it have found, so that the model gives the dense model's
     distributions (no labels needed): `GPTQ(bits=3) >> QAT()`. Needs the whole model in memory, with
@@ -30,70 +29,28 @@ class QAT(Recipe):
     the result is never worse than the start.
 
     Args:
-        epochs (`int`, *optional*, defaults to 8): times that the calibration rows are gone through.
-        steps (`int`, *optional*): optimizer steps, instead of `epochs`.
         learning_rate (`float`, *optional*, defaults to 0.01): of the weights, in steps of their grids.
         scale_learning_rate (`float`, *optional*, defaults to 0.003): of the scales, as a fraction of each.
-        batch_size (`int`, *optional*, defaults to 4): rows per optimizer step.
-        accumulation (`int`, *optional*, defaults to 1): parts that a step's rows go through the model in: less memory,
-            the same result.
-        held_out (`int`, *optional*, defaults to 16): calibration rows that are not trained on.
         train (`str`, *optional*, defaults to `"scales"`): `"scales"` (the codes stay; helps from the first steps on),
             `"weights"`, or `"both"` (at first worse than the start: worth hundreds of steps at 2 bits).
-        loss (`str`, *optional*, defaults to `"forward_kl"`): how far the distributions are from the dense model's:
-            `"forward_kl"`, `"reverse_kl"`, `"jsd"`, `"skew_forward_kl"`, `"skew_reverse_kl"` or `"total_variation"`; see
-            [`hfcompress.distillation.divergences.Divergence`]. Which iterate is kept is always decided by the forward KL.
-        mix (`float`, *optional*): of the mixture in `"jsd"` (0.5 if left out) and the skew ones (0.1).
-        temperature (`float`, *optional*, defaults to 1.0): of both distributions in the loss.
-        cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow, beside that.
-        seed (`int`, *optional*, defaults to 0): which rows are held out, and the order of the others.
         targets (`tuple[str, ...]`, *optional*): which of the quantized linears are trained; see [`Recipe`].
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
+
+    The other settings are those of [`Training`].
     """
 
     name: ClassVar[str] = "qat"
     needs_inputs: ClassVar[bool] = True
 
-    epochs: int = 8
-    steps: int | None = None
-    learning_rate: float = 0.01
     scale_learning_rate: float = 0.003
-    batch_size: int = 4
-    accumulation: int = 1
-    held_out: int = 16
     train: Literal["scales", "weights", "both"] = "scales"
-    loss: Kind = "forward_kl"
-    mix: float | None = None
-    temperature: float = 1.0
-    cross_entropy: float = 0.0
-    seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("epochs", "steps", "batch_size", "accumulation", "held_out"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InvalidValueError(f"qat.{key} is {value}; it must be at least 1.")
-        for key in ("learning_rate", "scale_learning_rate", "cross_entropy", "seed"):
-            if not 0 <= getattr(self, key) < float("inf"):
-                raise InvalidValueError(f"qat.{key} is {getattr(self, key)}; it must be 0 or more.")
-        if not 0 < self.temperature < float("inf"):
-            raise InvalidValueError(f"qat.temperature is {self.temperature}; it must be above 0.")
-        if self.mix is not None and self.loss not in MIXED:
-            raise InvalidValueError(f"qat.mix is for {', '.join(MIXED)}; leave it out with qat.loss={self.loss}.")
-        if self.mix is not None and not 0 < self.mix < 1:
-            raise InvalidValueError(f"qat.mix is {self.mix}; it must lie between 0 and 1.")
-        if self.batch_size % self.accumulation:
-            raise InvalidValueError(
-                f"qat.accumulation ({self.accumulation}) must divide qat.batch_size ({self.batch_size})."
-            )
+        if not 0 <= self.scale_learning_rate < float("inf"):
+            raise InvalidValueError(f"qat.scale_learning_rate is {self.scale_learning_rate}; it must be 0 or more.")
         if self.overrides:
             raise InvalidValueError("qat takes no overrides: all linears are trained together; use targets or ignore.")
-
-    @property
-    def divergence(self) -> Divergence:
-        """From the dense model."""
-        return Divergence(self.loss, self.mix, self.temperature)
 
     def check_place(self, before, after):
         """It comes last, after a step that quantizes."""

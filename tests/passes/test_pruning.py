@@ -517,7 +517,7 @@ class StopIn(Silent):
 
 
 FFN, HIDDEN = {"ffn": 0.5, "depth": 0.3}, {"hidden": 0.5}
-MOMENTS = [("choosing", 1), ("block 2", 2), ("writing", 1), ("block 1", 3), ("writing", 2)]
+MOMENTS = [("choosing", 1), ("block 2", 2), ("writing", 1), ("drawing", 1), ("block 1", 3), ("writing", 2)]
 
 
 @pytest.mark.parametrize(
