@@ -32,9 +32,6 @@ PENALTY = 0.1  # at the start, of the objective's mean curvature
 GROWTH = (1.3, 1.2, 1.1)  # of the penalty every few steps: by whether many, some or few entries of the mask changed
 CHANGES = (0.1, 0.005)  # of the mask's entries, that are many and some
 EVERY = 3
-SETTLED = (
-    2e-3  # of the mask's entries: when so few change it ends; to wait for none took half as long again, for 0.2 %
-)
 
 
 def alps(target: Tensor, gram: Tensor, rows: RowFactor, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -71,7 +68,7 @@ def alps(target: Tensor, gram: Tensor, rows: RowFactor, pattern: Pattern) -> tup
         multiplier += penalty * (free - values)
         if step % EVERY == 0:
             changed = (keep != since).float().mean().item()
-            if changed <= SETTLED:
+            if not changed:
                 break
             penalty *= GROWTH[0] if changed > CHANGES[0] else GROWTH[1] if changed > CHANGES[1] else GROWTH[2]
             since = keep
