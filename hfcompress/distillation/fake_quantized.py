@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hfcompress.models.roles import Linear, linear_shape
 from hfcompress.solvers.fake_quantization import MARGIN, fake_quantize, positions, round_to_codes
 from hfcompress.solvers.grid import QuantizedWeight
 
@@ -40,12 +41,19 @@ class FakeQuantized(nn.Module):
             its weights (as in EfficientQAT's end-to-end phase, arXiv 2407.11062). LSQ's gradient would not do here: it
             reckons with weights that stay where they are and change their codes when the scale moves.
         keep (`Tensor`, *optional*): bool like the weight: the others are zero, and remain so.
+        transposed (`bool`, *optional*, defaults to `False`): the linear holds its weight `(in_features, out_features)`.
     """
 
     def __init__(
-        self, start: QuantizedWeight, dtype: torch.dtype, codes_fixed: bool = False, keep: Tensor | None = None
+        self,
+        start: QuantizedWeight,
+        dtype: torch.dtype,
+        codes_fixed: bool = False,
+        keep: Tensor | None = None,
+        transposed: bool = False,
     ):
         super().__init__()
+        self.transposed = transposed
         self.keep: Tensor | None
         self.register_buffer("keep", keep)
         self.start, self.grid, self.dtype, self.codes_fixed = start, start.grid, dtype, codes_fixed
@@ -55,6 +63,7 @@ class FakeQuantized(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Where training starts from: the dense weight's positions within the cells of the codes, or the codes."""
+        weight = weight.T if self.transposed else weight
         return positions(weight, self.start, 0.5 if self.codes_fixed else MARGIN)
 
     def scales(self) -> Tensor:
@@ -70,7 +79,7 @@ class FakeQuantized(nn.Module):
             weight = (position.view(*scales.shape, -1) * scales.unsqueeze(-1)).view_as(position)
         else:
             weight = fake_quantize(position, self.start_scales, scales, self.start.zero_points, self.grid)
-        return weight.to(self.dtype)
+        return (weight.T if self.transposed else weight).to(self.dtype)
 
     @torch.no_grad()
     def quantized(self, position: Tensor) -> QuantizedWeight:
@@ -99,20 +108,20 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def fake_quantize_linear(
-    linear: nn.Module, start: QuantizedWeight, dtype: torch.dtype, train: str, sparse: bool = False
+    linear: Linear, start: QuantizedWeight, dtype: torch.dtype, train: str, sparse: bool = False
 ) -> FakeQuantized:
     """
     Let a linear that still holds its dense weight train on a grid.
 
     Args:
-        linear (`nn.Module`): its `weight` is `(out_features, in_features)`.
+        linear (`nn.Linear` or `Conv1D`): what is to be trained.
         start (`QuantizedWeight`): its rounded weight.
         dtype (`torch.dtype`): of the arithmetic.
         train (`str`): `"weights"`, `"scales"` or `"both"`.
         sparse (`bool`, *optional*, defaults to `False`): what is zero remains so.
     """
     keep = start.dequantize() != 0 if sparse else None
-    added = FakeQuantized(start, dtype, train == "scales", keep)
+    added = FakeQuantized(start, dtype, train == "scales", keep, linear_shape("", linear).transposed)
     parametrize.register_parametrization(linear, "weight", added, unsafe=True)
     linear.get_parameter("parametrizations.weight.original").requires_grad_(train != "scales")
     added.ratio.requires_grad_(train != "weights")

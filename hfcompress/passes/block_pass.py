@@ -43,7 +43,7 @@ from hfcompress.passes.rows import first_rows, held_out
 from hfcompress.passes.solved_weight import SolvedWeight
 from hfcompress.passes.solving import errors, solve_group
 from hfcompress.passes.statistics import Statistics
-from hfcompress.passes.tuning import BlockTuner
+from hfcompress.passes.tuning import BlockTuner, first_half, watch_output
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -207,14 +207,17 @@ class BlockPass:
             tunes = self.plan.tuning is not None
             received = streams
             last = last and not tunes
+            first: list[Tensor] = []
             with contextlib.ExitStack() as stack:
                 twins = [stack.enter_context(self._twin(block, index))] if dense else []
+                if self.plan.tuning is not None and self.plan.tuning.halves:
+                    first = self._first_half(twins[0], index, dense)
                 streams, dense = self._observe(
                     block, twins, index, groups, caches, streams, dense, solve, solve_cache, last
                 )
             if tunes:
-                outputs = [s.hidden if self.basis is None else s.hidden @ self.basis.to(s.hidden) for s in dense]
-                streams = self._tune(block, index, linears, received, streams, outputs, found)
+                outputs = [self._wanted(s.hidden) for s in dense]
+                streams = self._tune(block, index, linears, received, streams, outputs, first, found)
         if self.folding is not None:
             dense = ahead
         for name, each in found.items():
@@ -228,6 +231,19 @@ class BlockPass:
         self._commit(self.model.block_names[index], _part(index), tensors, results, folds)
         return streams, dense
 
+    def _wanted(self, dense: Tensor) -> Tensor:
+        """What the stream should be where the dense model's is this."""
+        return dense if self.basis is None else dense @ self.basis.to(dense)
+
+    def _first_half(self, twin: nn.Module, index: int, dense: list[Stream]) -> list[Tensor]:
+        """What the attention of the dense block adds to its stream."""
+        outputs = []
+        for stream in dense:
+            with watch_output(twin, first_half(twin)) as found:
+                self.model.call(twin, index, stream)
+            outputs += [self._wanted(output) for output in found]
+        return outputs
+
     def _tune(
         self,
         block: nn.Module,
@@ -236,13 +252,14 @@ class BlockPass:
         received: list[Stream],
         streams: list[Stream],
         outputs: list[Tensor],
+        first: list[Tensor],
         found: "dict[str, _Solved]",
     ) -> list[Stream]:
         """Move the codes and scales of a solved block together, and go through it with what they have become."""
         step = self.plan.tuning
         assert step is not None
         curvature = self.curvatures.outputs[index] if self.curvatures.outputs else None
-        tuner = BlockTuner(self.model, index, received, outputs, curvature)
+        tuner = BlockTuner(self.model, index, received, outputs, curvature, first)
         weights = {name: each.weight for name, each in found.items() if each.weight is not None}
         solved = {name: each.quantized for name, each in found.items()}
         sparse = [name for name, task in self.plan.blocks[index].items() if task.sparsity is not None]

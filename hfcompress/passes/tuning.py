@@ -11,9 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""After a block's weights are solved: all of them moved together until its output is nearer to the dense one."""
+"""
+After a block's weights are solved: all of them moved together until its output is nearer to the dense one, or first those
+of its attention by what the attention puts out, and then the others.
+"""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -42,9 +46,35 @@ class Tuning(Protocol):
     learning_rate: float
     scale_learning_rate: float
     seed: int
+    halves: bool
 
     def for_linear(self, linear: str) -> Any:
         """The step itself, or `None` if it leaves the linear alone."""
+
+
+def first_half(block: nn.Module) -> str | None:
+    """The child of a block that holds its attention: the first one with linears in it; `None` if that is all of them."""
+    linears = [name for name, module in block.named_modules() if isinstance(module, Linear)]
+    heads = [name.partition(".")[0] for name in linears if "." in name]
+    if not heads or all(name.startswith(f"{heads[0]}.") for name in linears):
+        return None
+    return heads[0]
+
+
+@contextmanager
+def watch_output(block: nn.Module, child: str | None) -> Generator[list[Tensor]]:
+    """Within, every forward of the block puts what this child of it returns into the list."""
+    found: list[Tensor] = []
+    if child is None:
+        yield found
+        return
+    handle = block.get_submodule(child).register_forward_hook(
+        lambda module, inputs, output: found.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 class BlockTuner:
@@ -56,6 +86,8 @@ class BlockTuner:
         outputs (`Sequence[Tensor]`): what the dense block made of the dense model's stream.
         curvature (`Tensor` or `None`): what errors of the output cost, float32 `(hidden_size, hidden_size)`; all the
             same if `None`.
+        first (`Sequence[Tensor]`, *optional*): what [`first_half`] of the dense block returned, if that is to be tuned
+            first and by this alone.
     """
 
     def __init__(
@@ -65,8 +97,10 @@ class BlockTuner:
         streams: Sequence[Stream],
         outputs: Sequence[Tensor],
         curvature: Tensor | None = None,
+        first: Sequence[Tensor] = (),
     ):
         self.model, self.index, self.streams, self.outputs = model, index, streams, outputs
+        self.first = first
         numbers = range(len(streams))
         self.held_out = [n for n in numbers if n % HELD_OUT == HELD_OUT - 1] or list(numbers)[1:][-1:]
         self.shown = [n for n in numbers if n not in self.held_out]
@@ -101,24 +135,41 @@ class BlockTuner:
         if not own or not self.held_out:
             return {}, {"tuned": None}
         start = self._loss(block, self.held_out)
-        added = {n: _learning(linears[n], q, weights[n], n in sparse) for n, q in own.items()}
-        try:
-            best, loss = self._descend(block, linears, added, step, start)
-        finally:
-            for name, quantized in own.items():
-                parametrize.remove_parametrizations(linears[name], "weight", leave_parametrized=True)
+        loss = start
+        moved: dict[str, QuantizedWeight] = {}
+        for child, names in self._parts(block, list(own)):
+            least = start if child is None and not moved else self._loss(block, self.held_out, child)
+            added = {n: _learning(linears[n], own[n], weights[n], n in sparse) for n in names}
+            try:
+                best, least = self._descend(block, child, linears, added, step, least)
+            finally:
+                for name in names:
+                    parametrize.remove_parametrizations(linears[name], "weight", leave_parametrized=True)
+                    set_weight(linears[name], own[name].dequantize())
+            for name, quantized in best.items():
                 set_weight(linears[name], quantized.dequantize())
-        for name, quantized in best.items():
-            set_weight(linears[name], quantized.dequantize())
-        return best, {"tuned": {"held_out_error_before": start, "held_out_error": loss}}
+            moved |= best
+            loss = least if child is None else self._loss(block, self.held_out)
+        return moved, {"tuned": {"held_out_error_before": start, "held_out_error": loss}}
+
+    def _parts(self, block: nn.Module, names: list[str]) -> list[tuple[str | None, list[str]]]:
+        """Which linears are moved together, and the child by whose output; by the block's if it is `None`."""
+        child = first_half(block) if self.first else None
+        if child is None:
+            return [(None, names)]
+        prefix = f"{self.model.block_names[self.index]}.{child}."
+        inside = [name for name in names if name.startswith(prefix)]
+        halves = [(child, inside), (None, [name for name in names if name not in inside])]
+        return [(each, own) for each, own in halves if own]
 
     def _descend(
         self,
         block: nn.Module,
+        child: str | None,
         linears: Mapping[str, Linear],
         added: Mapping[str, FakeQuantized | FreeWeight],
         step: Tuning,
-        start: float,
+        least: float,
     ) -> tuple[dict[str, QuantizedWeight], float]:
         """
         Sign descent on grids, Adam where there is none (of the signs of small batches those weights never come to
@@ -133,14 +184,14 @@ class BlockTuner:
         parameters = [parameter for parameter, _ in moving]
         adam = torch.optim.Adam(free, betas=BETAS, eps=TINY) if free else None
         generator = torch.Generator().manual_seed(step.seed + self.index)
-        best, least = {}, start
+        best: dict[str, QuantizedWeight] = {}
         look = max(1, step.iterations // LOOKS)
         order: list[int] = []
         for iteration in range(step.iterations):
             order = order or torch.randperm(len(self.shown), generator=generator).tolist()
             number = self.shown[order.pop()]
             with torch.enable_grad():
-                error = self._error(block, number)
+                error = self._error(block, number, child)
                 gradients = torch.autograd.grad(error.square().mean(), [*free, *parameters])
             left = 1 - iteration / step.iterations
             for (parameter, rate), gradient in zip(moving, gradients[len(free) :], strict=True):
@@ -151,27 +202,32 @@ class BlockTuner:
                 adam.param_groups[0]["lr"] = step.learning_rate * left
                 adam.step()
             if (iteration + 1) % look == 0 or iteration + 1 == step.iterations:
-                loss = self._loss(block, self.held_out)
+                loss = self._loss(block, self.held_out, child)
                 if loss < least:
                     least = loss
                     best = {n: each.quantized(weights[n]) for n, each in added.items()}
         return best, least
 
-    def _error(self, block: nn.Module, number: int) -> Tensor:
+    def _error(self, block: nn.Module, number: int, child: str | None) -> Tensor:
         """What the output is off by, for the tokens that are no padding: `(tokens, hidden_size)`."""
         stream = self.streams[number]
-        error = self.model.call(block, self.index, stream) - self.outputs[number]
+        with watch_output(block, child) as found:
+            output = self.model.call(block, self.index, stream)
+        error = (output if child is None else found[0]) - self._targets(child)[number]
         error = error.flatten(0, -2).float()
         if stream.batch.mask is not None:
             error = error[stream.batch.mask.flatten().to(error.device)]
         return error if self.root is None else error @ self.root
 
-    def _loss(self, block: nn.Module, numbers: Sequence[int]) -> float:
+    def _targets(self, child: str | None) -> Sequence[Tensor]:
+        return self.outputs if child is None else self.first
+
+    def _loss(self, block: nn.Module, numbers: Sequence[int], child: str | None = None) -> float:
         """The squared error over the rows `numbers`, as a share of the squared output."""
         lost = whole = 0.0
         for number in numbers:
-            lost += self._error(block, number).square().sum().item()
-            output = self.outputs[number].flatten(0, -2).float()
+            lost += self._error(block, number, child).square().sum().item()
+            output = self._targets(child)[number].flatten(0, -2).float()
             whole += (output if self.root is None else output @ self.root).square().sum().item()
         return lost / max(whole, 1e-30)
 

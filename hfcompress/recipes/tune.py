@@ -28,8 +28,8 @@ class Tune(Recipe):
 
     Codes and scales go by the signs of the gradients: `GPTQ(bits=2) >> Tune()` (SignRound, arXiv 2309.05516, started from
     error feedback instead of rounding to nearest). Behind `Sparsify` or `Prune` with nothing that rounds, the weights
-    themselves go by Adam, and zeros remain (reconstruction after pruning, arXiv 2510.14444, of the whole block):
-    `Sparsify("2:4") >> Tune(batch_tokens=1024)`. Right behind `Prune` it is a part of its stage.
+    themselves go by Adam, and zeros remain: `Sparsify("2:4") >> Tune(batch_tokens=1024)`. Right behind `Prune` it is a
+    part of its stage.
 
     Args:
         iterations (`int`, *optional*, defaults to 100): steps for each block.
@@ -37,6 +37,8 @@ class Tune(Recipe):
             there is none in units of the typical weight of each row; it falls to zero.
         scale_learning_rate (`float`, *optional*, defaults to 0.002): of the scales, as a fraction of each.
         batch_tokens (`int`, *optional*, defaults to 4096): tokens for each step, in whole rows.
+        halves (`bool`, *optional*, defaults to `False`): first the attention, by its own output, then the rest of the
+            block by the block's (arXiv 2510.14444), instead of all of it together; `iterations` steps for each.
         seed (`int`, *optional*, defaults to 0): the order of the rows.
         targets (`tuple[str, ...]`, *optional*): which of the changed linears move; see [`Recipe`].
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
@@ -49,6 +51,7 @@ class Tune(Recipe):
     learning_rate: float = 0.01
     scale_learning_rate: float = 0.002
     batch_tokens: int = 4096
+    halves: bool = False
     seed: int = 0
 
     def __post_init__(self):

@@ -56,6 +56,7 @@ def ladder(pattern: str) -> list[Rung]:
         rung("ALPS, all that but the shift", ALL, method="alps", refit=True, curvature=True),
         rung(FAST, ALL, method="alps", refit=True, curvature=True, curvature_rows=4),
         Rung(f"{ALL}, tune", ALL, [{"sparsify": {**PATTERNS[pattern]}}, {"tune": TUNE}]),
+        Rung(f"{ALL}, tune by halves", ALL, [{"sparsify": {**PATTERNS[pattern]}}, {"tune": {**TUNE, "halves": True}}]),
         rung("ALPS, all that, 2 rounds", ALL, method="alps", **whole, rounds=2),
     ]
     if PATTERNS[pattern]["pattern"] != "unstructured":

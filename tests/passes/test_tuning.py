@@ -24,14 +24,14 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, get_weight, set_weight
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.tuning import BlockTuner
+from hfcompress.passes.tuning import BlockTuner, first_half, watch_output
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 from hfcompress.solvers.pattern import Pattern
 from hfcompress.solvers.rtn import rtn
 
 
 @torch.no_grad()
-def tuned_block(name: str, step: hfc.Tune, masked: bool = False, curved: bool = False):
+def tuned_block(name: str, step: hfc.Tune, masked: bool = False, curved: bool = False, looked: list | None = None):
     """The first block rounded to nearest and tuned: errors before and after on the held-out rows, codes that moved."""
     model = StreamedModel(Checkpoint.open(make_model(CONFIGS[name]())))
     ids = torch.from_numpy(token_ids(24, 32))
@@ -43,13 +43,21 @@ def tuned_block(name: str, step: hfc.Tune, masked: bool = False, curved: bool = 
     curvature = torch.diag(torch.linspace(0.1, 2, hidden)) if curved else None
     with model.block(0) as block:
         linears = find_linears(block, model.block_names[0])
-        outputs = [model.call(block, 0, s) for s in streams]
+        outputs, first = [], []
+        for stream in streams:
+            with watch_output(block, first_half(block) if step.halves else None) as found:
+                outputs.append(model.call(block, 0, stream))
+            first += found
         weights = {n: get_weight(m) for n, m in linears.items()}
         solved = {n: rtn(w, Grid(2, 32), torch.bfloat16) for n, w in weights.items()}
         for n, quantized in solved.items():
             set_weight(linears[n], quantized.dequantize())
-        tuner = BlockTuner(model, 0, streams, outputs, curvature)
+        tuner = BlockTuner(model, 0, streams, outputs, curvature, first)
+        if looked is not None:
+            looked.append(tuner._loss(block, tuner.held_out, first_half(block)))
         moved, told = tuner.tune(block, linears, weights, solved, step)
+        if looked is not None:
+            looked.append(tuner._loss(block, tuner.held_out, first_half(block)))
         for n, module in linears.items():  # the block is left with what is returned
             torch.testing.assert_close(get_weight(module), moved.get(n, solved[n]).dequantize(), rtol=0, atol=0)
             assert not hasattr(module, "parametrizations")
@@ -68,6 +76,25 @@ def test_the_outputs_error_falls_a_good_deal_from_rounding_to_nearest(name):
         assert quantized.codes.min() >= -2
         assert quantized.codes.max() <= 1
         assert quantized.scales.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3"])
+def test_by_halves_the_attention_is_moved_by_what_it_puts_out_itself(name):
+    looked = []
+    step = hfc.Tune(iterations=80, learning_rate=0.02, halves=True)
+    before, after, _, moved = tuned_block(name, step, looked=looked)
+    assert looked[1] < 0.9 * looked[0]
+    assert after < 0.9 * before
+    attention = [n for n in moved if "attn" in n]
+    assert 0 < len(attention) < len(moved)
+
+
+def test_by_halves_the_mlp_is_left_where_only_the_attention_is_asked_for():
+    step = hfc.Tune(iterations=40, learning_rate=0.02, halves=True, targets=("o_proj", "v_proj"))
+    looked = []
+    *_, moved = tuned_block("llama", step, looked=looked)
+    assert {n.rpartition(".")[2] for n in moved} == {"o_proj", "v_proj"}
+    assert looked[1] < looked[0]
 
 
 @pytest.mark.parametrize("options", [{"masked": True}, {"curved": True}])
@@ -110,10 +137,13 @@ def test_weights_without_a_grid_move_and_their_zeros_stay(name):
 def test_after_zeros_the_predictions_are_nearer_to_the_dense_models(tmp_path):
     ids = torch.as_tensor(np.load(hfc.models.tiny.tiny_folder() / "calibration.npy")[:48]).long()
     kl = {}
-    for label, steps in {"solved": (), "moved": (hfc.Tune(iterations=40, batch_tokens=512),)}.items():
+    quick = {"iterations": 40, "batch_tokens": 512}
+    rungs = {"solved": (), "moved": (hfc.Tune(**quick),), "by halves": (hfc.Tune(**quick, halves=True),)}
+    for label, steps in rungs.items():
         job = hfc.Job(steps=(hfc.Sparsify("2:4"), *steps))
         kl[label] = hfc.compress(None, job, tmp_path / label, calibration=ids).report["kl_mean"]
     assert kl["moved"] < 0.97 * kl["solved"]
+    assert kl["by halves"] < 0.97 * kl["solved"]
 
 
 def test_only_the_targets_move():
