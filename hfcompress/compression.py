@@ -54,7 +54,7 @@ from hfcompress.passes.trial import trial_on
 from hfcompress.phases import Phases
 from hfcompress.preparing import Prepared, asked_job, prepare, quantization_config
 from hfcompress.progress import Progress, Silent
-from hfcompress.provenance import described_base, described_calibration, fingerprint, versions
+from hfcompress.provenance import described_base, described_calibration, fingerprint, has_student, versions
 from hfcompress.recipes import Job, Recipe, Steps
 
 
@@ -256,7 +256,8 @@ def compress(
         if not processes.writes:
             return Result(output, {})
         changes = {} if rotation is None else rotation.config_changes
-        changes = changes if ready.pruning is None else ready.pruning.config_changes
+        smaller = ready.pruning or ready.distilling
+        changes = changes if smaller is None else smaller.config_changes
         _write_companions(writer, ready.source, layout, changes, ready.quantization_config)
         beside = {} if layout is None else layout.write_beside(writer.result, output.name)
         made = Checkpoint.open(writer.result, trust_remote_code=trust_remote_code)
@@ -345,6 +346,7 @@ def _manifest(
         **({} if ready.plan.embeddings is None else {"embeddings": ready.plan.embeddings.name}),
         "fallbacks": sum(1 for row in results if row["fallback"]),
         "training": _trained(ready, journal),
+        **_student(ready, job),
         "witness": journal.witness,
         "sha256": made.sha256,
         **({} if journal.budget is None else {"budget": journal.budget}),
@@ -371,6 +373,11 @@ def _trained(ready: Prepared, journal: Journal) -> dict[str, Any] | None:
     """How it was trained, now or in an earlier stage."""
     now = next((journal.stages[name] for name in (QAT_STAGE, DISTILL_STAGE) if name in journal.stages), None)
     return now or (None if ready.source is ready.checkpoint else read_manifest(ready.source.folder).get("training"))
+
+
+def _student(ready: Prepared, job: Job) -> dict[str, Any]:
+    """Which student was trained, if it was given."""
+    return {"student": described_base(ready.source)} if has_student(job) else {}
 
 
 def _pruned(ready: Prepared) -> dict[str, Any]:

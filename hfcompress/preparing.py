@@ -28,6 +28,7 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import StreamedModel
+from hfcompress.models.students import MadeStudent, make_student
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.distill_pass import DistillPass
 from hfcompress.passes.library_pass import LibraryPass
@@ -41,7 +42,7 @@ from hfcompress.passes.smaller import kept_sizes
 from hfcompress.progress import Progress
 from hfcompress.recipes import Job, load_job
 from hfcompress.recipes.budget import find_budget
-from hfcompress.recipes.distill import NO_STUDENT
+from hfcompress.recipes.distill import NO_STUDENT, Distill
 from hfcompress.recipes.job import RECOVERY
 
 
@@ -123,8 +124,10 @@ def prepare(
         raise OutputError(f"{output} is the checkpoint whose recipe is run again; choose another --output.")
     processes = Processes(find_device(device))
     source = checkpoint
+    arithmetic = find_dtype(dtype, processes.device, checkpoint)
+    made = None
     if job.distilling is not None and stage is None:
-        raise InvalidValueError(NO_STUDENT)
+        source, made = _student(job.distilling, checkpoint, processes, arithmetic)
     if stage is not None:
         if processes.count > 1:
             raise InvalidValueError(
@@ -132,7 +135,7 @@ def prepare(
                 "itself first, or the first part of a schedule."
             )
         source = stage(checkpoint, output)
-    streamed = StreamedModel(source, processes.device, find_dtype(dtype, processes.device, checkpoint))
+    streamed = StreamedModel(source, processes.device, arithmetic)
     pruning = None
     if job.pruning is not None:
         sizes = None
@@ -172,7 +175,7 @@ def prepare(
     distilling = None
     if job.distilling is not None and tokens is not None:
         teacher = StreamedModel(checkpoint, processes.device, streamed.dtype)
-        distilling = DistillPass(teacher, streamed, job.distilling, tokens)
+        distilling = DistillPass(teacher, streamed, job.distilling, tokens, made)
         distilling.check(processes, memory_limit)
         plan = distilling.plan
     config = None if library is not None else quantization_config(plan, layout)
@@ -184,6 +187,19 @@ def prepare(
         *(checkpoint, source, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library),
         *(config, pruning, distilling),
     )
+
+
+def _student(
+    step: Distill, checkpoint: Checkpoint, processes: Processes, dtype: Any
+) -> tuple[Checkpoint, MadeStudent | None]:
+    """The student that a step asks for, and how it was made of the model if it was."""
+    if step.student is None:
+        raise InvalidValueError(NO_STUDENT)
+    if isinstance(step.student, str):
+        return _open(step.student, None, checkpoint.trust_remote_code), None
+    teacher = StreamedModel(checkpoint, processes.device, dtype)
+    made = make_student(teacher, step.student, step.init == "random", step.seed)
+    return made.checkpoint, made
 
 
 def _open(model: Any, tokenizer: Any, trust_remote_code: bool) -> Checkpoint:

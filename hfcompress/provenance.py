@@ -59,6 +59,7 @@ def fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, proces
     described = job.to_dict()
     return {
         "the base model": base["sha256"],
+        "the student": streamed.checkpoint.sha256 if has_student(job) else None,
         "the recipe": {"recipe": described["recipe"], "format": described["format"]},
         "the calibration data": tokens.sha256 if tokens is not None else None,
         "the versions": versions(),
@@ -67,6 +68,11 @@ def fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, proces
         "the number of processes": processes.count,
         "the rotation": None if rotation is None else rotation.applied,
     }
+
+
+def has_student(job: Job) -> bool:
+    """Whether the student is a checkpoint of its own."""
+    return job.distilling is not None and isinstance(job.distilling.student, str)
 
 
 def versions() -> dict[str, str]:

@@ -35,9 +35,11 @@ def distillation_loss(
     chunk: int = 512,
     parameters: Sequence[nn.Parameter] = (),
     divergence: Divergence = FORWARD_KL,
+    divergence_weight: float = 1.0,
 ) -> Tensor:
     """
-    `sum divergence(teacher, student) + cross_entropy * sum -log student(target)` over the given positions.
+    `divergence_weight * sum divergence(teacher, student) + cross_entropy * sum -log student(target)` over the given
+    positions.
 
     A sum, so that whoever divides it by the number of positions of a whole optimizer step has the same loss whatever
     the accumulation, the chunks and the padding (which is left out before the logits are made).
@@ -52,14 +54,17 @@ def distillation_loss(
         chunk (`int`, *optional*, defaults to 512): positions whose logits exist at a time.
         parameters (`Sequence[nn.Parameter]`, *optional*): of the student's head, where it learns too.
         divergence (`Divergence`, *optional*): of the two distributions; `KL(teacher || student)` if left out.
+        divergence_weight (`float`, *optional*, defaults to 1): of it; with 0 the teacher is not asked.
     """
 
     def of_chunk(ours: Tensor, start: int) -> Tensor:
         part = slice(start, start + chunk)
-        with torch.no_grad():
-            theirs = teacher_logits(teacher_hidden[part])
         logits = student_logits(ours)
-        loss = divergence(theirs, logits).sum()
+        loss = torch.zeros((), device=logits.device)
+        if divergence_weight:
+            with torch.no_grad():
+                theirs = teacher_logits(teacher_hidden[part])
+            loss = loss + divergence_weight * divergence(theirs, logits).sum()
         if cross_entropy:
             loss = loss + cross_entropy * nn.functional.cross_entropy(logits.float(), targets[part], reduction="sum")
         return loss

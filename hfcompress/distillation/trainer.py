@@ -22,7 +22,7 @@ positions of the whole optimizer step, so that it does not depend on how a step 
 
 import contextlib
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,8 +33,9 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.distillation.divergences import Divergence
-from hfcompress.distillation.losses import FORWARD_KL, distillation_loss
+from hfcompress.distillation.features import Features
+from hfcompress.distillation.losses import distillation_loss
+from hfcompress.distillation.objective import Balance, Objective
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 
@@ -55,17 +56,19 @@ class TaughtRows(Dataset):
         input_ids (`Tensor`): int64 `(rows, seq_len)`.
         mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
         hidden (`Tensor`): `(rows, seq_len, hidden_size)`.
+        features (`Tensor`, *optional*): what some of its other blocks made of them, `(rows, blocks, seq_len, hidden_size)`.
     """
 
-    def __init__(self, input_ids: Tensor, mask: Tensor | None, hidden: Tensor):
-        self.input_ids, self.mask, self.hidden = input_ids, mask, hidden
+    def __init__(self, input_ids: Tensor, mask: Tensor | None, hidden: Tensor, features: Tensor | None = None):
+        self.input_ids, self.mask, self.hidden, self.features = input_ids, mask, hidden, features
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = {"input_ids": self.input_ids[index], "teacher_hidden": self.hidden[index]}
-        return row if self.mask is None else {**row, "mask": self.mask[index]}
+        others = {"mask": self.mask, "teacher_features": self.features}
+        return row | {key: value[index] for key, value in others.items() if value is not None}
 
     def split(self, rows: Tensor) -> "tuple[TaughtRows, TaughtRows]":
         """Those that `rows` names (int64 `(n,)`), and the others."""
@@ -73,8 +76,8 @@ class TaughtRows(Dataset):
         chosen[rows] = True
         parts = []
         for which in (chosen, ~chosen):
-            mask = None if self.mask is None else self.mask[which]
-            parts.append(TaughtRows(self.input_ids[which], mask, self.hidden[which]))
+            mask, features = (None if each is None else each[which] for each in (self.mask, self.features))
+            parts.append(TaughtRows(self.input_ids[which], mask, self.hidden[which], features))
         return parts[0], parts[1]
 
 
@@ -98,16 +101,23 @@ class Student(nn.Module):
         model (`nn.Module`): from its `loaded()`; what is to be trained requires a gradient, nothing else does.
         teacher_logits (`Callable`, *optional*): from `(positions, hidden_size)` to `(positions, vocabulary)`; the
             student's own head if left out, which must then be the teacher's.
+        features (`Features`, *optional*): compares hidden states.
+        vocabulary (`int`, *optional*): how many ids it shares with the teacher, counted from 0; all if left out.
     """
 
     accepts_loss_kwargs = True  # so the trainer counts the labels of a whole optimizer step
 
     def __init__(
-        self, streamed: StreamedModel, model: nn.Module, teacher_logits: Callable[[Tensor], Tensor] | None = None
+        self,
+        streamed: StreamedModel,
+        model: nn.Module,
+        teacher_logits: Callable[[Tensor], Tensor] | None = None,
+        features: Features | None = None,
+        vocabulary: int | None = None,
     ):
         super().__init__()
-        self.streamed, self.model = streamed, model
-        self.teacher_logits = teacher_logits or self.logits
+        self.streamed, self.model, self.features, self.vocabulary = streamed, model, features, vocabulary
+        self._theirs = teacher_logits
         config = streamed.skeleton.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
         self.chunk = max(1, min(LOGIT_BYTES // (4 * config.vocab_size), context))
@@ -137,24 +147,43 @@ class Student(nn.Module):
         """From `(positions, hidden_size)` to `(positions, vocabulary)`."""
         return self.streamed.head_logits(self.model, hidden[None])[0]
 
-    def loss(
-        self, batch: dict[str, Tensor], cross_entropy: float = 0.0, divergence: Divergence = FORWARD_KL
-    ) -> Tensor:
-        """The [`distillation_loss`] of a batch from [`collate`]: a sum over its labels."""
-        hidden = self(batch["input_ids"], batch.get("mask"))
+    def shared_logits(self, hidden: Tensor) -> Tensor:
+        """[`Student.logits`] of the ids that it shares with the teacher."""
+        return self.logits(hidden)[:, : self.vocabulary]
+
+    def teacher_logits(self, hidden: Tensor) -> Tensor:
+        """Likewise of the teacher's hidden states."""
+        return (self._theirs or self.logits)(hidden)[:, : self.vocabulary]
+
+    def losses(
+        self, batch: dict[str, Tensor], objective: Objective, done: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        What a batch from [`collate`] costs, as sums over its labels: by the predictions, the [`distillation_loss`]; and by
+        the hidden states, without their weight, where they count.
+        """
+        wanted = self.features.blocks if self.features is not None and objective.features else {}
+        stream = Batch(batch["input_ids"], batch.get("mask"))
+        *ours, hidden = self.streamed.hidden_states(self.model, stream, [*wanted, len(self.streamed) - 1])
         labels = batch["labels"][:, 1:].to(hidden.device)
         predicted = labels != IGNORED
-        return distillation_loss(
+        said = distillation_loss(
             hidden[:, :-1][predicted],
             batch["teacher_hidden"][:, :-1].to(hidden.device)[predicted],
             labels[predicted],
-            self.logits,
+            self.shared_logits,
             self.teacher_logits,
-            cross_entropy,
+            objective.cross_entropy,
             self.chunk,
             self.head_parameters,
-            divergence,
+            objective.divergence_at(done),
+            objective.divergence_weight,
         )
+        if not wanted or self.features is None:
+            return said, None
+        theirs = batch["teacher_features"].to(hidden.device).unbind(1)
+        seen = [each[:, :-1] for each in ours], [each[:, :-1] for each in theirs]
+        return said, self.features(*seen, predicted)
 
     @torch.no_grad()
     def divergence(self, rows: TaughtRows, batch_size: int) -> float:
@@ -162,7 +191,7 @@ class Student(nn.Module):
         total, count = 0.0, 0
         for start in range(0, len(rows), batch_size):
             batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
-            total += self.loss(batch).item()
+            total += self.losses(batch, Objective())[0].item()
             count += int((batch["labels"] != IGNORED).sum())
         return total / max(count, 1)
 
@@ -170,21 +199,27 @@ class Student(nn.Module):
 class DistillationTrainer(Trainer):
     """
     Args:
-        cross_entropy (`float`): weight of the tokens that really follow.
-        divergence (`Divergence`): from the teacher.
+        objective (`Objective`, *optional*): what it is trained for; the forward KL if left out.
         kwargs: of `transformers.Trainer`.
     """
 
-    def __init__(self, *, cross_entropy: float = 0.0, divergence: Divergence = FORWARD_KL, **kwargs):
+    def __init__(self, *, objective: Objective | None = None, **kwargs):
         super().__init__(data_collator=collate, **kwargs)
-        self.cross_entropy, self.divergence = cross_entropy, divergence
+        self.aim, self.balance = objective or Objective(), Balance()
+        self.add_callback(AfterSteps(lambda step: self.balance.step()))
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch: its sum over the labels of the whole optimizer step."""
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORED).sum()
-        loss = model.loss(inputs, self.cross_entropy, self.divergence) / num_items_in_batch
+        said, hidden = model.losses(inputs, self.aim, self.state.global_step / max(1, self.state.max_steps))
+        loss = said
+        if hidden is not None:
+            weight = self.aim.features * (self.balance.ratio if self.aim.balanced else 1.0)
+            self.balance.add(said.item(), hidden.item())
+            loss = said + weight * hidden
+        loss = loss / num_items_in_batch
         return (loss, {}) if return_outputs else loss
 
 
@@ -228,8 +263,7 @@ class Settings(Protocol):
 
     batch_size: int
     accumulation: int
-    cross_entropy: float
-    divergence: Divergence
+    objective: Objective
     seed: int
 
 
@@ -273,8 +307,7 @@ def train(
 
     best.look(0)
     trainer = DistillationTrainer(
-        cross_entropy=settings.cross_entropy,
-        divergence=settings.divergence,
+        objective=settings.objective,
         model=student,
         args=schedule.arguments(folder, student.streamed.device),
         train_dataset=rows,
@@ -284,11 +317,18 @@ def train(
     trainer.train()
 
 
-def teach(teacher: StreamedModel, tokens: Tokens) -> TaughtRows:
-    """What the teacher's last block makes of the rows."""
+@torch.no_grad()
+def teach(teacher: StreamedModel, tokens: Tokens, blocks: Sequence[int] = ()) -> TaughtRows:
+    """What the teacher's last block makes of the rows, and if asked for what other `blocks` make of them."""
     batch, length = tokens.batch(slice(None)), tokens.input_ids.shape[1]
-    finals = teacher.forward_blocks(teacher.embed(batch.split(max(1, TEACHER_TOKENS // length))))
-    return TaughtRows(batch.input_ids, batch.mask, torch.cat([stream.hidden.cpu() for stream in finals]))
+    streams, kept = teacher.embed(batch.split(max(1, TEACHER_TOKENS // length))), {}
+    for index in range(len(teacher)):
+        with teacher.block(index) as block:
+            streams = [stream.advanced(teacher.call(block, index, stream)) for stream in streams]
+        if index in blocks:
+            kept[index] = torch.cat([stream.hidden.cpu() for stream in streams])
+    features = torch.stack([kept[index] for index in blocks], 1) if blocks else None
+    return TaughtRows(batch.input_ids, batch.mask, torch.cat([stream.hidden.cpu() for stream in streams]), features)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.progress import Progress
 
 
@@ -63,7 +64,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         errors clustered by row, `size_bytes`, `baseline_size_bytes`, the same on `out_of_domain` text, and `how`.
 
     Raises:
-        CheckpointError: the two models have different vocabularies.
+        CheckpointError: the two models have different tokenizers.
     """
     tokens = comparison.tokens
     found = diverge(comparison, tokens, "evaluating")
@@ -198,31 +199,26 @@ def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "
         label (`str`, *optional*): what the progress bar says.
 
     Raises:
-        CheckpointError: the two models have different vocabularies.
+        CheckpointError: the two models have different tokenizers.
     """
     tokens = comparison.tokens if tokens is None else tokens
     candidate, baseline, progress = comparison.candidate, comparison.baseline, comparison.progress
-    vocabulary, theirs = (c.config.get_text_config().vocab_size for c in (candidate, baseline))
-    if vocabulary != theirs:
-        raise CheckpointError(
-            f"{candidate.name} has a vocabulary of {vocabulary} and {baseline.name} one of {theirs}; "
-            "give the baseline that it was made from."
-        )
+    vocabulary = _vocabulary(candidate, baseline)
     seq_len = tokens.input_ids.shape[1]
     at_once = max(1, LOGIT_BYTES // (4 * vocabulary))  # positions
     rows = max(1, min(BATCH_TOKENS, at_once) // seq_len)
     batches = tokens.batch().split(rows)
-    cache = _cache(comparison, tokens, len(batches))
+    cache = _cache(comparison, tokens, len(batches), vocabulary)
     model = open_for_logits(candidate, comparison.device, comparison.dtype)
     model.prepare(batches, progress, label)
     measured = []
-    with model.head() as head, _teacher(comparison, batches, cache, label) as teacher:
+    with model.head() as head, _teacher(comparison, batches, cache, label, vocabulary) as teacher:
         for index, batch in enumerate(batches):
             where, targets = _predicted(batch, comparison.device)
             slices = [slice(start, start + at_once) for start in range(0, max(1, len(targets)), at_once)]
             logits = _finite(model.logits(head, index), candidate)
             for part, theirs in zip(slices, teacher(index, where, targets, slices), strict=True):
-                found = _compare(_log_probs(logits, where[part]), theirs, targets[part])
+                found = _compare(_log_probs(logits, where[part], vocabulary), theirs, targets[part])
                 measured.append({**found, "row": where[part, 0] + index * rows, "position": where[part, 1] + 1})
     if cache is not None and not cache.complete:
         cache.finish()
@@ -230,10 +226,23 @@ def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "
     return Divergence(**arrays, teacher="live" if cache is None else cache.described(vocabulary))
 
 
-def _cache(comparison: Comparison, tokens: Tokens, batches: int) -> TeacherCache | None:
+def _vocabulary(candidate: Checkpoint, baseline: Checkpoint) -> int:
+    """
+    The ids that are compared: all, or where the vocabularies of one tokenizer are padded to other lengths those of both.
+
+    Raises:
+        CheckpointError: they are of two tokenizers.
+    """
+    ours, theirs = (c.config.get_text_config().vocab_size for c in (candidate, baseline))
+    return ours if ours == theirs else shared_vocabulary(candidate, baseline)
+
+
+def _cache(comparison: Comparison, tokens: Tokens, batches: int, vocabulary: int) -> TeacherCache | None:
     if comparison.teacher_cache is None:
         return None
+    whole = comparison.baseline.config.get_text_config().vocab_size
     key = {
+        **({} if vocabulary == whole else {"vocabulary": vocabulary}),
         "baseline": comparison.baseline_sha256,
         "tokens": tokens.sha256,
         "dtype": str(comparison.dtype),
@@ -243,7 +252,7 @@ def _cache(comparison: Comparison, tokens: Tokens, batches: int) -> TeacherCache
 
 
 @contextlib.contextmanager
-def _teacher(comparison: Comparison, batches: list[Batch], cache: TeacherCache | None, label: str):
+def _teacher(comparison: Comparison, batches: list[Batch], cache: TeacherCache | None, label: str, vocabulary: int):
     """A function that gives the baseline's distributions for the slices of a batch: computed, or from the cache."""
     if cache is not None and cache.complete:
         comparison.progress.step(f"{label}: the original, from the cache", comparison.blocks)
@@ -262,7 +271,7 @@ def _teacher(comparison: Comparison, batches: list[Batch], cache: TeacherCache |
             logits = _finite(model.logits(head, index), comparison.baseline)
             kept = []
             for part in slices:
-                log_probs = _log_probs(logits, where[part])
+                log_probs = _log_probs(logits, where[part], vocabulary)
                 found = Distributions(log_probs, log_probs.gather(-1, targets[part, None])[:, 0])
                 if cache is not None:
                     found = found.kept()
@@ -292,9 +301,9 @@ def _finite(logits: Tensor, checkpoint: Checkpoint) -> Tensor:
     return logits
 
 
-def _log_probs(logits: Tensor, where: Tensor) -> Tensor:
-    """Log-probabilities `(n, vocabulary)` in float32 at some rows and positions `(n, 2)`."""
-    return torch.log_softmax(logits[where[:, 0], where[:, 1]].float(), -1)
+def _log_probs(logits: Tensor, where: Tensor, vocabulary: int) -> Tensor:
+    """Log-probabilities `(n, vocabulary)` in float32 at some rows and positions `(n, 2)`, of the first so many ids."""
+    return torch.log_softmax(logits[where[:, 0], where[:, 1], :vocabulary].float(), -1)
 
 
 def _compare(ours: Tensor, teacher: Distributions, targets: Tensor) -> dict[str, Tensor]:

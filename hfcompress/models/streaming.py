@@ -22,7 +22,7 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 
 import contextlib
 import copy
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -291,10 +291,23 @@ class StreamedModel:
         Args:
             model (`nn.Module`): from [`StreamedModel.loaded`].
         """
-        stream = self.stream(model, batch)
+        return self.hidden_states(model, batch, [len(self) - 1])[0]
+
+    def hidden_states(self, model: nn.Module, batch: Batch, after: Sequence[int]) -> list[Tensor]:
+        """
+        What some blocks return, `(rows, seq_len, hidden_size)` each; gradients flow.
+
+        Args:
+            model (`nn.Module`): from [`StreamedModel.loaded`].
+            batch (`Batch`): the tokens.
+            after (`Sequence[int]`): which blocks.
+        """
+        stream, found = self.stream(model, batch), {}
         for index, block in enumerate(self._blocks):
             stream = stream.advanced(self.call(block, index, stream))
-        return stream.hidden
+            if index in after:
+                found[index] = stream.hidden
+        return [found[index] for index in after]
 
     def probe(self) -> Stream:
         """A stream of a few tokens, to look at how a block treats its inputs."""

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Distillation as a run of its own: a student that earlier steps have left, trained on the original's distributions.
+Distillation as a run of its own: a student, made or given or left by earlier steps, trained on the original's distributions.
 
 How it works. The original is streamed once over the calibration rows, and what its last block returns is kept; its head
 stays in memory. The student is loaded whole, all its weights learn, but for the zeros that a pattern asked for, and the
@@ -21,20 +21,23 @@ iterate that is best on held-out rows is written, tensor by tensor as the studen
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.distillation.divergences import Divergence
+from hfcompress.distillation.features import Features, default_map
+from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.trainer import BestIterate, Student, head_of, teach, train
-from hfcompress.errors import UnsupportedModelError
+from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.manifest import read_manifest
 from hfcompress.models.roles import Linear, find_linears, linear_shape
 from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.students import MadeStudent
+from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
@@ -51,13 +54,15 @@ class Distillation(Protocol):
     """What the pass asks of the step."""
 
     steps: int | None
+    tokens: int | None
     epochs: int
     learning_rate: float
     batch_size: int
     accumulation: int
     held_out: int
-    cross_entropy: float
-    divergence: Divergence
+    objective: Objective
+    feature_blocks: Mapping[int, int] | None
+    student: str | Mapping[str, Any] | None
     seed: int
 
 
@@ -68,13 +73,24 @@ class DistillPass:
         student (`StreamedModel`): what is trained.
         settings (`Distillation`): the step.
         tokens (`Tokens`): the calibration rows.
+        made (`MadeStudent`, *optional*): how it was made of the teacher, if it was.
 
     Raises:
-        CalibrationError: there are too few rows.
+        CalibrationError: there are too few rows, or they hold ids that the student does not know.
+        CheckpointError: the two speak of other tokens.
+        InvalidValueError: a block is to be compared that there is not.
         UnsupportedModelError: the student is stored in a form that cannot be written back.
     """
 
-    def __init__(self, teacher: StreamedModel, student: StreamedModel, settings: Distillation, tokens: Tokens):
+    def __init__(
+        self,
+        teacher: StreamedModel,
+        student: StreamedModel,
+        settings: Distillation,
+        tokens: Tokens,
+        made: MadeStudent | None = None,
+    ):
+        self.config_changes = {} if made is None else made.changes
         self.teacher, self.student, self.settings, self.tokens = teacher, student, settings, tokens
         if student.converts:
             raise UnsupportedModelError(
@@ -84,9 +100,32 @@ class DistillPass:
         self.linears: dict[str, Linear] = {}
         for name in student.block_names:
             self.linears |= find_linears(student.skeleton.get_submodule(name), name)
-        folder = student.checkpoint.folder
-        rows = [] if folder is None else read_manifest(folder).get("linears", [])
-        self.sparse = {row["name"]: row for row in rows if row.get("pattern")}
+        manifest = read_manifest(student.checkpoint.folder) if settings.student is None else {}
+        self.sparse = {row["name"]: row for row in manifest.get("linears", []) if row.get("pattern")}
+        kept = made.blocks if made is not None else manifest.get("pruning", {}).get("kept_blocks")
+        self.vocabulary = self._vocabulary() if isinstance(settings.student, str) else None
+        self.compared = self._compared(kept) if settings.objective.features else {}
+
+    def _vocabulary(self) -> int:
+        shared = shared_vocabulary(self.student.checkpoint, self.teacher.checkpoint)
+        if (highest := int(self.tokens.input_ids.max())) >= shared:
+            raise CalibrationError(
+                f"The calibration rows hold the token id {highest}, and {self.student.checkpoint.name} shares only {shared} "
+                "ids with the original; give other rows."
+            )
+        return shared
+
+    def _compared(self, kept: Sequence[int] | None) -> dict[int, int]:
+        """Of the student's blocks -> of the teacher's: those whose hidden states are compared."""
+        ours, theirs = len(self.student), len(self.teacher)
+        given = self.settings.feature_blocks
+        for block, other in ({} if given is None else given).items():
+            if block >= ours or other >= theirs:
+                raise InvalidValueError(
+                    f"distill.feature_blocks: {block}: {other} is no pair of blocks; the student has {ours} and the original "
+                    f"{theirs}, counted from 0."
+                )
+        return dict(given) if given else default_map(ours, theirs, kept)
 
     def check(self, processes: Processes, memory_limit: int | None) -> None:
         """
@@ -99,6 +138,8 @@ class DistillPass:
         trained = sum(parameter.numel() for parameter in self.student.skeleton.parameters())
         widest = max(shape.in_features for shape in shapes)
         needed = memory_needed(self.student, self.settings, self.tokens, trained, widest)
+        width = self.teacher.skeleton.config.get_text_config().hidden_size
+        needed += len(self.compared) * self.tokens.input_ids.size * width * self.teacher.dtype.itemsize
         advice = "leave out the step, raise distill.accumulation"
         require_room(NAME, needed, advice, self.student.device, processes, memory_limit)
 
@@ -149,7 +190,7 @@ class DistillPass:
     def _train(self, writer: CheckpointWriter, progress: Progress):
         began, settings, student = time.perf_counter(), self.settings, self.student
         progress.step("distill: the teacher", amount=0)
-        rows = teach(self.teacher, self.tokens)
+        rows = teach(self.teacher, self.tokens, list(self.compared.values()))
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))
         held_out, learned = rows.split(chosen[: settings.held_out])
         with contextlib.ExitStack() as stack:
@@ -158,11 +199,13 @@ class DistillPass:
             for name in self.sparse:
                 weight = whole.get_submodule(name).get_parameter("weight")
                 weight.register_hook((weight.detach() != 0).to(weight).mul)
-            learner = Student(student, whole, teacher_logits)
+            features = self._features()
+            learner = Student(student, whole, teacher_logits, features, self.vocabulary)
             best = BestIterate(
                 learner, held_out, settings.batch_size // settings.accumulation, lambda: self._stored(whole)
             )
-            groups = [{"params": list(whole.parameters()), "lr": settings.learning_rate}]
+            learning = [*whole.parameters(), *([] if features is None else features.parameters())]
+            groups = [{"params": learning, "lr": settings.learning_rate}]
             folder = writer.partial / "trainer"
             train(NAME, learner, learned, groups, settings, self.steps, best, folder, len(student), progress)
             with torch.no_grad():
@@ -181,6 +224,13 @@ class DistillPass:
             "seconds": round(time.perf_counter() - began, 3),
         }
         return best.weights, witness, record
+
+    def _features(self) -> Features | None:
+        if not self.compared:
+            return None
+        ours, theirs = (model.skeleton.config.get_text_config().hidden_size for model in (self.student, self.teacher))
+        kind, place = self.settings.objective.feature_loss, (self.student.device, self.student.dtype)
+        return Features(kind, self.compared, ours, theirs, self.settings.seed, *place)
 
     def _stored(self, whole: nn.Module) -> dict[str, Tensor]:
         """Every tensor as it would be written now, by its name on disk."""

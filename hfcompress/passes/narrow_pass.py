@@ -41,7 +41,7 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.latency import latency
 from hfcompress.passes.plan import LinearTask, Plan, untied_head
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.smaller import bytes_with, keep_sizes, multiple_of, require_same
+from hfcompress.passes.smaller import bytes_with, keep_sizes, multiple_of, require_same, size_asked
 from hfcompress.passes.statistics import flat_tokens
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import Grid
@@ -283,7 +283,7 @@ class NarrowPass:
         settings, width = self.settings, self.slicer.look.width
         multiple = multiple_of(width, settings.multiple)
         size = max(multiple, round(width * (1 - settings.hidden) / multiple) * multiple)
-        key, most = settings.target
+        key, most = size_asked(settings, self._parameters(width))
         if most is not None:
             measures = {
                 "target_parameters": self._parameters,

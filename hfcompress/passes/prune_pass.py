@@ -38,7 +38,7 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.latency import Latency, latency
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.smaller import bytes_with, keep_sizes, multiple_of, require_same
+from hfcompress.passes.smaller import bytes_with, keep_sizes, multiple_of, require_same, size_asked
 from hfcompress.passes.width import Widths, ffn_width, key_value_heads, width_changes
 from hfcompress.progress import Progress
 
@@ -148,7 +148,7 @@ class PrunePass:
     def _sizes(self) -> tuple[int, int | None, int | None]:
         """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
         settings = self.settings
-        key, most = settings.target
+        key, most = size_asked(settings, self._parameters(len(self.whole), None, None))
         if most is None:
             return self._sizes_at(1.0)
         measures = {"target_parameters": self._parameters, "target_size": self._bytes, "target_latency": self._share}

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.distillation.divergences import Divergence
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
+from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.trainer import BestIterate, Student, TaughtRows, head_of, teach, train
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
@@ -60,6 +60,7 @@ class Training(Protocol):
     """What the pass asks of the step."""
 
     steps: int | None
+    tokens: int | None
     epochs: int
     learning_rate: float
     scale_learning_rate: float
@@ -67,8 +68,7 @@ class Training(Protocol):
     accumulation: int
     held_out: int
     train: str
-    cross_entropy: float
-    divergence: Divergence
+    objective: Objective
     seed: int
 
     def for_linear(self, linear: str) -> Any:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Whether a whole model can be trained here, before any work."""
 
+import math
 from typing import Protocol
 
 import psutil
@@ -32,6 +33,7 @@ class Batches(Protocol):
     """What is asked of a step that trains."""
 
     steps: int | None
+    tokens: int | None
     epochs: int
     batch_size: int
     accumulation: int
@@ -51,6 +53,8 @@ def steps_of(name: str, settings: Batches, tokens: Tokens) -> int:
             f"{name} has {len(tokens.input_ids)} calibration rows, which is less than held_out ({settings.held_out}) "
             f"and one batch ({settings.batch_size}); give more --samples, or lower {name}.batch_size or {name}.held_out."
         )
+    if settings.tokens is not None:
+        return math.ceil(settings.tokens / (settings.batch_size * tokens.input_ids.shape[1]))
     return settings.steps or settings.epochs * (rows // settings.batch_size)
 
 

@@ -15,6 +15,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -46,6 +47,20 @@ def require_same(made: StreamedModel, journal: Journal) -> None:
             f"The smaller {made.checkpoint.name} does not say what the pruned model said while it was solved, so the "
             "architecture cannot be cut in this dimension; leave it out of prune."
         )
+
+
+def size_asked(settings: Any, parameters: int) -> tuple[str, int | float | None]:
+    """
+    Which size is asked for, and how large it may be; a share of the parameters is told as a number of them.
+
+    Args:
+        settings ([`hfcompress.recipes.Prune`]): the step.
+        parameters (`int`): of the whole model.
+    """
+    key, most = settings.target
+    if key == "target_parameters" and most is not None and most < 1:
+        return key, int(most * parameters)
+    return key, most
 
 
 def keep_sizes(writer: CheckpointWriter, sizes: Sequence[int | None]) -> None:

@@ -13,27 +13,47 @@
 # limitations under the License.
 """Distill: what pruning or sparsity has left, trained to talk like the original."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+from hfcompress.distillation.objective import FeatureLoss, Objective
 from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 from hfcompress.recipes.training import Training
 
 
-MAKERS = ("prune", "sparsify")  # of students
-NO_STUDENT = "distill trains what is left of a model: put prune or sparsify right before it, such as prune >> distill."
+MAKERS = ("prune", "sparsify", "distill")  # of students
+NO_STUDENT = (
+    "distill trains what is left of a model, or a student that it is given: put prune or sparsify right before it, such as "
+    "prune >> distill, or set distill.student."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Training):
     """
-    Train all weights of the model that the steps before have left, so that it gives the distributions of the original:
-    `Prune(depth=0.3) >> Distill() >> GPTQ()`, a run of its own between them. Zeros that a pattern asked for remain. Needs
-    the whole student in memory, with gradients and optimizer; the original is streamed. The rows that are held out decide
-    which iterate is kept, or the start.
+    Train all weights of a student, so that it gives the distributions of the original, as a run of its own. The student is
+    what the steps before have left, whose zeros remain where a pattern asked for them: `Prune(depth=0.3) >> Distill() >>
+    GPTQ()`. Or it is made or taken from elsewhere: `Distill(student={"every": 2}) >> GPTQ()`. Needs the whole student in
+    memory, with gradients and optimizer; the original is streamed. The rows that are held out decide which iterate is kept,
+    or the start.
 
     Args:
+        student (`str` or `Mapping`, *optional*): another checkpoint with the same tokenizer, a folder or a Hub id, whose
+            vocabulary may be padded otherwise; `{"every": k}`, every k-th block of the original, beginning with its first; or
+            fields of the original's configuration with smaller values, such as `{"num_hidden_layers": 4,
+            "intermediate_size": 2048}`.
+        init (`str`, *optional*, defaults to `"sliced"`): how a student of other sizes begins: `"sliced"`, as the leading rows
+            and columns of evenly spread blocks of the original, or `"random"`, as transformers begins a new model.
+        loss_weight (`float`, *optional*, defaults to 1.0): of `loss`; 0 with a `cross_entropy` trains on the text alone.
+        features (`float`, *optional*, defaults to 0.0): weight of the hidden states' distance from the original's.
+        feature_loss (`str`, *optional*, defaults to `"mse"`): `"mse"`, `"cosine"`, `"relation"` or `"contrastive"`; see
+            [`hfcompress.distillation.features.Features`].
+        feature_blocks (`Mapping[int, int]`, *optional*): which of the original's blocks (from 0) some of the student's are
+            compared with; four of the student's, evenly spread, if left out.
+        balanced (`bool`, *optional*, defaults to `False`): measure the hidden states' part in units of the rest of the loss.
+        final_temperature (`float`, *optional*): what `temperature` goes to, in a straight line.
         epochs (`int`, *optional*, defaults to 4): times that the calibration rows are gone through.
         learning_rate (`float`, *optional*, defaults to 3e-4): of AdamW, without weight decay; a tenth of the steps warms
             up, and it falls by a cosine.
@@ -45,6 +65,14 @@ class Distill(Training):
     name: ClassVar[str] = "distill"
     needs_inputs: ClassVar[bool] = True
 
+    student: str | Mapping[str, Any] | None = None
+    init: Literal["sliced", "random"] = "sliced"
+    loss_weight: float = 1.0
+    features: float = 0.0
+    feature_loss: FeatureLoss = "mse"
+    feature_blocks: Mapping[int, int] | None = None
+    balanced: bool = False
+    final_temperature: float | None = None
     epochs: int = 4
     learning_rate: float = 3e-4
     held_out: int = 8
@@ -53,6 +81,26 @@ class Distill(Training):
         super().__post_init__()
         if self.overrides or self.ignore or self.targets != Recipe.targets:
             raise InvalidValueError("distill takes no targets, ignore or overrides: the whole model is trained.")
+        for key in ("loss_weight", "features"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise InvalidValueError(f"distill.{key} is {getattr(self, key)}; it must be 0 or more.")
+        if not (self.loss_weight or self.cross_entropy or self.features):
+            raise InvalidValueError(
+                "distill has nothing to learn from: loss_weight, cross_entropy and features are all 0."
+            )
+        if self.final_temperature is not None and not 0 < self.final_temperature < float("inf"):
+            raise InvalidValueError(f"distill.final_temperature is {self.final_temperature}; it must be above 0.")
+        if self.student is not None and not self.student:
+            raise InvalidValueError(
+                "distill.student is empty; name a checkpoint, or fields such as {num_hidden_layers: 4}."
+            )
+        if self.init != "sliced" and (not isinstance(self.student, Mapping) or "every" in self.student):
+            raise InvalidValueError("distill.init is for a distill.student that is told by its sizes; leave it out.")
+        for key, value in (self.feature_blocks or {}).items():
+            if not all(isinstance(number, int) and number >= 0 for number in (key, value)):
+                raise InvalidValueError(
+                    f"distill.feature_blocks: {key!r}: {value!r} is no pair of blocks, counted from 0."
+                )
 
     def check_place(self, before, after):
         """
@@ -64,5 +112,22 @@ class Distill(Training):
             raise InvalidValueError(
                 f"distill trains weights that are not rounded yet: put it before {rounding.name}, or take qat."
             )
+        if self.student is not None and before:
+            raise InvalidValueError(
+                f"distill has a student of its own, so {before[-1].name} before it would be lost; leave one out."
+            )
         if before and before[-1].name not in (*MAKERS, "tune"):  # alone it is a stage
             raise InvalidValueError(NO_STUDENT)
+
+    @property
+    def objective(self) -> Objective:
+        """What it is trained for."""
+        return Objective(
+            divergence=self.divergence,
+            divergence_weight=self.loss_weight,
+            cross_entropy=self.cross_entropy,
+            features=self.features,
+            feature_loss=self.feature_loss,
+            balanced=self.balanced,
+            final_temperature=self.final_temperature,
+        )

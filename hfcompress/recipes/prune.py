@@ -39,8 +39,8 @@ class Prune(Recipe):
         ffn (`float`, *optional*, defaults to 0.0): the share of the feed-forward channels that goes, in every block.
         heads (`float`, *optional*, defaults to 0.0): the share of the attention heads that goes, in every block; queries
             go with the keys and values that they share.
-        target_parameters (`int`, *optional*): parameters of the result, at most: the given shares become proportions
-            of what is taken, and are scaled until it fits.
+        target_parameters (`int` or `float`, *optional*): parameters of the result, at most, embeddings included, or below 1
+            the share of them that stays: the given shares become proportions of what is taken, and are scaled until it fits.
         target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
         target_latency (`float`, *optional*): the same in the time that a token takes, as a share of what it takes in the
             whole model: 0.7 for seven tenths of it. It is timed here, on a block of every shape that is tried.
@@ -68,7 +68,7 @@ class Prune(Recipe):
     hidden: float = 0.0
     ffn: float = 0.0
     heads: float = 0.0
-    target_parameters: int | None = None
+    target_parameters: int | float | None = None
     target_size: int | str | None = None
     target_latency: float | None = None
     rounds: int = 1
@@ -105,8 +105,11 @@ class Prune(Recipe):
                 "and 1."
             )
         for key in given:
-            if key != "target_latency" and getattr(self, key) < 1:
-                raise InvalidValueError(f"prune.{key} is {getattr(self, key)}; it must be at least 1.")
+            least = 0 if key == "target_parameters" else 1
+            if key != "target_latency" and (getattr(self, key) < least or not getattr(self, key)):
+                raise InvalidValueError(
+                    f"prune.{key} is {getattr(self, key)}; it must be {'above 0' if least == 0 else 'at least 1'}."
+                )
         if given and self.rounds > 1:
             raise InvalidValueError(
                 f"prune.{given[0]} is met in one round; leave prune.rounds out, or give shares alone."

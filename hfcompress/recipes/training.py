@@ -16,6 +16,7 @@
 from dataclasses import dataclass
 
 from hfcompress.distillation.divergences import MIXED, Divergence, Kind
+from hfcompress.distillation.objective import Objective
 from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 
@@ -26,6 +27,7 @@ class Training(Recipe):
     Args:
         epochs (`int`, *optional*, defaults to 8): times that the calibration rows are gone through.
         steps (`int`, *optional*): optimizer steps, instead of `epochs`.
+        tokens (`int`, *optional*): tokens that are trained on, instead of either; rounded up to whole steps.
         learning_rate (`float`): of what is trained.
         batch_size (`int`, *optional*, defaults to 4): rows per optimizer step.
         accumulation (`int`, *optional*, defaults to 1): parts that a step's rows go through the model in: less memory,
@@ -42,6 +44,7 @@ class Training(Recipe):
 
     epochs: int = 8
     steps: int | None = None
+    tokens: int | None = None
     learning_rate: float = 0.01
     batch_size: int = 4
     accumulation: int = 1
@@ -54,7 +57,9 @@ class Training(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("epochs", "steps", "batch_size", "accumulation", "held_out"):
+        if self.steps is not None and self.tokens is not None:
+            raise InvalidValueError(f"{self.name} has steps and tokens; give one of them.")
+        for key in ("epochs", "steps", "tokens", "batch_size", "accumulation", "held_out"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise InvalidValueError(f"{self.name}.{key} is {value}; it must be at least 1.")
@@ -78,3 +83,8 @@ class Training(Recipe):
     def divergence(self) -> Divergence:
         """From the original."""
         return Divergence(self.loss, self.mix, self.temperature)
+
+    @property
+    def objective(self) -> Objective:
+        """What it is trained for."""
+        return Objective(divergence=self.divergence, cross_entropy=self.cross_entropy)

@@ -50,7 +50,9 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(hint):
             return None
-        hint = next(h for h in get_args(hint) if h is not type(None))
+        kinds = [h for h in get_args(hint) if h is not type(None)]
+        fitting = (h for h in kinds if isinstance(value, get_origin(h) or h) and not isinstance(value, bool))
+        hint = kinds[0] if get_origin(kinds[0]) in (Literal, tuple) else next(fitting, kinds[0])
         origin = get_origin(hint)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in get_args(hint)):

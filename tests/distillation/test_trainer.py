@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
 
+from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.trainer import DistillationTrainer, Schedule, Student, TaughtRows, collate
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
@@ -97,7 +98,7 @@ def test_the_loss_is_what_the_whole_model_gives(name):
     with student_of(name) as (_, student):
         dense = StreamedModel(Checkpoint.open(make_model(CONFIGS[name]())))
         batch = collate([taught(dense, ids, mask)[index] for index in range(3)])
-        found = student.loss(batch, cross_entropy=0.25)
+        found, _ = student.losses(batch, Objective(cross_entropy=0.25))
         changed = make_model(CONFIGS[name]()).double()
         changed.load_state_dict({k: v.double() for k, v in student.model.state_dict().items()}, strict=False)
         with torch.no_grad():
@@ -123,7 +124,7 @@ def test_padding_changes_neither_loss_nor_gradients():
             mask = (torch.arange(13) < 8).expand(2, -1)
         with student_of() as (_, student):
             taught_rows = taught(dense, rows, mask)
-            loss = student.loss(collate([taught_rows[0], taught_rows[1]]))
+            loss, _ = student.losses(collate([taught_rows[0], taught_rows[1]]), Objective())
             loss.backward()
             found.append((loss.item(), [p.grad.clone() for p in student.parameters() if p.requires_grad]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)

@@ -14,17 +14,19 @@
 """Distillation: a student that earlier steps have left gets nearer to the original, and stays what it was otherwise."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
+from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.trainer import Student, TaughtRows, collate, head_of
-from hfcompress.errors import CalibrationError, InvalidValueError
+from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, OutputError
 from hfcompress.formats.writer import partial_path
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
@@ -154,6 +156,137 @@ def test_steps_behind_it_go_on_with_the_student(base, tmp_path):
     assert not partial_path(tmp_path / "out").exists()
 
 
+STUDENTS = {
+    "every": {"student": {"every": 2}},
+    "sliced": {"student": {"intermediate_size": 48, "num_hidden_layers": 2}},
+    "random": {"student": {"hidden_size": 32}, "init": "random"},
+}
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_a_student_that_is_made_of_the_original_gets_nearer_to_it(base, tmp_path, kind):
+    """With its hidden states told too, where they are of another width by a map that is not stored."""
+    settings = {**LONGER, **STUDENTS[kind], "features": 0.5, "balanced": True}
+    result = run(base, tmp_path / "out", hfc.Distill(**settings))
+    record = result.manifest["training"]
+    assert record["held_out_kl"] < 0.9 * record["held_out_kl_start"]
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:4].sort().values.numpy()
+    assert divergence(tmp_path / "out", base, IDS[chosen]) == pytest.approx(record["held_out_kl"], rel=2e-2)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    for key, value in settings["student"].items():
+        assert config.get(key, value) == value
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == plain.state_dict().keys()
+    assert plain.generate(
+        torch.from_numpy(IDS[:1, :4]), min_new_tokens=3, max_new_tokens=3, do_sample=False
+    ).shape == (1, 7)
+
+
+def test_hidden_states_get_nearer_too(base, tmp_path):
+    @torch.no_grad()
+    def off(folder) -> float:
+        ours, theirs = (
+            AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32)(
+                torch.from_numpy(IDS), output_hidden_states=True
+            ).hidden_states[1]
+            for each in (folder, base)
+        )
+        return ((ours - theirs).square().sum() / theirs.square().sum()).item()
+
+    recipe = {**LONGER, "student": {"every": 2}, "feature_blocks": {0: 0}}
+    for features in (0.0, 5.0):
+        run(base, tmp_path / str(features), hfc.Distill(**recipe, features=features))
+    assert off(tmp_path / "5.0") < 0.8 * off(tmp_path / "0.0")
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_how_a_step_is_divided_makes_no_difference_to_hidden_states(base, tmp_path, balanced):
+    settings = {**QUICK, "student": {"hidden_size": 32}, "features": 0.5, "balanced": balanced}
+    settings |= {"temperature": 2.0, "final_temperature": 1.0, "feature_loss": "cosine"}
+    found = [
+        run(base, tmp_path / str(parts), hfc.Distill(**settings, accumulation=parts)).manifest["training"]
+        for parts in (1, 4)
+    ]
+    one, other = (np.array(record["history"]) for record in found)
+    np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
+def test_the_budget_may_be_told_in_tokens(base, tmp_path):
+    settings = {key: value for key, value in QUICK.items() if key != "steps"}
+    result = run(base, tmp_path / "out", PRUNED >> hfc.Distill(**settings, tokens=300))
+    assert result.manifest["training"]["steps"] == 4  # of 96 tokens
+
+
+def test_text_alone_teaches_too_but_less(base, tmp_path):
+    found = {}
+    for name, weights in {"text": (0.0, 1.0), "teacher": (1.0, 0.0)}.items():
+        recipe = hfc.Distill(**LONGER, student={"every": 2}, loss_weight=weights[0], cross_entropy=weights[1])
+        found[name] = run(base, tmp_path / name, recipe).manifest["training"]["held_out_kl"]
+    assert found["teacher"] < 0.8 * found["text"]
+
+
+def padded_student(base, folder, by: int):
+    """Another model of the same tokenizer, whose vocabulary is longer, and itself a little off."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = word_tokenizer(model.config.vocab_size)
+    tokenizer.save_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + by)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def word_tokenizer(size: int):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(size)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")))
+
+
+def test_another_checkpoint_whose_vocabulary_is_padded_otherwise(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    padded_student(tmp_path / "base", tmp_path / "student", by=16)
+    recipe = hfc.Distill(**LONGER, student=str(tmp_path / "student"))
+    result = hfc.compress(str(tmp_path / "base"), recipe, tmp_path / "out", calibration=IDS, eval_data=IDS)
+    record = result.manifest["training"]
+    assert record["held_out_kl"] < 0.9 * record["held_out_kl_start"]
+    assert result.manifest["student"]["model"] == str(tmp_path / "student")
+    with torch.no_grad():
+        models = [
+            AutoModelForCausalLM.from_pretrained(f, dtype=torch.float64) for f in (tmp_path / "base", tmp_path / "out")
+        ]
+        size = models[0].config.vocab_size
+        assert models[1].config.vocab_size == size + 16
+        p, q = (m(torch.from_numpy(IDS)).logits[:, :-1, :size].log_softmax(-1) for m in models)
+    assert result.report["kl_mean"] == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-3)
+
+
+def test_a_student_of_another_tokenizer_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    padded_student(tmp_path / "base", tmp_path / "student", by=16)
+    word_tokenizer(100).save_pretrained(tmp_path / "student")
+    recipe = hfc.Distill(**QUICK, student=str(tmp_path / "student"))
+    with pytest.raises(CheckpointError, match="have different tokenizers: 'w100' is 100 in one of them alone"):
+        run(tmp_path / "base", tmp_path / "out", recipe)
+
+
+def test_another_student_is_another_run(base, tmp_path):
+    shutil.copytree(base, tmp_path / "student")
+    recipe = hfc.Distill(**QUICK, student=str(tmp_path / "student"))
+    with pytest.raises(KeyboardInterrupt):
+        run(base, tmp_path / "out", recipe, progress=StopIn("drawing"))
+    make_model(CONFIGS["llama"](), torch.bfloat16).save_pretrained(tmp_path / "student")
+    stored = load_file(tmp_path / "student" / "model.safetensors")
+    stored["model.norm.weight"] += 1
+    save_file(stored, tmp_path / "student" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OutputError, match="differs in the student"):
+        run(base, tmp_path / "out", recipe, resume=True)
+
+
 class StopIn(Silent):
     """Ctrl-C where something is said."""
 
@@ -193,7 +326,7 @@ def test_the_gradient_of_every_weight_is_that_of_the_plain_model(name, tied, tmp
     with head_of(teacher) as teacher_logits, streamed.loaded() as whole:
         student = Student(streamed, whole.requires_grad_(), teacher_logits)
         student.chunk = 5
-        student.loss(collate([rows[index] for index in range(3)])).backward()
+        student.losses(collate([rows[index] for index in range(3)]), Objective())[0].backward()
         found = {name: parameter.grad.clone() for name, parameter in whole.named_parameters()}
     plain, other = (AutoModelForCausalLM.from_pretrained(f, dtype=torch.float64) for f in reversed(folders))
     plain.requires_grad_()
@@ -224,13 +357,16 @@ def test_an_output_head_that_shares_its_weight_is_written_once(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        (hfc.Distill(), "put prune or sparsify right before it, such as prune >> distill."),
+        (hfc.Distill(), "put prune or sparsify right before it, such as prune >> distill, or set distill.student."),
+        (hfc.Prune(ffn=0.5) >> hfc.Distill(student={"every": 2}), "so prune before it would be lost; leave one out."),
+        (hfc.Distill(student={"every": 9}), "'every' stands alone, and is a whole number from 2 to 3, the blocks of"),
+        (hfc.Distill(student="nowhere/at/all"), "nowhere/at/all"),
         (hfc.AWQ() >> hfc.Distill(), "put prune or sparsify right before it"),
         (hfc.Sparsify() >> hfc.GPTQ() >> hfc.Distill(), "that are not rounded yet: put it before gptq, or take qat."),
     ],
 )
 def test_where_it_cannot_stand_is_told(base, tmp_path, recipe, said):
-    with pytest.raises(InvalidValueError) as error:
+    with pytest.raises((InvalidValueError, CheckpointError)) as error:
         run(base, tmp_path / "out", recipe)
     assert said in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -245,6 +381,17 @@ def test_where_it_cannot_stand_is_told(base, tmp_path, recipe, said):
         ({"mix": 0.5}, "distill.mix is for jsd, skew_forward_kl, skew_reverse_kl; leave it out with"),
         ({"loss": "jsd", "mix": 2.0}, "distill.mix is 2.0; it must lie between 0 and 1."),
         ({"accumulation": 3}, "distill.accumulation (3) must divide distill.batch_size (4)."),
+        ({"loss_weight": -1.0}, "distill.loss_weight is -1.0; it must be 0 or more."),
+        ({"features": -1.0}, "distill.features is -1.0; it must be 0 or more."),
+        ({"loss_weight": 0.0}, "distill has nothing to learn from"),
+        ({"final_temperature": 0.0}, "distill.final_temperature is 0.0; it must be above 0."),
+        ({"student": {}}, "distill.student is empty; name a checkpoint"),
+        ({"student": 3}, "distill.student is 3; it must be"),
+        ({"init": "random"}, "distill.init is for a distill.student that is told by its sizes"),
+        ({"feature_blocks": {0: -1}}, "distill.feature_blocks: 0: -1 is no pair of blocks, counted from 0."),
+        ({"feature_loss": "msee"}, "distill.feature_loss is 'msee'; it must be one of mse, cosine"),
+        ({"steps": 3, "tokens": 9}, "distill has steps and tokens; give one of them."),
+        ({"tokens": 0}, "distill.tokens is 0; it must be at least 1."),
         ({"targets": ["q_proj"]}, "distill takes no targets, ignore or overrides"),
         ({"los": "jsd"}, "distill has no key 'los'. Did you mean 'loss'?"),
     ],
