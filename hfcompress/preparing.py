@@ -145,7 +145,10 @@ def prepare(
                     "prune.target_latency is timed in one process; start one, or give another target."
                 )
             sizes = kept_sizes(CheckpointWriter(output)) if resume else None
-        pruning = (NarrowPass if job.pruning.hidden else PrunePass)(streamed, job.pruning, job.tuning, sizes)
+        if job.pruning.hidden:
+            pruning = NarrowPass(streamed, job.pruning, job.tuning, sizes)
+        else:
+            pruning = PrunePass(streamed, job.pruning, job.tuning, sizes, checkpoint.parameters)
     library = None if job.library is None else LibraryPass(streamed, job.library)
     rotation = RotationChoice(streamed, job.rotation, progress) if job.rotation is not None else None
     model_to_plan = streamed if rotation is None else rotation.model

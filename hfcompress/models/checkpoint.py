@@ -18,6 +18,7 @@ import copy
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -122,6 +123,11 @@ class Checkpoint:
         """The configuration's `quantization_config`, or `None` for a dense model."""
         found = getattr(self.config, "quantization_config", None)
         return found if found is None or isinstance(found, dict) else found.to_dict()
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it stores."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @functools.cached_property
     def sha256(self) -> str:

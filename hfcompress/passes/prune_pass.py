@@ -56,14 +56,23 @@ class PrunePass:
         tuning ([`hfcompress.recipes.Tune`], *optional*): what comes after every block.
         sizes (`tuple`, *optional*): blocks, feed-forward channels and groups of heads that stay, where an earlier run has
             settled them.
+        original (`int`, *optional*): parameters of the model of which a share shall stay; this one's if left out.
 
     Raises:
         InvalidValueError: nothing, or everything, would go.
         UnsupportedModelError: the architecture has no place for such a model.
     """
 
-    def __init__(self, model: StreamedModel, settings: Any, tuning: Any = None, sizes: tuple[Any, ...] | None = None):
+    def __init__(
+        self,
+        model: StreamedModel,
+        settings: Any,
+        tuning: Any = None,
+        sizes: tuple[Any, ...] | None = None,
+        original: int | None = None,
+    ):
         self.whole, self.model, self.settings, self.tuning = model, model, settings, tuning
+        self.original = original or self._parameters(len(model), None, None)
         self.blocks, self.ffn, self.groups = sizes or self._sizes()
         self.widths = Widths(model, settings, self.ffn, self.groups, tuning)
         self.kept = list(range(len(model)))
@@ -148,7 +157,7 @@ class PrunePass:
     def _sizes(self) -> tuple[int, int | None, int | None]:
         """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
         settings = self.settings
-        key, most = size_asked(settings, self._parameters(len(self.whole), None, None))
+        key, most = size_asked(settings, self.original)
         if most is None:
             return self._sizes_at(1.0)
         measures = {"target_parameters": self._parameters, "target_size": self._bytes, "target_latency": self._share}

@@ -40,7 +40,8 @@ class Prune(Recipe):
         heads (`float`, *optional*, defaults to 0.0): the share of the attention heads that goes, in every block; queries
             go with the keys and values that they share.
         target_parameters (`int` or `float`, *optional*): parameters of the result, at most, embeddings included, or below 1
-            the share of them that stays: the given shares become proportions of what is taken, and are scaled until it fits.
+            the share of them that stays: the given shares become proportions of what is taken, and are scaled until it fits. Beside other
+            dimensions `hidden` goes as it is given, and they are scaled.
         target_size (`int` or `str`, *optional*): the same in bytes of `model*.safetensors`; `3.5GB` is understood.
         target_latency (`float`, *optional*): the same in the time that a token takes, as a share of what it takes in the
             whole model: 0.7 for seven tenths of it. It is timed here, on a block of every shape that is tried.
@@ -114,10 +115,10 @@ class Prune(Recipe):
             raise InvalidValueError(
                 f"prune.{given[0]} is met in one round; leave prune.rounds out, or give shares alone."
             )
-        if given and self.hidden and self._others:
+        if self.target_latency is not None and self.hidden and self._others:
             raise InvalidValueError(
-                f"prune.{given[0]} scales hidden by itself, or depth, ffn and heads together; leave hidden out, or take it "
-                "first in a run of its own."
+                "prune.target_latency scales hidden by itself, or depth, ffn and heads together; leave hidden out, or take "
+                "it first in a run of its own."
             )
         if self.overrides or self.ignore or self.targets != Recipe.targets:
             raise InvalidValueError("prune takes no targets, ignore or overrides: all blocks keep the same shapes.")
@@ -145,7 +146,9 @@ class Prune(Recipe):
         stream and everything else. Beside others the residual stream goes before them, and in one round.
         """
         if self.rounds == 1:
-            return replace(self, **dict.fromkeys(self._others, 0.0)), replace(self, hidden=0.0)
+            return replace(self, **dict.fromkeys(self._others, 0.0), **dict.fromkeys(TARGETS)), replace(
+                self, hidden=0.0
+            )
         before = {key: getattr(self, key) * (self.rounds - 1) / self.rounds for key in DIMENSIONS}
         if self._others:
             before["hidden"] = self.hidden

@@ -132,7 +132,7 @@ def run_sparsity(bench: Bench) -> Iterator[list[Row]]:
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.method,
-    "zeros": lambda row: row.setting,
+    "setting": lambda row: row.setting,
     "KL": lambda row: with_spread(row.kl, row.kl_spread, ".5f"),
     "change": lambda row: with_spread(row.change, row.change_spread, "+.1%"),
     "against": lambda row: row.base or "",

@@ -129,7 +129,7 @@ def test_vocabularies_of_one_tokenizer_share_what_both_hold():
 
 def test_vocabularies_that_mean_different_things_are_refused():
     with pytest.raises(
-        CheckpointError, match="have different tokenizers: '.' is 1 in one of them alone, and 2 entries"
+        CheckpointError, match=r"have different tokenizers: '.' is 1 in one of them alone, and 2 entries"
     ):
         shared_vocabulary(with_tokenizer(64, {"a": 0, "b": 1}), with_tokenizer(64, {"a": 0, "c": 1}))
     with pytest.raises(

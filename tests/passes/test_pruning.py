@@ -254,6 +254,25 @@ def test_a_narrower_model_that_transformers_builds_otherwise_is_told(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("hidden", [0.0, 0.25, 0.5])
+def test_a_share_of_all_parameters_is_kept(hidden, tmp_path):
+    """Of the whole model's, also where the stream has been made narrower before; and no more goes than must."""
+    before = Checkpoint.open(make_model(CONFIGS["llama"]())).parameters
+    recipe = hfc.Prune(hidden=hidden, ffn=0.5, target_parameters=0.7, multiple=8)
+    result = hfc.compress(
+        make_model(CONFIGS["llama"]()), recipe, tmp_path / "out", calibration=token_ids(8, 32), evaluate=False
+    )
+    told = result.manifest["pruning"]
+    after = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "out").parameters())
+    assert told["parameters"] == {"before": before, "after": after}
+    if hidden < 0.5:
+        assert 0.6 * before < after <= 0.7 * before
+        assert told["ffn"]["after"] < told["ffn"]["before"]
+    else:  # that alone is enough
+        assert after < 0.6 * before
+        assert "ffn" not in told
+
+
 @pytest.mark.parametrize("key", ["target_parameters", "target_size"])
 def test_a_narrower_stream_meets_a_target(saved_llama, tmp_path, key):
     checkpoint = Checkpoint.open(str(saved_llama))
@@ -552,15 +571,15 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
         ({"depth": -0.1}, "prune.depth is -0.1; it must be at least 0 and below 1."),
         ({"ffn": 0.5, "shift": 2.0}, "prune.shift is 2.0; it must lie between 0 and 1."),
         ({"ffn": 0.5, "multiple": 0}, "prune.multiple is 0; it must be at least 1."),
-        ({"ffn": 0.5, "target_parameters": 0}, "prune.target_parameters is 0; it must be at least 1."),
+        ({"ffn": 0.5, "target_parameters": 0}, "prune.target_parameters is 0; it must be above 0."),
         ({"ffn": 0.5, "rounds": 0}, "prune.rounds is 0; it must be at least 1."),
         (
             {"ffn": 0.5, "rounds": 2, "target_size": "1GB"},
             "prune.target_size is met in one round; leave prune.rounds out, or give shares alone.",
         ),
         (
-            {"ffn": 0.5, "hidden": 0.5, "target_size": "1GB"},
-            "prune.target_size scales hidden by itself, or depth, ffn and heads together; leave hidden out",
+            {"ffn": 0.5, "hidden": 0.5, "target_latency": 0.5},
+            "prune.target_latency scales hidden by itself, or depth, ffn and heads together; leave hidden out",
         ),
         ({"ffn": 0.5, "target_size": 0}, "prune.target_size is 0; it must be at least 1."),
         ({"ffn": 0.5, "target_size": "some"}, "'some' is no size; write it like 8GB, 512MB or a number of bytes."),
