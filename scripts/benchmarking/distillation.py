@@ -21,7 +21,7 @@ from typing import Any
 from benchmarking.bench import Bench, Progress
 from benchmarking.ladder import Rung
 from benchmarking.quality import Outcome, Row, compare, run_ours, summarize
-from benchmarking.sparsity import COLUMNS as COLUMNS
+from benchmarking.sparsity import COLUMNS
 
 
 HIDDEN, FFN, MULTIPLE = 0.3, 0.25, 16  # what the smaller students lack: less than 60 % of all parameters are left
@@ -32,7 +32,7 @@ TEXT, KL, FEATURES = "text alone", "forward KL", "forward KL, hidden states"
 LOSSES = {
     TEXT: {"loss_weight": 0.0, "cross_entropy": 1.0},
     KL: {},
-    FEATURES: {"features": 0.3, "balanced": True},
+    FEATURES: {"features": 0.5, "feature_loss": "relation", "balanced": True},
 }
 
 
