@@ -21,7 +21,6 @@ from typing import Any
 from benchmarking.bench import Bench, Progress
 from benchmarking.ladder import Rung
 from benchmarking.quality import Outcome, Row, compare, run_ours, summarize
-from benchmarking.sparsity import COLUMNS
 
 
 HIDDEN, FFN, MULTIPLE = 0.3, 0.25, 16  # what the smaller students lack: less than 60 % of all parameters are left

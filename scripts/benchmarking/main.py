@@ -171,7 +171,7 @@ def benchmark(options: argparse.Namespace) -> int:
             "quality": lambda: (quality.run_quality(bench), quality.COLUMNS),
             "recipes": lambda: (recipes.run_recipes(bench, shipped(options.names)), recipes.COLUMNS),
             "sparsity": lambda: (sparsity.run_sparsity(bench), sparsity.COLUMNS),
-            "distillation": lambda: (distillation.run_distillation(bench), distillation.COLUMNS),
+            "distillation": lambda: (distillation.run_distillation(bench), sparsity.COLUMNS),
             "speed": lambda: (speed.run_speed(bench, options.repeats), speed.COLUMNS),
         }[options.command]()
         found, rows = described_run(bench, options), []
