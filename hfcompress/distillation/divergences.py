@@ -64,6 +64,11 @@ class Divergence:
             `Tensor`: float32 `(positions,)`, or float64 of float64.
         """
         theirs, ours = (self._log_probabilities(logits) for logits in (teacher_logits, student_logits))
+        return self.between(theirs, ours)
+
+    def between(self, teacher: "Tensor", student: "Tensor") -> "Tensor":
+        """The same of log-probabilities `(positions, outcomes)`, which have their temperature already."""
+        theirs, ours = (each.clamp(min=FLOOR) for each in (teacher, student))
         return _KINDS[self.kind](theirs, ours, self.share) * self._factor
 
     @property
@@ -75,7 +80,7 @@ class Divergence:
 
     def _log_probabilities(self, logits: "Tensor") -> "Tensor":
         exact = logits.double() if logits.itemsize == 8 else logits.float()
-        return (exact / self.temperature).log_softmax(-1).clamp(min=FLOOR)
+        return (exact / self.temperature).log_softmax(-1)
 
     @property
     def _factor(self) -> float:

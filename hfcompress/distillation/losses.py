@@ -13,12 +13,13 @@
 # limitations under the License.
 """What a student is told by its teacher: sums over positions, in chunks, so that no whole batch of logits exists."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hfcompress.distillation.divergences import Divergence
+from hfcompress.distillation.signals import Signal
 
 
 FORWARD_KL = Divergence()
@@ -27,10 +28,10 @@ Logits = Callable[[Tensor], Tensor]
 
 def distillation_loss(
     student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    told: Mapping[str, Tensor],
     targets: Tensor,
     student_logits: Logits,
-    teacher_logits: Logits,
+    signal: Signal,
     cross_entropy: float = 0.0,
     chunk: int = 512,
     parameters: Sequence[nn.Parameter] = (),
@@ -46,10 +47,10 @@ def distillation_loss(
 
     Args:
         student_hidden (`Tensor`): `(positions, hidden_size)`, what the student's head receives.
-        teacher_hidden (`Tensor`): likewise the teacher's; no gradient goes there.
+        told (`Mapping[str, Tensor]`): what is known of the teacher, `(positions, ...)` each; no gradient goes there.
         targets (`Tensor`): int64 `(positions,)`, the token that follows.
         student_logits (`Callable`): from `(positions, hidden_size)` to `(positions, vocabulary)`.
-        teacher_logits (`Callable`): likewise.
+        signal (`Signal`): knows what that says.
         cross_entropy (`float`, *optional*, defaults to 0): weight of the tokens that really follow.
         chunk (`int`, *optional*, defaults to 512): positions whose logits exist at a time.
         parameters (`Sequence[nn.Parameter]`, *optional*): of the student's head, where it learns too.
@@ -62,9 +63,8 @@ def distillation_loss(
         logits = student_logits(ours)
         loss = torch.zeros((), device=logits.device)
         if divergence_weight:
-            with torch.no_grad():
-                theirs = teacher_logits(teacher_hidden[part])
-            loss = loss + divergence_weight * divergence(theirs, logits).sum()
+            heard = {name: tensor[part] for name, tensor in told.items()}
+            loss = loss + divergence_weight * signal(heard, logits, divergence).sum()
         if cross_entropy:
             loss = loss + cross_entropy * nn.functional.cross_entropy(logits.float(), targets[part], reduction="sum")
         return loss

@@ -36,6 +36,7 @@ from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.features import Features
 from hfcompress.distillation.losses import distillation_loss
 from hfcompress.distillation.objective import Balance, Objective
+from hfcompress.distillation.signals import Live, Signal
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 
@@ -46,6 +47,7 @@ WARMUP = 0.1  # of the steps
 DEFAULT_CONTEXT = 2048
 EVALUATIONS = 8  # times that the held-out rows are looked at
 TEACHER_TOKENS = 4096  # that are streamed together
+TOLD, HIDDEN = "teacher_", "teacher_features"  # of a row's entries: the teacher's, and those that are no predictions
 
 
 class TaughtRows(Dataset):
@@ -67,7 +69,7 @@ class TaughtRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = {"input_ids": self.input_ids[index], "teacher_hidden": self.hidden[index]}
-        others = {"mask": self.mask, "teacher_features": self.features}
+        others = {"mask": self.mask, HIDDEN: self.features}
         return row | {key: value[index] for key, value in others.items() if value is not None}
 
     def split(self, rows: Tensor) -> "tuple[TaughtRows, TaughtRows]":
@@ -79,6 +81,14 @@ class TaughtRows(Dataset):
             mask, features = (None if each is None else each[which] for each in (self.mask, self.features))
             parts.append(TaughtRows(self.input_ids[which], mask, self.hidden[which], features))
         return parts[0], parts[1]
+
+
+class Rows(Protocol):
+    """Rows of tokens and what the teacher has said there."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Tensor]: ...
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -99,8 +109,7 @@ class Student(nn.Module):
     Args:
         streamed (`StreamedModel`): knows how blocks and head are called.
         model (`nn.Module`): from its `loaded()`; what is to be trained requires a gradient, nothing else does.
-        teacher_logits (`Callable`, *optional*): from `(positions, hidden_size)` to `(positions, vocabulary)`; the
-            student's own head if left out, which must then be the teacher's.
+        signal (`Signal`, *optional*): the teacher; live, with the student's own head, if left out.
         features (`Features`, *optional*): compares hidden states.
         vocabulary (`int`, *optional*): how many ids it shares with the teacher, counted from 0; all if left out.
     """
@@ -111,13 +120,13 @@ class Student(nn.Module):
         self,
         streamed: StreamedModel,
         model: nn.Module,
-        teacher_logits: Callable[[Tensor], Tensor] | None = None,
+        signal: Signal | None = None,
         features: Features | None = None,
         vocabulary: int | None = None,
     ):
         super().__init__()
         self.streamed, self.model, self.features, self.vocabulary = streamed, model, features, vocabulary
-        self._theirs = teacher_logits
+        self.signal: Signal = signal or Live(self.logits)
         config = streamed.skeleton.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
         self.chunk = max(1, min(LOGIT_BYTES // (4 * config.vocab_size), context))
@@ -151,10 +160,6 @@ class Student(nn.Module):
         """[`Student.logits`] of the ids that it shares with the teacher."""
         return self.logits(hidden)[:, : self.vocabulary]
 
-    def teacher_logits(self, hidden: Tensor) -> Tensor:
-        """Likewise of the teacher's hidden states."""
-        return (self._theirs or self.logits)(hidden)[:, : self.vocabulary]
-
     def losses(
         self, batch: dict[str, Tensor], objective: Objective, done: float = 0.0
     ) -> tuple[Tensor, Tensor | None]:
@@ -167,12 +172,13 @@ class Student(nn.Module):
         *ours, hidden = self.streamed.hidden_states(self.model, stream, [*wanted, len(self.streamed) - 1])
         labels = batch["labels"][:, 1:].to(hidden.device)
         predicted = labels != IGNORED
+        told = {name.removeprefix(TOLD): t for name, t in batch.items() if name.startswith(TOLD) and name != HIDDEN}
         said = distillation_loss(
             hidden[:, :-1][predicted],
-            batch["teacher_hidden"][:, :-1].to(hidden.device)[predicted],
+            {name: tensor[:, :-1].to(hidden.device)[predicted] for name, tensor in told.items()},
             labels[predicted],
             self.shared_logits,
-            self.teacher_logits,
+            self.signal,
             objective.cross_entropy,
             self.chunk,
             self.head_parameters,
@@ -181,12 +187,12 @@ class Student(nn.Module):
         )
         if not wanted or self.features is None:
             return said, None
-        theirs = batch["teacher_features"].to(hidden.device).unbind(1)
+        theirs = batch[HIDDEN].to(hidden.device).unbind(1)
         seen = [each[:, :-1] for each in ours], [each[:, :-1] for each in theirs]
         return said, self.features(*seen, predicted)
 
     @torch.no_grad()
-    def divergence(self, rows: TaughtRows, batch_size: int) -> float:
+    def divergence(self, rows: Rows, batch_size: int) -> float:
         """The mean KL to the teacher over every predicted position of the rows, in nats."""
         total, count = 0.0, 0
         for start in range(0, len(rows), batch_size):
@@ -234,7 +240,7 @@ class BestIterate:
         stored (`Callable`): what would be stored now, in the CPU's memory.
     """
 
-    def __init__(self, student: Student, held_out: TaughtRows, batch_size: int, stored: Callable[[], dict[str, Any]]):
+    def __init__(self, student: Student, held_out: Rows, batch_size: int, stored: Callable[[], dict[str, Any]]):
         self.student, self.held_out, self.batch_size, self.stored = student, held_out, batch_size, stored
         self.divergence, self.step = math.inf, 0
         self.weights: dict[str, Any] = {}
@@ -270,7 +276,7 @@ class Settings(Protocol):
 def train(
     name: str,
     student: Student,
-    rows: TaughtRows,
+    rows: Rows,
     groups: list[dict[str, Any]],
     settings: Settings,
     steps: int,

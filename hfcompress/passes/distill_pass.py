@@ -22,15 +22,19 @@ iterate that is best on held-out rows is written, tensor by tensor as the studen
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.features import Features, default_map
+from hfcompress.distillation.heard_rows import HeardRows
 from hfcompress.distillation.objective import Objective
-from hfcompress.distillation.trainer import BestIterate, Student, head_of, teach, train
+from hfcompress.distillation.signals import CACHED, Live, Signal
+from hfcompress.distillation.trainer import BestIterate, Student, TaughtRows, head_of, teach, train
 from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.manifest import read_manifest
@@ -48,6 +52,7 @@ from hfcompress.solvers.pattern import Pattern
 
 
 NAME = "distill"
+CACHE = "hfcompress/teachers"  # in the Hub's own home
 
 
 class Distillation(Protocol):
@@ -63,6 +68,9 @@ class Distillation(Protocol):
     objective: Objective
     feature_blocks: Mapping[int, int] | None
     student: str | Mapping[str, Any] | None
+    signal: str
+    signal_size: int
+    teacher_cache: str | None
     seed: int
 
 
@@ -190,17 +198,21 @@ class DistillPass:
     def _train(self, writer: CheckpointWriter, progress: Progress):
         began, settings, student = time.perf_counter(), self.settings, self.student
         progress.step("distill: the teacher", amount=0)
-        rows = teach(self.teacher, self.tokens, list(self.compared.values()))
+        rows = self._rows_taught(progress)
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed))
         held_out, learned = rows.split(chosen[: settings.held_out])
         with contextlib.ExitStack() as stack:
-            teacher_logits = stack.enter_context(head_of(self.teacher))
+            signal: Signal
+            if isinstance(rows, HeardRows):
+                signal = CACHED[rows.kind]()
+            else:
+                signal = Live(stack.enter_context(head_of(self.teacher)), self.vocabulary)
             whole = stack.enter_context(student.loaded()).requires_grad_()
             for name in self.sparse:
                 weight = whole.get_submodule(name).get_parameter("weight")
                 weight.register_hook((weight.detach() != 0).to(weight).mul)
             features = self._features()
-            learner = Student(student, whole, teacher_logits, features, self.vocabulary)
+            learner = Student(student, whole, signal, features, self.vocabulary)
             best = BestIterate(
                 learner, held_out, settings.batch_size // settings.accumulation, lambda: self._stored(whole)
             )
@@ -217,6 +229,7 @@ class DistillPass:
             progress.note("distill found nothing that is better on the held-out rows than where it started")
         record = {
             "step": NAME,
+            "signal": self.settings.signal,
             "steps": self.steps,
             "rows": len(learned),
             "held_out_rows": len(held_out),
@@ -224,6 +237,20 @@ class DistillPass:
             "seconds": round(time.perf_counter() - began, 3),
         }
         return best.weights, witness, record
+
+    def _rows_taught(self, progress: Progress) -> TaughtRows | HeardRows:
+        """What the teacher says: all of it in memory, or what is kept on disk, asked for now as far as it is not there."""
+        settings = self.settings
+        if settings.signal == "live":
+            return teach(self.teacher, self.tokens, list(self.compared.values()))
+        folder = Path(settings.teacher_cache).expanduser() if settings.teacher_cache else Path(HF_HOME) / CACHE
+        own = (settings.signal, settings.signal_size, self.teacher.dtype, settings.seed)
+        rows = HeardRows(folder, self.teacher.checkpoint, self.tokens, *own)
+        if rows.complete:
+            progress.note(f"what the teacher says is read from {rows.folder}")
+        else:
+            rows.fill(self.teacher, self.tokens, progress)
+        return rows
 
     def _features(self) -> Features | None:
         if not self.compared:

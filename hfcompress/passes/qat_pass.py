@@ -37,6 +37,7 @@ from torch.nn.utils import parametrize
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
 from hfcompress.distillation.objective import Objective
+from hfcompress.distillation.signals import Live
 from hfcompress.distillation.trainer import BestIterate, Student, TaughtRows, head_of, teach, train
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
@@ -135,14 +136,14 @@ class QatPass:
         held_out, learned = rows.split(chosen[: settings.held_out])
         solved = self._solved(writer)
         with contextlib.ExitStack() as stack:
-            teacher_logits = None
+            signal = None
             if self.plan.head is not None:  # the student's head is not the teacher's
                 own = self.model
                 teacher = StreamedModel(own.checkpoint, own.device, own.dtype, own.tensors)
-                teacher_logits = stack.enter_context(head_of(teacher))
+                signal = Live(stack.enter_context(head_of(teacher)))
             whole = stack.enter_context(self.model.loaded()).requires_grad_(False)
             learning = self._install(whole, solved)
-            student = Student(self.model, whole, teacher_logits)
+            student = Student(self.model, whole, signal)
 
             def stored() -> dict[str, QuantizedWeight]:
                 return {name: each.quantized(_position(whole, name)).to("cpu") for name, each in learning.items()}

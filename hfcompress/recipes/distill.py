@@ -47,6 +47,11 @@ class Distill(Training):
         init (`str`, *optional*, defaults to `"sliced"`): how a student of other sizes begins: `"sliced"`, as the leading rows
             and columns of evenly spread blocks of the original, or `"random"`, as transformers begins a new model.
         loss_weight (`float`, *optional*, defaults to 1.0): of `loss`; 0 with a `cross_entropy` trains on the text alone.
+        signal (`str`, *optional*, defaults to `"live"`): `"live"` (the original's whole distributions, its head in memory), or
+            from disk, written there once and read by any number of students: `"top_k"` (the most probable tokens of each
+            position, and the mass of the rest) or `"sampled"` (tokens drawn from it, for an unbiased forward KL).
+        signal_size (`int`, *optional*, defaults to 64): tokens that are kept for each position.
+        teacher_cache (`str`, *optional*): the folder for that; `hfcompress/teachers` in the Hub's home if left out.
         features (`float`, *optional*, defaults to 0.0): weight of the hidden states' distance from the original's.
         feature_loss (`str`, *optional*, defaults to `"mse"`): `"mse"`, `"cosine"`, `"relation"` or `"contrastive"`; see
             [`hfcompress.distillation.features.Features`].
@@ -68,6 +73,9 @@ class Distill(Training):
     student: str | Mapping[str, Any] | None = None
     init: Literal["sliced", "random"] = "sliced"
     loss_weight: float = 1.0
+    signal: Literal["live", "top_k", "sampled"] = "live"
+    signal_size: int = 64
+    teacher_cache: str | None = None
     features: float = 0.0
     feature_loss: FeatureLoss = "mse"
     feature_blocks: Mapping[int, int] | None = None
@@ -90,6 +98,22 @@ class Distill(Training):
             )
         if self.final_temperature is not None and not 0 < self.final_temperature < float("inf"):
             raise InvalidValueError(f"distill.final_temperature is {self.final_temperature}; it must be above 0.")
+        if self.signal_size < 1:
+            raise InvalidValueError(f"distill.signal_size is {self.signal_size}; it must be at least 1.")
+        if self.signal == "live" and self.teacher_cache is not None:
+            raise InvalidValueError("distill.teacher_cache is for signal=top_k or sampled; set one, or leave it out.")
+        if self.signal != "live" and (self.temperature, self.final_temperature) != (1.0, None):
+            raise InvalidValueError(
+                f"distill.signal={self.signal} keeps probabilities at temperature 1; leave temperature out, or take signal=live."
+            )
+        if self.signal != "live" and self.features:
+            raise InvalidValueError(
+                f"distill.signal={self.signal} keeps no hidden states; leave features out, or take signal=live."
+            )
+        if self.signal == "sampled" and self.loss != "forward_kl":
+            raise InvalidValueError(
+                f"distill.signal=sampled is for the forward KL; leave out loss={self.loss}, or take signal=top_k."
+            )
         if self.student is not None and not self.student:
             raise InvalidValueError(
                 "distill.student is empty; name a checkpoint, or fields such as {num_hidden_layers: 4}."

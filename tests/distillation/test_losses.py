@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from hfcompress.distillation.divergences import Divergence
 from hfcompress.distillation.losses import distillation_loss
+from hfcompress.distillation.signals import Live
 
 
 def data(positions: int = 7, hidden: int = 5, vocabulary: int = 11, seed: int = 0):
@@ -43,10 +44,10 @@ def test_loss_and_gradients_do_not_depend_on_the_chunks(positions, chunk, weight
     head.requires_grad_(head_learns)
     loss = distillation_loss(
         ours,
-        theirs,
+        {"hidden": theirs},
         targets,
         lambda hidden: hidden @ head.T,
-        lambda hidden: hidden @ teacher.T,
+        Live(lambda hidden: hidden @ teacher.T),
         weight,
         chunk,
         [head] if head_learns else [],
@@ -71,9 +72,9 @@ def test_other_divergences_do_not_depend_on_the_chunks_either(chunk):
     found = []
     for size in (7, chunk):
         ours, theirs, targets, head, teacher = data()
-        heads = (lambda hidden, w=head: hidden @ w.T, lambda hidden, w=teacher: hidden @ w.T)
+        heads = (lambda hidden, w=head: hidden @ w.T, Live(lambda hidden, w=teacher: hidden @ w.T))
         jsd = Divergence("jsd", 0.3, 2.0)
-        loss = distillation_loss(ours, theirs, targets, *heads, 0.1, size, [head], jsd)
+        loss = distillation_loss(ours, {"hidden": theirs}, targets, *heads, 0.1, size, [head], jsd)
         loss.backward()
         found.append((loss.detach(), ours.grad, head.grad))
     for whole_, chunked in zip(*found, strict=True):
@@ -83,6 +84,7 @@ def test_other_divergences_do_not_depend_on_the_chunks_either(chunk):
 def test_no_gradient_is_made_where_none_is_wanted():
     ours, theirs, targets, head, teacher = data()
     with torch.no_grad():
-        loss = distillation_loss(ours, theirs, targets, lambda h: h @ head.T, lambda h: h @ teacher.T, chunk=2)
+        signal = Live(lambda hidden: hidden @ teacher.T)
+        loss = distillation_loss(ours, {"hidden": theirs}, targets, lambda hidden: hidden @ head.T, signal, chunk=2)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(whole(ours, theirs, targets, head, teacher, 0).item(), rel=1e-5)

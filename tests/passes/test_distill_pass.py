@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
+from hfcompress.distillation import heard_rows
 from hfcompress.distillation.objective import Objective
+from hfcompress.distillation.signals import Live
 from hfcompress.distillation.trainer import Student, TaughtRows, collate, head_of
 from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, OutputError
 from hfcompress.formats.writer import partial_path
@@ -217,6 +219,56 @@ def test_the_budget_may_be_told_in_tokens(base, tmp_path):
     assert result.manifest["training"]["steps"] == 4  # of 96 tokens
 
 
+@pytest.mark.parametrize(
+    ("signal", "size", "off"), [("top_k", 10_000, 1e-3), ("top_k", 48, 0.1), ("sampled", 64, 0.1)]
+)
+def test_a_teacher_on_disk_teaches_as_the_live_one_does(base, tmp_path, signal, size, off):
+    live = run(base, tmp_path / "live", hfc.Distill(**LONGER, student={"every": 2})).manifest["training"]
+    kept = {"signal": signal, "signal_size": size, "teacher_cache": str(tmp_path / "teachers")}
+    run(base, tmp_path / "out", hfc.Distill(**LONGER, student={"every": 2}, **kept))
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:4].sort().values.numpy()
+    assert divergence(tmp_path / "out", base, IDS[chosen]) == pytest.approx(live["held_out_kl"], rel=0.02 + off)
+    told = Said()
+    run(base, tmp_path / "again", hfc.Distill(**LONGER, student={"every": 2}, **kept), progress=told)
+    assert weights(tmp_path / "again") == weights(tmp_path / "out")
+    assert any(note.startswith("what the teacher says is read from") for note in told.notes)
+
+
+def test_a_teacher_that_was_interrupted_is_asked_for_the_rest_alone(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(heard_rows, "SHARD_TOKENS", 4 * 24)
+    recipe = hfc.Distill(**QUICK, student={"every": 2}, signal="sampled", teacher_cache=str(tmp_path / "teachers"))
+    with pytest.raises(KeyboardInterrupt):
+        run(base, tmp_path / "out", recipe, progress=StopIn("distill: writing down what the teacher says, 4"))
+    [folder] = (tmp_path / "teachers").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert sorted(before) == [f"rows-{number:05d}.safetensors" for number in range(3)]
+    run(base, tmp_path / "out", recipe, resume=True)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(after) == 6  # five of rows, and the word that they are whole
+    assert before.items() <= after.items()
+    assert json.loads((folder / "teacher.json").read_text())["size"] == 64
+    other = tmp_path / "other"
+    run(
+        base,
+        tmp_path / "whole",
+        hfc.Distill(**QUICK, student={"every": 2}, signal="sampled", teacher_cache=str(other)),
+    )
+    assert weights(tmp_path / "whole") == weights(tmp_path / "out")
+    (folder / "rows-00001.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="is damaged; delete that folder"):
+        run(base, tmp_path / "damaged", recipe)
+
+
+class Said(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
 def test_text_alone_teaches_too_but_less(base, tmp_path):
     found = {}
     for name, weights in {"text": (0.0, 1.0), "teacher": (1.0, 0.0)}.items():
@@ -324,7 +376,7 @@ def test_the_gradient_of_every_weight_is_that_of_the_plain_model(name, tied, tmp
     teacher, streamed = (StreamedModel(Checkpoint.open(str(folder)), dtype=torch.float64) for folder in folders)
     rows = TaughtRows(ids, mask, teacher.forward_blocks(teacher.embed([Batch(ids, mask)]))[0].hidden)
     with head_of(teacher) as teacher_logits, streamed.loaded() as whole:
-        student = Student(streamed, whole.requires_grad_(), teacher_logits)
+        student = Student(streamed, whole.requires_grad_(), Live(teacher_logits))
         student.chunk = 5
         student.losses(collate([rows[index] for index in range(3)]), Objective())[0].backward()
         found = {name: parameter.grad.clone() for name, parameter in whole.named_parameters()}
@@ -385,6 +437,11 @@ def test_where_it_cannot_stand_is_told(base, tmp_path, recipe, said):
         ({"features": -1.0}, "distill.features is -1.0; it must be 0 or more."),
         ({"loss_weight": 0.0}, "distill has nothing to learn from"),
         ({"final_temperature": 0.0}, "distill.final_temperature is 0.0; it must be above 0."),
+        ({"signal_size": 0}, "distill.signal_size is 0; it must be at least 1."),
+        ({"teacher_cache": "x"}, "distill.teacher_cache is for signal=top_k or sampled; set one, or leave it out."),
+        ({"signal": "top_k", "temperature": 2.0}, "distill.signal=top_k keeps probabilities at temperature 1"),
+        ({"signal": "top_k", "features": 2.0}, "distill.signal=top_k keeps no hidden states; leave features out"),
+        ({"signal": "sampled", "loss": "jsd"}, "distill.signal=sampled is for the forward KL; leave out loss=jsd"),
         ({"student": {}}, "distill.student is empty; name a checkpoint"),
         ({"student": 3}, "distill.student is 3; it must be"),
         ({"init": "random"}, "distill.init is for a distill.student that is told by its sizes"),

@@ -1,0 +1,153 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A teacher's distributions on disk: written once, heard by any number of students.
+
+A folder named after all that they depend on (the teacher's weights and revision, its tokenizer, the tokens, what is kept)
+holds shards of whole rows, each written whole or not at all, so that a run that was stopped goes on where it was. It
+counts only once `teacher.json` is there.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from hfcompress.calibration.tokens import Tokens
+from hfcompress.distillation.signals import CACHED
+from hfcompress.errors import CheckpointError
+from hfcompress.formats.writer import disk_errors, write_json
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.streaming import StreamedModel
+from hfcompress.progress import Progress
+
+
+SHARD_TOKENS = 4096
+POSITIONS = 512  # whose logits exist at a time
+DONE = "teacher.json"
+
+
+class HeardRows(Dataset):
+    """
+    Rows of tokens, and what is kept of the teacher's distributions there; a shard at a time in memory.
+
+    Args:
+        folder (`Path`): holds any number of teachers.
+        teacher (`Checkpoint`): the teacher.
+        tokens (`Tokens`): the rows.
+        kind (`str`): of [`hfcompress.distillation.signals.CACHED`].
+        size (`int`): tokens kept for each position.
+        dtype (`torch.dtype`): of the teacher's arithmetic.
+        seed (`int`): of what is drawn.
+    """
+
+    def __init__(
+        self, folder: Path, teacher: Checkpoint, tokens: Tokens, kind: str, size: int, dtype: torch.dtype, seed: int
+    ):
+        batch = tokens.batch()
+        self.input_ids, self.mask, self.kind, self.size, self.seed = batch.input_ids, batch.mask, kind, size, seed
+        self.per_shard = max(1, SHARD_TOKENS // self.input_ids.shape[1])
+        self.key = {
+            "teacher": teacher.sha256,
+            "revision": teacher.revision,
+            "tokenizer": _tokenizer_hash(teacher),
+            "tokens": tokens.sha256,
+            "dtype": str(dtype).removeprefix("torch."),
+            "kind": kind,
+            "size": size,
+            "seed": seed if kind == "sampled" else None,
+            "rows": len(self.input_ids),
+            "rows_per_shard": self.per_shard,
+        }
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
+        self.folder = folder / digest[:32]
+        self._open: tuple[int, dict[str, Tensor]] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there."""
+        try:
+            return json.loads((self.folder / DONE).read_text()) == self.key
+        except (ValueError, OSError):
+            return False
+
+    @property
+    def shards(self) -> list[slice]:
+        """The rows of each."""
+        starts = range(0, len(self.input_ids), self.per_shard)
+        return [slice(start, min(start + self.per_shard, len(self.input_ids))) for start in starts]
+
+    def fill(self, teacher: StreamedModel, tokens: Tokens, progress: Progress) -> None:
+        """Ask the teacher for what is missing; the model is streamed once, however much that is."""
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [number for number in range(len(self.shards)) if not self._path(number).exists()]
+        if missing:
+            streams = teacher.embed([tokens.batch(self.shards[number]) for number in missing])
+            streams = teacher.forward_blocks(streams)
+            with teacher.outside(head=True) as model:
+                for number, stream in zip(missing, streams, strict=True):
+                    progress.step(f"distill: writing down what the teacher says, {number + 1}", amount=0)
+                    generator = torch.Generator().manual_seed(self.seed + number)
+                    parts = [
+                        CACHED[self.kind].of(teacher.head_logits(model, hidden), self.size, generator)
+                        for hidden in stream.hidden.split(POSITIONS, 1)
+                    ]
+                    self._write(number, {name: torch.cat([p[name].cpu() for p in parts], 1) for name in parts[0]})
+        write_json(self.folder / DONE, self.key)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        number, place = divmod(index, self.per_shard)
+        if self._open is None or self._open[0] != number:
+            self._open = number, self._read(number)
+        told = {f"teacher_{name}": tensor[place] for name, tensor in self._open[1].items()}
+        row = {"input_ids": self.input_ids[index], **told}
+        return row if self.mask is None else {**row, "mask": self.mask[index]}
+
+    def split(self, rows: Tensor) -> "tuple[Subset, Subset]":
+        """Those that `rows` names (int64 `(n,)`), and the others."""
+        chosen: Sequence[int] = rows.sort().values.tolist()
+        return Subset(self, chosen), Subset(self, sorted(set(range(len(self))) - set(chosen)))
+
+    def _write(self, number: int, tensors: dict[str, Tensor]) -> None:
+        path = self._path(number)
+        with disk_errors(self.folder):
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+
+    def _read(self, number: int) -> dict[str, Tensor]:
+        try:
+            return load_file(self._path(number))
+        except Exception as error:
+            raise CheckpointError(f"The teacher cache {self.folder} is damaged; delete that folder.") from error
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"rows-{number:05d}.safetensors"
+
+
+def _tokenizer_hash(checkpoint: Checkpoint) -> str | None:
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is None:
+        return None
+    entries: Any = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
