@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hfcompress.compression import Result, compress
+    from hfcompress.distillation.trainer import DistillationConfig, DistillationTrainer
     from hfcompress.errors import HfcompressError
     from hfcompress.exporting import export
     from hfcompress.measuring import compare, evaluate
@@ -49,6 +50,8 @@ _WHERE = {
     "BitsAndBytes": "hfcompress.recipes",
     "Budget": "hfcompress.recipes",
     "Distill": "hfcompress.recipes",
+    "DistillationConfig": "hfcompress.distillation.trainer",
+    "DistillationTrainer": "hfcompress.distillation.trainer",
     "GPTQ": "hfcompress.recipes",
     "HfcompressError": "hfcompress.errors",
     "Job": "hfcompress.recipes",
@@ -77,6 +80,8 @@ __all__ = [
     "BitsAndBytes",
     "Budget",
     "Distill",
+    "DistillationConfig",
+    "DistillationTrainer",
     "HfcompressError",
     "Job",
     "KVCache",

@@ -12,381 +12,366 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-A `transformers.Trainer` for students whose teacher has already spoken.
+Distillation for scripts of one's own: `transformers.Trainer` with a teacher, for any causal language model.
 
-How it works: the teacher is streamed once, before the student is loaded, and only what its last block returned is kept,
-`hidden_size` numbers a token. The student runs up to the same place, and both go through the model's own head a few
-hundred positions at a time ([`distillation_loss`]). The loss is a sum over positions, divided by the number of
-positions of the whole optimizer step, so that it does not depend on how a step is divided.
+How it works: student and teacher run as they always do, through whatever they are wrapped in (DDP, FSDP), but their output
+heads are given no positions; what would have gone in is kept, and goes through both heads a few hundred predicted
+positions at a time ([`hfcompress.distillation.losses`]). So no `(rows, seq_len, vocabulary)` exists, and gradients are
+synchronized as they always are. The loss is divided by the number of predictions of the whole optimizer step on all
+processes, so it does not depend on how a step is divided.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hfcompress.calibration.tokens import Tokens
-from hfcompress.distillation.features import Features
+from hfcompress.distillation.divergences import MIXED, Divergence, Kind
+from hfcompress.distillation.features import Features, default_map
 from hfcompress.distillation.losses import distillation_loss
-from hfcompress.distillation.objective import Balance, Objective
-from hfcompress.distillation.signals import Live, Signal
-from hfcompress.models.streaming import Batch, StreamedModel
-from hfcompress.progress import Progress
+from hfcompress.distillation.objective import Balance, FeatureLoss, Objective
+from hfcompress.distillation.signals import CACHED, Live, Signal
+from hfcompress.distillation.taught_trainer import IGNORED, LOGIT_BYTES, TOLD, AfterSteps
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
 
 
-IGNORED = -100  # a label that is no target
-LOGIT_BYTES = 1 << 26  # of one chunk's logits in float32
-WARMUP = 0.1  # of the steps
-DEFAULT_CONTEXT = 2048
-EVALUATIONS = 8  # times that the held-out rows are looked at
-TEACHER_TOKENS = 4096  # that are streamed together
-TOLD, HIDDEN = "teacher_", "teacher_features"  # of a row's entries: the teacher's, and those that are no predictions
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+PROBE = 5  # tokens that a head is tried on
+ALIKE = 1e-3  # of the largest logit
+LARGEST_EXPONENT = 700.0
 
 
-class TaughtRows(Dataset):
+@dataclass
+class DistillationConfig(TrainingArguments):
     """
-    Rows of tokens, and what the teacher's last block made of them.
+    `TrainingArguments`, and what is learned from a teacher. The other arguments are those of the base class;
+    `metric_for_best_model` is the held-out KL unless something else is asked for.
 
     Args:
-        input_ids (`Tensor`): int64 `(rows, seq_len)`.
-        mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
-        hidden (`Tensor`): `(rows, seq_len, hidden_size)`.
-        features (`Tensor`, *optional*): what some of its other blocks made of them, `(rows, blocks, seq_len, hidden_size)`.
+        loss (`str`, *optional*, defaults to `"forward_kl"`): see [`hfcompress.distillation.divergences.Divergence`].
+        mix (`float`, *optional*): of the mixture in `"jsd"` (0.5 if left out) and the skew ones (0.1).
+        temperature (`float`, *optional*, defaults to 1.0): of both distributions.
+        final_temperature (`float`, *optional*): what it goes to in a straight line.
+        loss_weight (`float`, *optional*, defaults to 1.0): of the divergence.
+        cross_entropy (`float`, *optional*, defaults to 0.0): weight of the labels.
+        features (`float`, *optional*, defaults to 0.0): weight of the hidden states.
+        feature_loss (`str`, *optional*, defaults to `"mse"`): see [`hfcompress.distillation.features.Features`].
+        feature_blocks (`dict[int, int]`, *optional*): which of the teacher's blocks some of the student's are compared with.
+        balanced (`bool`, *optional*, defaults to `False`): measure the hidden states' part in units of the rest of the loss.
     """
 
-    def __init__(self, input_ids: Tensor, mask: Tensor | None, hidden: Tensor, features: Tensor | None = None):
-        self.input_ids, self.mask, self.hidden, self.features = input_ids, mask, hidden, features
+    loss: Kind = field(default="forward_kl", metadata={"help": "How far the distributions are apart."})
+    mix: float | None = field(default=None, metadata={"help": "Of the mixture in jsd and the skew divergences."})
+    temperature: float = field(default=1.0, metadata={"help": "Of both distributions."})
+    final_temperature: float | None = field(default=None, metadata={"help": "What the temperature goes to."})
+    loss_weight: float = field(default=1.0, metadata={"help": "Of the divergence."})
+    cross_entropy: float = field(default=0.0, metadata={"help": "Weight of the labels."})
+    features: float = field(default=0.0, metadata={"help": "Weight of the hidden states."})
+    feature_loss: FeatureLoss = field(default="mse", metadata={"help": "How hidden states are compared."})
+    feature_blocks: dict | None = field(default=None, metadata={"help": "Student's blocks -> teacher's, from 0."})
+    balanced: bool = field(default=False, metadata={"help": "Hidden states in units of the rest of the loss."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns that no forward takes."})
 
-    def __len__(self) -> int:
-        return len(self.input_ids)
+    def __post_init__(self):
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "kl", False
+        super().__post_init__()
+        if self.mix is not None and (self.loss not in MIXED or not 0 < self.mix < 1):
+            raise InvalidValueError(f"mix is {self.mix}; it is for {', '.join(MIXED)} and lies between 0 and 1.")
+        for name in ("temperature", "final_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InvalidValueError(f"{name} is {value}; it must be above 0.")
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = {"input_ids": self.input_ids[index], "teacher_hidden": self.hidden[index]}
-        others = {"mask": self.mask, HIDDEN: self.features}
-        return row | {key: value[index] for key, value in others.items() if value is not None}
-
-    def split(self, rows: Tensor) -> "tuple[TaughtRows, TaughtRows]":
-        """Those that `rows` names (int64 `(n,)`), and the others."""
-        chosen = torch.zeros(len(self), dtype=torch.bool)
-        chosen[rows] = True
-        parts = []
-        for which in (chosen, ~chosen):
-            mask, features = (None if each is None else each[which] for each in (self.mask, self.features))
-            parts.append(TaughtRows(self.input_ids[which], mask, self.hidden[which], features))
-        return parts[0], parts[1]
-
-
-class Rows(Protocol):
-    """Rows of tokens and what the teacher has said there."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Tensor]: ...
-
-
-def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch, with the tokens that have a predecessor as `labels`; padding and first tokens are no targets."""
-    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-    target = torch.ones_like(batch["input_ids"], dtype=torch.bool)
-    target[:, 0] = False
-    if "mask" in batch:
-        target &= batch["mask"]
-        target[:, 1:] &= batch["mask"][:, :-1]
-    return {**batch, "labels": batch["input_ids"].masked_fill(~target, IGNORED)}
-
-
-class Student(nn.Module):
-    """
-    A whole model as the trainer sees it.
-
-    Args:
-        streamed (`StreamedModel`): knows how blocks and head are called.
-        model (`nn.Module`): from its `loaded()`; what is to be trained requires a gradient, nothing else does.
-        signal (`Signal`, *optional*): the teacher; live, with the student's own head, if left out.
-        features (`Features`, *optional*): compares hidden states.
-        vocabulary (`int`, *optional*): how many ids it shares with the teacher, counted from 0; all if left out.
-    """
-
-    accepts_loss_kwargs = True  # so the trainer counts the labels of a whole optimizer step
-
-    def __init__(
-        self,
-        streamed: StreamedModel,
-        model: nn.Module,
-        signal: Signal | None = None,
-        features: Features | None = None,
-        vocabulary: int | None = None,
-    ):
-        super().__init__()
-        self.streamed, self.model, self.features, self.vocabulary = streamed, model, features, vocabulary
-        self.signal: Signal = signal or Live(self.logits)
-        config = streamed.skeleton.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-        self.chunk = max(1, min(LOGIT_BYTES // (4 * config.vocab_size), context))
-        self.head_parameters = self._of_the_head()
-
-    def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the last block returns: `(rows, seq_len, hidden_size)`."""
-        return self.streamed.final_hidden(self.model, Batch(input_ids, mask))
-
-    def _of_the_head(self) -> list[nn.Parameter]:
-        """What learns of that by which hidden states become logits."""
-        blocks = {
-            id(p)
-            for name in self.streamed.block_names
-            for p in self.streamed.skeleton.get_submodule(name).parameters()
-        }
-        outside = [p for p in self.model.parameters() if p.requires_grad and id(p) not in blocks]
-        if not outside:
-            return []
-        width = self.streamed.skeleton.config.get_text_config().hidden_size
-        with torch.enable_grad():
-            logits = self.logits(torch.ones(1, width, dtype=self.streamed.dtype, device=self.streamed.device))
-            reached = torch.autograd.grad(logits.sum(), outside, allow_unused=True)
-        return [p for p, gradient in zip(outside, reached, strict=True) if gradient is not None]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """From `(positions, hidden_size)` to `(positions, vocabulary)`."""
-        return self.streamed.head_logits(self.model, hidden[None])[0]
-
-    def shared_logits(self, hidden: Tensor) -> Tensor:
-        """[`Student.logits`] of the ids that it shares with the teacher."""
-        return self.logits(hidden)[:, : self.vocabulary]
-
-    def losses(
-        self, batch: dict[str, Tensor], objective: Objective, done: float = 0.0
-    ) -> tuple[Tensor, Tensor | None]:
-        """
-        What a batch from [`collate`] costs, as sums over its labels: by the predictions, the [`distillation_loss`]; and by
-        the hidden states, without their weight, where they count.
-        """
-        wanted = self.features.blocks if self.features is not None and objective.features else {}
-        stream = Batch(batch["input_ids"], batch.get("mask"))
-        *ours, hidden = self.streamed.hidden_states(self.model, stream, [*wanted, len(self.streamed) - 1])
-        labels = batch["labels"][:, 1:].to(hidden.device)
-        predicted = labels != IGNORED
-        told = {name.removeprefix(TOLD): t for name, t in batch.items() if name.startswith(TOLD) and name != HIDDEN}
-        said = distillation_loss(
-            hidden[:, :-1][predicted],
-            {name: tensor[:, :-1].to(hidden.device)[predicted] for name, tensor in told.items()},
-            labels[predicted],
-            self.shared_logits,
-            self.signal,
-            objective.cross_entropy,
-            self.chunk,
-            self.head_parameters,
-            objective.divergence_at(done),
-            objective.divergence_weight,
+    @property
+    def objective(self) -> Objective:
+        """What is trained for."""
+        return Objective(
+            divergence=Divergence(self.loss, self.mix, self.temperature),
+            divergence_weight=self.loss_weight,
+            cross_entropy=self.cross_entropy,
+            features=self.features,
+            feature_loss=self.feature_loss,
+            balanced=self.balanced,
+            final_temperature=self.final_temperature,
         )
-        if not wanted or self.features is None:
-            return said, None
-        theirs = batch[HIDDEN].to(hidden.device).unbind(1)
-        seen = [each[:, :-1] for each in ours], [each[:, :-1] for each in theirs]
-        return said, self.features(*seen, predicted)
+
+
+@dataclass
+class DistillationCollator:
+    """
+    Rows of different lengths, padded on the right: `input_ids`, with `attention_mask`, `labels` and what a cache knows of
+    a teacher (`teacher_...`) if the rows have them. Without labels every token with a predecessor is one.
+
+    Args:
+        pad_token_id (`int`, *optional*, defaults to 0): what stands in the padding.
+    """
+
+    pad_token_id: int = 0
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [{key: torch.as_tensor(value) for key, value in row.items()} for row in rows]
+        length = max(len(row["input_ids"]) for row in rows)
+        masks = [row.get("attention_mask", torch.ones_like(row["input_ids"])) for row in rows]
+        labels = [row.get("labels", row["input_ids"]).clone() for row in rows]
+        for label, mask in zip(labels, masks, strict=True):
+            label[mask == 0] = IGNORED
+            label[1:][mask[:-1] == 0] = IGNORED
+            label[0] = IGNORED
+        batch = {
+            "input_ids": _padded([row["input_ids"] for row in rows], length, self.pad_token_id),
+            "attention_mask": _padded(masks, length, 0),
+            "labels": _padded(labels, length, IGNORED),
+        }
+        told = [key for key in rows[0] if key.startswith(TOLD)]
+        return batch | {key: _padded([row[key] for row in rows], length, 0) for key in told}
+
+
+def _padded(tensors: list[Tensor], length: int, value: int) -> Tensor:
+    found = tensors[0].new_full((len(tensors), length, *tensors[0].shape[1:]), value)
+    for row, tensor in zip(found, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return found
+
+
+class Head:
+    """
+    From what a model's output head is given to its logits, with what some architectures do to them afterwards.
+
+    Args:
+        model (`PreTrainedModel`): the model; it may be one of peft.
+
+    Raises:
+        UnsupportedModelError: it makes its logits in another way.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        config = cast(Any, model).config.get_text_config()
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        self.width, self.vocabulary = config.hidden_size, config.vocab_size
+        self._try()
+
+    @property
+    def module(self) -> nn.Module:
+        """The output head."""
+        return cast(PreTrainedModel, self.model).get_output_embeddings()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """From `(positions, hidden_size)` to `(positions, vocabulary)`."""
+        logits = self.module(hidden) * self.factor
+        return logits if not self.cap else (logits / self.cap).tanh() * self.cap
 
     @torch.no_grad()
-    def divergence(self, rows: Rows, batch_size: int) -> float:
-        """The mean KL to the teacher over every predicted position of the rows, in nats."""
-        total, count = 0.0, 0
-        for start in range(0, len(rows), batch_size):
-            batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
-            total += self.losses(batch, Objective())[0].item()
-            count += int((batch["labels"] != IGNORED).sum())
-        return total / max(count, 1)
+    def _try(self) -> None:
+        module = self.module
+        if module is None:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} has no output head; give a causal language model."
+            )
+        ids = torch.arange(PROBE, device=cast(PreTrainedModel, self.model).device)[None] % self.vocabulary
+        training = self.model.training
+        self.model.eval()
+        try:
+            wanted = self.model(input_ids=ids, use_cache=False).logits[0]
+            hidden, _ = self.inputs(self.model, {"input_ids": ids}, [])
+            found = self(hidden[0])
+        finally:
+            self.model.train(training)
+        if (found - wanted).abs().max() > ALIKE * wanted.abs().max():
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} makes its logits in a way that is not known here; use the recipe distill."
+            )
+
+    def inputs(self, wrapped: nn.Module, batch: Mapping[str, Any], after: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """
+        What the head is given for a batch, `(rows, seq_len, hidden_size)`, and what some blocks return.
+
+        Args:
+            wrapped (`nn.Module`): the model, or what it is wrapped in.
+            batch (`Mapping`): `input_ids`, `attention_mask`, `position_ids`; what else there is, is left out.
+            after (`list[int]`): which blocks.
+        """
+        with self._emptied() as seen:
+            given = {key: batch[key] for key in INPUTS if batch.get(key) is not None}
+            output = wrapped(**given, use_cache=False, output_hidden_states=bool(after))
+        states = output.hidden_states if after else ()
+        return seen[0], [states[index + 1] for index in after]
+
+    @contextlib.contextmanager
+    def _emptied(self) -> Generator[list[Tensor]]:
+        """Within, the head is given no positions, and what it would have been given is kept."""
+        seen: list[Tensor] = []
+
+        def keep(module, args):
+            seen.append(args[0])
+            return (args[0][..., :0, :], *args[1:])
+
+        handle = self.module.register_forward_pre_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+
+@dataclass
+class _Heard:
+    """
+    A batch as student and teacher have it: at its predictions, `(positions, ...)`, what the student's head is given, what
+    is known of the teacher, and the tokens that follow; and for hidden states `(rows, seq_len - 1, ...)`, where they count.
+    """
+
+    hidden: Tensor
+    told: dict[str, Tensor]
+    targets: Tensor
+    predicted: Tensor
+    ours: list[Tensor]
+    theirs: list[Tensor]
 
 
 class DistillationTrainer(Trainer):
     """
     Args:
-        objective (`Objective`, *optional*): what it is trained for; the forward KL if left out.
-        kwargs: of `transformers.Trainer`.
+        model (`PreTrainedModel`): the student; one of peft is welcome.
+        teacher (`PreTrainedModel`, *optional*): the teacher, on its own devices or quantized as it may be. Left out where
+            the rows carry what a cache has kept of it.
+        signal (`str`, *optional*): what they carry then: `"top_k"` or `"sampled"`, as in [`hfcompress.Distill`].
+        args (`DistillationConfig`, *optional*): how it is trained.
+        kwargs: of `transformers.Trainer`; `data_collator` is a [`DistillationCollator`] if left out.
+
+    Raises:
+        InvalidValueError: there is no teacher, or two.
+        UnsupportedModelError: how a model makes its logits is not known.
     """
 
-    def __init__(self, *, objective: Objective | None = None, **kwargs):
-        super().__init__(data_collator=collate, **kwargs)
-        self.aim, self.balance = objective or Objective(), Balance()
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None = None,
+        *,
+        signal: str | None = None,
+        args: DistillationConfig | None = None,
+        **kwargs: Any,
+    ):
+        if (teacher is None) == (signal is None):
+            raise InvalidValueError("Give a teacher, or the signal that the rows carry of one: top_k or sampled.")
+        if signal is not None and signal not in CACHED:
+            raise InvalidValueError(f"signal is {signal!r}; it must be one of {', '.join(CACHED)}.")
+        args = args if args is not None else DistillationConfig(output_dir="distilled")
+        if signal is not None and args.features:
+            raise InvalidValueError(
+                "What a cache has kept holds no hidden states; give the teacher, or leave features out."
+            )
+        tokenizer = kwargs.get("processing_class")
+        kwargs.setdefault("data_collator", DistillationCollator(getattr(tokenizer, "pad_token_id", None) or 0))
+        super().__init__(model=model, args=args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that the labels of a whole optimizer step are counted
+        self.aim, self.balance = args.objective, Balance()
         self.add_callback(AfterSteps(lambda step: self.balance.step()))
-        self.remove_callback(PrinterCallback)
+        self.student_head = Head(model)
+        self.teacher_head: Head | None = None
+        self.signal: Signal
+        self.compared: dict[int, int] = {}
+        if teacher is None:
+            self.signal, self.vocabulary = CACHED[cast(str, signal)](), self.student_head.vocabulary
+        else:
+            self._take(teacher, args)
+        self._evaluated = torch.zeros(3, dtype=torch.float64)
+
+    def _take(self, teacher: nn.Module, args: DistillationConfig) -> None:
+        if not getattr(teacher, "hf_device_map", None) and not getattr(teacher, "is_quantized", False):
+            teacher = teacher.to(args.device)
+        teacher.eval().requires_grad_(False)
+        self.teacher_head = Head(teacher)
+        self.vocabulary = min(self.student_head.vocabulary, self.teacher_head.vocabulary)
+        self.signal = Live(self.teacher_head, self.vocabulary)
+        if not args.features:
+            return
+        blocks = [cast(Any, m).config.get_text_config().num_hidden_layers for m in (self.model, teacher)]
+        self.compared = args.feature_blocks or default_map(*blocks)
+        widths = self.student_head.width, self.teacher_head.width
+        if widths[0] != widths[1] and args.feature_loss != "relation":
+            raise InvalidValueError(
+                f"The hidden states are {widths[0]} and {widths[1]} wide; take feature_loss='relation', or the recipe "
+                "distill, which learns a map between them."
+            )
+        self.feature_loss = Features(args.feature_loss, self.compared, *widths, args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch: its sum over the labels of the whole optimizer step."""
-        if num_items_in_batch is None:
-            num_items_in_batch = (inputs["labels"] != IGNORED).sum()
-        said, hidden = model.losses(inputs, self.aim, self.state.global_step / max(1, self.state.max_steps))
-        loss = said
-        if hidden is not None:
+        heard = self._heard(model, inputs, self.compared)
+        loss = said = self._said(heard, self.aim)
+        if self.compared:
+            hidden = self.feature_loss(heard.ours, heard.theirs, heard.predicted)
             weight = self.aim.features * (self.balance.ratio if self.aim.balanced else 1.0)
-            self.balance.add(said.item(), hidden.item())
+            self.balance.add(*(self.accelerator.reduce(part.detach()).item() for part in (said, hidden)))
             loss = said + weight * hidden
-        loss = loss / num_items_in_batch
+        if num_items_in_batch is None:
+            loss = loss / max(1, len(heard.targets))
+        else:
+            loss = loss / num_items_in_batch
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # over which gradients are averaged
         return (loss, {}) if return_outputs else loss
 
-
-class BestIterate:
-    """
-    The best iterate so far by the held-out rows, as it would be stored.
-
-    Args:
-        student (`Student`): what is trained.
-        held_out (`TaughtRows`): rows that nothing is trained on.
-        batch_size (`int`): of them, that go through the student together.
-        stored (`Callable`): what would be stored now, in the CPU's memory.
-    """
-
-    def __init__(self, student: Student, held_out: Rows, batch_size: int, stored: Callable[[], dict[str, Any]]):
-        self.student, self.held_out, self.batch_size, self.stored = student, held_out, batch_size, stored
-        self.divergence, self.step = math.inf, 0
-        self.weights: dict[str, Any] = {}
-        self.history: list[tuple[int, float]] = []
-
-    def look(self, step: int) -> None:
-        """Take the present iterate if it is better."""
-        divergence = self.student.divergence(self.held_out, self.batch_size)
-        self.history.append((step, divergence))
-        if divergence < self.divergence or not self.weights:
-            self.divergence, self.step, self.weights = divergence, step, self.stored()
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What there is to report of it."""
-        return {
-            "held_out_kl_start": self.history[0][1],
-            "held_out_kl": self.divergence,
-            "best_step": self.step,
-            "history": self.history,
-        }
-
-
-class Settings(Protocol):
-    """What is asked of the step that trains."""
-
-    batch_size: int
-    accumulation: int
-    objective: Objective
-    seed: int
-
-
-def train(
-    name: str,
-    student: Student,
-    rows: Rows,
-    groups: list[dict[str, Any]],
-    settings: Settings,
-    steps: int,
-    best: BestIterate,
-    folder: Path,
-    units: int,
-    progress: Progress,
-) -> None:
-    """
-    Args:
-        name (`str`): of the step, for the progress.
-        student (`Student`): what learns.
-        rows (`TaughtRows`): from what.
-        groups (`list[dict]`): parameters and their learning rates, for AdamW.
-        settings (`Settings`): how.
-        steps (`int`): optimizer steps.
-        best (`BestIterate`): looks at the held-out rows a few times, at the start too.
-        folder (`Path`): a place that the trainer may make.
-        units (`int`): what all of it is worth in the progress.
-        progress (`Progress`): is told of every step.
-    """
-    schedule = Schedule(
-        steps=steps, batch_size=settings.batch_size, accumulation=settings.accumulation, seed=settings.seed
-    )
-    every = max(1, math.ceil(steps / EVALUATIONS))
-
-    def after(step: int) -> None:
-        if step % every == 0 or step == steps:
-            best.look(step)
-        progress.step(
-            f"{name}: step {step} of {steps}, held-out KL {best.divergence:.5f}",
-            step * units // steps - (step - 1) * units // steps,
+    def _heard(self, model: nn.Module, inputs: Mapping[str, Any], blocks: Mapping[int, int]) -> "_Heard":
+        """Student and teacher on a batch, up to their heads."""
+        hidden, ours = self.student_head.inputs(model, inputs, list(blocks))
+        targets = inputs["labels"][:, 1:]
+        predicted = targets != IGNORED
+        theirs: list[Tensor] = []
+        if self.teacher_head is None:
+            told = {name.removeprefix(TOLD): t for name, t in inputs.items() if name.startswith(TOLD)}
+        else:
+            with torch.no_grad():
+                said, theirs = self.teacher_head.inputs(self.teacher_head.model, inputs, list(blocks.values()))
+            told = {"hidden": said}
+        return _Heard(
+            hidden[:, :-1][predicted],
+            {name: tensor[:, :-1].to(hidden.device)[predicted] for name, tensor in told.items()},
+            targets[predicted],
+            predicted,
+            [each[:, :-1] for each in ours],
+            [each[:, :-1].to(hidden.device) for each in theirs],
         )
 
-    best.look(0)
-    trainer = DistillationTrainer(
-        objective=settings.objective,
-        model=student,
-        args=schedule.arguments(folder, student.streamed.device),
-        train_dataset=rows,
-        optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None),
-        callbacks=[AfterSteps(after)],
-    )
-    trainer.train()
-
-
-@torch.no_grad()
-def teach(teacher: StreamedModel, tokens: Tokens, blocks: Sequence[int] = ()) -> TaughtRows:
-    """What the teacher's last block makes of the rows, and if asked for what other `blocks` make of them."""
-    batch, length = tokens.batch(slice(None)), tokens.input_ids.shape[1]
-    streams, kept = teacher.embed(batch.split(max(1, TEACHER_TOKENS // length))), {}
-    for index in range(len(teacher)):
-        with teacher.block(index) as block:
-            streams = [stream.advanced(teacher.call(block, index, stream)) for stream in streams]
-        if index in blocks:
-            kept[index] = torch.cat([stream.hidden.cpu() for stream in streams])
-    features = torch.stack([kept[index] for index in blocks], 1) if blocks else None
-    return TaughtRows(batch.input_ids, batch.mask, torch.cat([stream.hidden.cpu() for stream in streams]), features)
-
-
-@contextlib.contextmanager
-def head_of(model: StreamedModel) -> Generator[Callable[[Tensor], Tensor]]:
-    """From what the last block of a model returns, `(positions, hidden_size)`, to its logits; of the weights beside it."""
-    with model.outside(head=True) as outside:
-        yield lambda hidden: model.head_logits(outside, hidden[None])[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """
-    Args:
-        steps (`int`): optimizer steps.
-        batch_size (`int`): rows per step.
-        accumulation (`int`): parts that a step's rows go through the model in.
-        seed (`int`): of the order of the rows.
-    """
-
-    steps: int
-    batch_size: int
-    accumulation: int
-    seed: int
-
-    def arguments(self, folder: Path, device: torch.device) -> TrainingArguments:
-        """For a trainer that is silent, writes nothing and stays on one device; `folder` is a place it may make."""
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            max_steps=self.steps,
-            per_device_train_batch_size=self.batch_size // self.accumulation,
-            gradient_accumulation_steps=self.accumulation,
-            lr_scheduler_type="cosine",
-            warmup_steps=int(WARMUP * self.steps),
-            seed=self.seed,
-            use_cpu=device.type == "cpu",
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            report_to="none",
-            logging_strategy="no",
-            save_strategy="no",
-            eval_strategy="no",
+    def _said(self, heard: "_Heard", aim: Objective) -> Tensor:
+        """What the predictions cost: a sum."""
+        return distillation_loss(
+            heard.hidden,
+            heard.told,
+            heard.targets,
+            lambda part: self.student_head(part)[:, : self.vocabulary],
+            self.signal,
+            aim.cross_entropy,
+            max(1, LOGIT_BYTES // (4 * self.student_head.vocabulary)),
+            [parameter for parameter in self.student_head.module.parameters() if parameter.requires_grad],
+            aim.divergence_at(self.state.global_step / max(1, self.state.max_steps)),
+            aim.divergence_weight,
         )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # it would copy the model to every GPU that it sees
-        return arguments
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The forward KL and the cross-entropy of a batch, added to those of the evaluation."""
+        with torch.no_grad():
+            heard = self._heard(model, self._prepare_inputs(inputs), {})
+            kl = self._said(heard, Objective())
+            nll = self._said(heard, Objective(divergence_weight=0.0, cross_entropy=1.0))
+        count = len(heard.targets)
+        self._evaluated += torch.tensor([kl.item(), nll.item(), count], dtype=torch.float64)
+        return kl / max(1, count), None, None
 
-class AfterSteps(TrainerCallback):
-    """Calls `function(step)` after every optimizer step."""
-
-    def __init__(self, function: Callable[[int], None]):
-        self.function = function
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.function(state.global_step)
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """The evaluation, with `kl` (to the teacher, in nats) and `perplexity` over all predictions of all processes."""
+        self._evaluated = torch.zeros(3, dtype=torch.float64)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums = cast(Tensor, self.accelerator.reduce(self._evaluated.to(self.accelerator.device, torch.float32)))
+        kl, nll, count = sums.tolist()
+        measured = {"kl": kl / max(1, count), "perplexity": math.exp(min(nll / max(1, count), LARGEST_EXPONENT))}
+        named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})

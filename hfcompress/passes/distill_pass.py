@@ -34,7 +34,7 @@ from hfcompress.distillation.features import Features, default_map
 from hfcompress.distillation.heard_rows import HeardRows
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.signals import CACHED, Live, Signal
-from hfcompress.distillation.trainer import BestIterate, Student, TaughtRows, head_of, teach, train
+from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtRows, head_of, teach, train
 from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.manifest import read_manifest

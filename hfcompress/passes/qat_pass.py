@@ -38,7 +38,7 @@ from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.signals import Live
-from hfcompress.distillation.trainer import BestIterate, Student, TaughtRows, head_of, teach, train
+from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtRows, head_of, teach, train
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
 from hfcompress.formats.writer import CheckpointWriter

@@ -11,128 +11,258 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Law 7: the loss does not depend on accumulation, on chunks or on padding. And the trainer is silent."""
+"""The public trainer: the loss of the definition however a step is divided, checkpoints that load, evaluation by KL."""
 
-import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Gemma2Config, GraniteConfig
 
-from hfcompress.distillation.objective import Objective
-from hfcompress.distillation.trainer import DistillationTrainer, Schedule, Student, TaughtRows, collate
-from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
-
-
-CPU = torch.device("cpu")
-ROWS, LENGTH = 8, 12
+import hfcompress as hfc
+from hfcompress.distillation.signals import Largest
+from hfcompress.distillation.trainer import DistillationCollator, Head
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
 
 
-def taught(model: StreamedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> TaughtRows:
-    """Rows and what the model itself makes of them."""
-    [stream] = model.forward_blocks(model.embed([Batch(ids, mask)]))
-    return TaughtRows(ids, mask, stream.hidden)
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+OTHERS = {
+    "gemma2": lambda: Gemma2Config(
+        **SMALL, num_key_value_heads=2, head_dim=8, final_logit_softcapping=5.0, pad_token_id=0
+    ),
+    "granite": lambda: GraniteConfig(**SMALL, num_key_value_heads=2, logits_scaling=4.0, pad_token_id=0),
+}
 
 
-def ragged_mask() -> torch.Tensor:
-    """Right padding of different lengths, so that micro-batches hold different numbers of tokens."""
-    lengths = torch.tensor([12, 3, 7, 12, 2, 9, 5, 12])
-    return torch.arange(LENGTH) < lengths[:, None]
+def pair(name: str = "llama"):
+    """A student and its teacher, which differ."""
+    config = (CONFIGS | OTHERS)[name]()
+    for key in vars(config):
+        if key.endswith(("dropout", "pdrop")):  # the trainer leaves it on, as transformers does
+            setattr(config, key, 0.0)
+    student, teacher = make_model(config), make_model(config)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return student, teacher
 
 
-@contextlib.contextmanager
-def student_of(name: str = "llama"):
-    """A student whose linears have been shaken, and its teacher's rows."""
-    dense = make_model(CONFIGS[name]())
-    model = StreamedModel(Checkpoint.open(dense))
-    with model.loaded() as whole:
-        whole.requires_grad_(False)
-        generator = torch.Generator().manual_seed(0)
-        for key, parameter in whole.named_parameters():
-            if "mlp" in key and parameter.ndim == 2:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-                parameter.requires_grad_()
-        yield model, Student(model, whole)
+def rows(count: int = 8, ragged: bool = True) -> list[dict]:
+    ids = token_ids(count, 12).tolist()
+    return [{"input_ids": row[: 12 - (3 * number) % 10] if ragged else row} for number, row in enumerate(ids)]
 
 
-def gradients_after_a_step(accumulation: int, chunk: int, folder, capfd) -> tuple[dict[str, torch.Tensor], float]:
-    model = StreamedModel(Checkpoint.open(make_model(CONFIGS["llama"]())))
-    ids = torch.from_numpy(token_ids(ROWS, LENGTH))
-    rows = taught(model, ids, ragged_mask())
-    with student_of() as (_, student):
-        student.chunk = chunk
-        trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
-        before = {n: p.detach().clone() for n, p in trained.items()}
-        schedule = Schedule(steps=1, batch_size=ROWS, accumulation=accumulation, seed=0)
-        arguments = schedule.arguments(folder, CPU)
-        arguments.max_grad_norm = 0.0
-        trainer = DistillationTrainer(
-            model=student,
-            args=arguments,
-            train_dataset=rows,
-            optimizers=(torch.optim.SGD(trained.values(), lr=1.0), None),
-        )
-        trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
-        result = trainer.train()
-        out, _ = capfd.readouterr()
-        assert out == ""
-        return {n: before[n] - p.detach() for n, p in trained.items()}, result.training_loss
+def config(folder, **settings) -> hfc.DistillationConfig:
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "use_cpu": True, "logging_steps": 1}
+    return hfc.DistillationConfig(
+        output_dir=str(folder), **{**quiet, "max_steps": 1, "per_device_train_batch_size": 8, **settings}
+    )
 
 
-def test_a_step_is_the_same_however_it_is_divided(capfd, tmp_path):
-    whole, loss = gradients_after_a_step(1, 512, tmp_path, capfd)
-    assert loss > 0.01
-    for accumulation, chunk in ((8, 512), (2, 5), (4, 1)):
-        divided, other = gradients_after_a_step(accumulation, chunk, tmp_path, capfd)
-        assert other == pytest.approx(loss, rel=1e-4)
-        for name, gradient in whole.items():
-            assert torch.allclose(divided[name], gradient, rtol=1e-3, atol=1e-6), name
+def trained(folder, name="llama", data=None, **settings):
+    """After one step of plain descent with rate 1: so the weights have moved by the gradient."""
+    student, teacher = pair(name)
+    before = {key: value.detach().clone() for key, value in student.named_parameters()}
+    optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
+    trainer = hfc.DistillationTrainer(
+        student,
+        teacher,
+        args=config(folder, max_grad_norm=0.0, **settings),
+        train_dataset=data or rows(),
+        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)),
+    )
+    loss = trainer.train().training_loss
+    return {key: before[key] - value.detach() for key, value in student.named_parameters()}, loss
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "qwen3-mixed"])
-def test_the_loss_is_what_the_whole_model_gives(name):
-    teacher = make_model(CONFIGS[name]()).double()
-    ids = torch.from_numpy(token_ids(3, LENGTH))
-    mask = ragged_mask()[:3]
-    with student_of(name) as (_, student):
-        dense = StreamedModel(Checkpoint.open(make_model(CONFIGS[name]())))
-        batch = collate([taught(dense, ids, mask)[index] for index in range(3)])
-        found, _ = student.losses(batch, Objective(cross_entropy=0.25))
-        changed = make_model(CONFIGS[name]()).double()
-        changed.load_state_dict({k: v.double() for k, v in student.model.state_dict().items()}, strict=False)
+def defined(name: str, data, temperature: float = 1.0, cross_entropy: float = 0.0):
+    """The mean over all predictions, in float64, row by row without padding; and its gradients."""
+    student, teacher = (model.double() for model in pair(name))
+    total, count = 0.0, 0
+    for row in data:
+        ids = torch.tensor(row["input_ids"])[None]
+        if ids.shape[1] < 2:
+            continue
         with torch.no_grad():
-            p, q = (
-                torch.log_softmax(m(input_ids=ids, attention_mask=mask.long()).logits, -1) for m in (teacher, changed)
-            )
-        expected = 0.0
-        for row in range(3):
-            for position in range(int(mask[row].sum()) - 1):
-                kl = (p[row, position].exp() * (p[row, position] - q[row, position])).sum()
-                expected += kl - 0.25 * q[row, position, ids[row, position + 1]]
-    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+            theirs = teacher(ids).logits[0, :-1]
+        ours = student(ids).logits[0, :-1]
+        p, q = ((logits / temperature).log_softmax(-1) for logits in (theirs, ours))
+        total = total + temperature**2 * (p.exp() * (p - q)).sum()
+        if cross_entropy:
+            total = total + cross_entropy * torch.nn.functional.cross_entropy(ours, ids[0, 1:], reduction="sum")
+        count += ids.shape[1] - 1
+    loss = total / count
+    loss.backward()
+    return {key: value.grad for key, value in student.named_parameters()}, loss.item()
 
 
-def test_padding_changes_neither_loss_nor_gradients():
-    dense = StreamedModel(Checkpoint.open(make_model(CONFIGS["llama"]())))
-    ids = torch.from_numpy(token_ids(2, 8))
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gemma3", *OTHERS])
+def test_loss_and_gradients_are_those_of_the_definition(name, tmp_path):
+    wanted, loss = defined(name, rows(), temperature=2.0, cross_entropy=0.3)
+    found, other = trained(tmp_path, name, temperature=2.0, cross_entropy=0.3)
+    assert other == pytest.approx(loss, rel=1e-4)
+    for key, gradient in wanted.items():
+        gradient = torch.zeros_like(found[key]) if gradient is None else gradient.float()
+        torch.testing.assert_close(
+            found[key], gradient, rtol=2e-3, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_accumulation_changes_nothing(tmp_path):
+    whole, loss = trained(tmp_path, features=0.5, balanced=True)
+    parts, other = trained(
+        tmp_path, features=0.5, balanced=True, per_device_train_batch_size=1, gradient_accumulation_steps=8
+    )
+    assert other == pytest.approx(loss, rel=1e-4)
+    for key, gradient in whole.items():
+        torch.testing.assert_close(parts[key], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_are_packed_cost_what_padded_ones_do(tmp_path):
+    data = [row for row in rows(4) if len(row["input_ids"]) > 1]
+    student, teacher = pair()
+    trainer = hfc.DistillationTrainer(student, teacher, args=config(tmp_path), train_dataset=data)
+    padded = DistillationCollator()(data)
+    ids = torch.cat([torch.tensor(row["input_ids"]) for row in data])[None]
+    places = torch.cat([torch.arange(len(row["input_ids"])) for row in data])[None]
+    packed = {"input_ids": ids, "position_ids": places, "labels": ids.masked_fill(places == 0, -100)}
     found = []
-    for padded in (False, True):
-        rows, mask = ids, None
-        if padded:
-            rows = torch.cat([ids, torch.zeros(2, 5, dtype=torch.long)], 1)
-            mask = (torch.arange(13) < 8).expand(2, -1)
-        with student_of() as (_, student):
-            taught_rows = taught(dense, rows, mask)
-            loss, _ = student.losses(collate([taught_rows[0], taught_rows[1]]), Objective())
-            loss.backward()
-            found.append((loss.item(), [p.grad.clone() for p in student.parameters() if p.requires_grad]))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for batch in (padded, packed):
+        student.zero_grad()
+        loss = trainer.compute_loss(student, batch)
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in student.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
     for one, other in zip(found[0][1], found[1][1], strict=True):
-        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_labels_are_tokens_with_a_predecessor():
-    rows = TaughtRows(torch.tensor([[5, 6, 7, 8]]), torch.tensor([[False, True, True, False]]), torch.zeros(1, 4, 2))
-    assert collate([rows[0]])["labels"].tolist() == [[-100, -100, 7, -100]]
-    assert collate([TaughtRows(rows.input_ids, None, rows.hidden)[0]])["labels"].tolist() == [[-100, 6, 7, 8]]
+TWO = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from accelerate import PartialState
+from test_trainer import trained
+from safetensors.torch import save_file
+moved, loss = trained(Path({folder!r}), per_device_train_batch_size=4, features=0.5, balanced=True)
+if PartialState().is_main_process:
+    save_file({{key: value.contiguous() for key, value in moved.items()}}, {folder!r} + "/moved.safetensors")
+"""
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """DDP over gloo: gradients are those of all rows, though the processes have different numbers of predictions."""
+    code = TWO.format(tests=str(ROOT / "tests"), here=str(ROOT / "tests" / "distillation"), folder=str(tmp_path))
+    (tmp_path / "two.py").write_text(code)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "two.py")], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = load_file(tmp_path / "moved.safetensors")
+    one, _ = trained(tmp_path / "one", features=0.5, balanced=True)
+    for key, value in two.items():
+        torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_it_is_measured_stopped_kept_and_taken_up_again(tmp_path):
+    """By the held-out KL: the best checkpoint is what remains, an ordinary one; and an interrupted run goes on."""
+    held_out = rows(5)
+    settings = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "max_steps": 8,
+        "learning_rate": 5e-3,
+        "load_best_model_at_end": True,
+        "per_device_eval_batch_size": 2,
+    }
+
+    def trainer(folder, **more):
+        student, teacher = pair()
+        return hfc.DistillationTrainer(
+            student,
+            teacher,
+            args=config(folder, **{**settings, **more}),
+            train_dataset=rows(),
+            eval_dataset=held_out,
+            callbacks=[EarlyStoppingCallback(early_stopping_patience=8)],
+        )
+
+    first = trainer(tmp_path / "first")
+    _, before = defined("llama", held_out)
+    measured = first.evaluate()
+    assert measured["eval_kl"] == pytest.approx(before, rel=1e-4)
+    first.train()
+    kls = [entry["eval_kl"] for entry in first.state.log_history if "eval_kl" in entry]
+    assert len(kls) == 4
+    assert min(kls) < 0.7 * before
+    assert first.evaluate()["eval_kl"] == pytest.approx(min(kls), rel=1e-4)
+    first.save_model(str(tmp_path / "out"))
+    with torch.no_grad():
+        ids = torch.from_numpy(token_ids(2, 8))
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert torch.equal(plain(ids).logits, first.model(ids).logits)
+    again = trainer(tmp_path / "first")
+    again.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
+    assert [e["eval_kl"] for e in again.state.log_history if "eval_kl" in e][-4:] == pytest.approx(kls, rel=1e-4)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_rows_may_carry_what_a_cache_has_kept(tmp_path):
+    student, teacher = pair()
+    data = rows()
+    with torch.no_grad():
+        told = [
+            Largest.of(teacher(torch.tensor(row["input_ids"])[None]).logits[0], 128, torch.Generator()) for row in data
+        ]
+    kept = [
+        row | {f"teacher_{name}": value for name, value in each.items()} for row, each in zip(data, told, strict=True)
+    ]
+    trainer = hfc.DistillationTrainer(student, signal="top_k", args=config(tmp_path), train_dataset=kept)
+    _, loss = defined("llama", data)
+    assert trainer.train().training_loss == pytest.approx(loss, rel=1e-3)
+
+
+def test_what_cannot_be_is_told(tmp_path):
+    student, teacher = pair()
+    with pytest.raises(InvalidValueError, match="Give a teacher, or the signal that the rows carry of one"):
+        hfc.DistillationTrainer(student, args=config(tmp_path))
+    with pytest.raises(InvalidValueError, match="signal is 'topk'; it must be one of top_k, sampled"):
+        hfc.DistillationTrainer(student, signal="topk", args=config(tmp_path))
+    with pytest.raises(InvalidValueError, match="holds no hidden states; give the teacher, or leave features out"):
+        hfc.DistillationTrainer(student, signal="top_k", args=config(tmp_path, features=1.0))
+    with pytest.raises(InvalidValueError, match=r"mix is 0\.3; it is for jsd"):
+        config(tmp_path, mix=0.3)
+    with pytest.raises(InvalidValueError, match="temperature is 0; it must be above 0"):
+        config(tmp_path, temperature=0)
+    narrow = CONFIGS["llama"]()
+    narrow.hidden_size = 32
+    with pytest.raises(InvalidValueError, match="The hidden states are 32 and 64 wide; take feature_loss='relation'"):
+        hfc.DistillationTrainer(make_model(narrow), teacher, args=config(tmp_path, features=1.0))
+
+
+def test_logits_that_are_made_in_an_unknown_way_are_refused():
+    model = make_model(CONFIGS["llama"]())
+    model.lm_head.register_forward_hook(
+        lambda module, args, output: output.clamp(-0.1, 0.1) if output.shape[1] else output
+    )
+    head = model.get_output_embeddings()
+    assert head is model.lm_head
+    model.register_forward_hook(lambda module, args, output: setattr(output, "logits", output.logits + 1))
+    with pytest.raises(UnsupportedModelError, match="makes its logits in a way that is not known here"):
+        Head(model)

@@ -27,7 +27,7 @@ import hfcompress as hfc
 from hfcompress.distillation import heard_rows
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.signals import Live
-from hfcompress.distillation.trainer import Student, TaughtRows, collate, head_of
+from hfcompress.distillation.taught_trainer import Student, TaughtRows, collate, head_of
 from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, OutputError
 from hfcompress.formats.writer import partial_path
 from hfcompress.models.checkpoint import Checkpoint
