@@ -376,8 +376,11 @@ def _trained(ready: Prepared, journal: Journal) -> dict[str, Any] | None:
 
 
 def _student(ready: Prepared, job: Job) -> dict[str, Any]:
-    """Which student was trained, if it was given."""
-    return {"student": described_base(ready.source)} if has_student(job) else {}
+    """Which student was trained, now or in an earlier stage, if it was given."""
+    if has_student(job):
+        return {"student": described_base(ready.source)}
+    before = None if ready.source is ready.checkpoint else read_manifest(ready.source.folder).get("student")
+    return {} if before is None else {"student": before}
 
 
 def _pruned(ready: Prepared) -> dict[str, Any]:

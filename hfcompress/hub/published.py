@@ -37,6 +37,15 @@ def published(manifest: dict[str, Any], report: dict[str, Any]) -> tuple[dict[st
     whole = base["model"]
     if base.get("kind") == FOLDER:
         base["model"] = Path(whole).name
+    student = manifest.get("student", {})
+    if student.get("kind") == FOLDER:
+        student["model"] = Path(student["model"]).name
+    for step in manifest["recipe"]["recipe"]:
+        settings = step.get("distill", {})
+        if "teacher_cache" in settings:
+            settings["teacher_cache"] = Path(settings["teacher_cache"]).name
+        if isinstance(settings.get("student"), str) and student.get("kind") == FOLDER:
+            settings["student"] = Path(settings["student"]).name
     sections = [manifest["calibration"], *(manifest["recipe"].get(key) for key in ("calibration", "evaluation"))]
     sections += [report.get("how"), *(found.get("how") for found in report.values() if isinstance(found, dict))]
     for section in sections:
@@ -44,8 +53,9 @@ def published(manifest: dict[str, Any], report: dict[str, Any]) -> tuple[dict[st
             continue
         if isinstance(section.get("data"), str):
             section["data"] = _name(section["data"])
-        if section.get("baseline") == whole:
-            section["baseline"] = base["model"]
+        for key, said in section.items():
+            if isinstance(said, str):  # the baseline, and sentences that name it
+                section[key] = said.replace(whole, base["model"])
         if isinstance(section.get("tasks"), list):
             section["tasks"] = [_name(task) for task in section["tasks"]]
     if "scores" in report.get("tasks", {}):

@@ -173,6 +173,40 @@ def test_run_pushes_and_the_repo_is_a_recipe(shell, hub, tmp_path):
     shell("run", "user/nothing", "--output", tmp_path / "none", expect=USER_ERROR)
 
 
+ROAD = """
+recipe:
+  - prune: {depth: 0.3, criterion: influence, rows: 2}
+  - distill: {steps: 4, batch_size: 2, held_out: 2, learning_rate: 1.0e-3, signal: top_k, teacher_cache: CACHE}
+  - gptq: {bits: 4, group_size: 32, damping: 0.03, shift: 1.0, curvature: true, refine: 1}
+evaluation: {gate: {top1_agreement: 0.0}}
+"""
+
+
+def test_the_whole_road_in_one_command(shell, hub, tmp_path):
+    """Blocks out, distilled, four bits, measured, gated, reloaded and pushed; and then it loads from the Hub."""
+    import numpy as np
+
+    make_model(CONFIGS["llama"](), torch.bfloat16).save_pretrained(tmp_path / "base")
+    np.save(tmp_path / "ids.npy", token_ids(8, 32))
+    (tmp_path / "road.yaml").write_text(ROAD.replace("CACHE", str(tmp_path / "teachers")))
+    shell(
+        *("run", tmp_path / "road.yaml", "--model", tmp_path / "base", "--output", tmp_path / "out"),
+        *("--calibration", tmp_path / "ids.npy", "--eval-data", tmp_path / "ids.npy", "--push-to-hub", "user/w4"),
+    )
+    files = hub.repos["user/w4"].files()
+    for path, content in files.items():
+        assert str(tmp_path).encode() not in content, path
+    manifest = json.loads(files["hfcompress.json"])
+    assert [name for step in manifest["recipe"]["recipe"] for name in step] == ["prune", "distill", "gptq"]
+    assert manifest["pruning"]["blocks"] == {"before": 3, "after": 2}
+    assert manifest["training"]["step"] == "distill"
+    assert json.loads(files["eval_results.json"])["kl_mean"] > 0
+    said = json.loads(shell(json.dumps(token_ids(1, 16).tolist()), code=LOAD).splitlines()[0])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(torch.tensor(said), model(torch.from_numpy(token_ids(1, 16))).logits[0, -1])
+
+
 def test_a_gate_keeps_a_bad_result_here(shell, hub, folder, tmp_path):
     said = shell(
         *("run", "w4a16-fast", "--set", "rtn.bits=2", "--set", "evaluation.gate={kl_mean: 0.1, top1_agreement: 0.9}"),

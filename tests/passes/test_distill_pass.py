@@ -30,6 +30,7 @@ from hfcompress.distillation.signals import Live
 from hfcompress.distillation.taught_trainer import Student, TaughtRows, collate, head_of
 from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, OutputError
 from hfcompress.formats.writer import partial_path
+from hfcompress.hub.published import published
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.tiny import tiny_folder
@@ -307,6 +308,8 @@ def test_another_checkpoint_whose_vocabulary_is_padded_otherwise(base, tmp_path)
     record = result.manifest["training"]
     assert record["held_out_kl"] < 0.9 * record["held_out_kl_start"]
     assert result.manifest["student"]["model"] == str(tmp_path / "student")
+    told, _ = published(result.manifest, {})
+    assert str(tmp_path) not in json.dumps([told["student"], told["recipe"]])
     with torch.no_grad():
         models = [
             AutoModelForCausalLM.from_pretrained(f, dtype=torch.float64) for f in (tmp_path / "base", tmp_path / "out")
