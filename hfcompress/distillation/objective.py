@@ -60,15 +60,17 @@ class Balance:
 
     def __init__(self):
         self.means: tuple[float, float] | None = None
-        self.sums = [0.0, 0.0]
+        self.sums, self.step = [0.0, 0.0], 0
 
-    def add(self, main: float, other: float) -> None:
-        """A part of a step."""
+    def add(self, step: int, main: float, other: float) -> None:
+        """A part of a step; the one before is whole when the next one begins."""
+        if step != self.step:
+            self._close()
+            self.step = step
         self.sums[0] += main
         self.sums[1] += other
 
-    def step(self) -> None:
-        """The step is whole."""
+    def _close(self) -> None:
         main, other = self.sums
         self.sums = [0.0, 0.0]
         if self.means is not None:

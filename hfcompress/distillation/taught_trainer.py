@@ -212,7 +212,6 @@ class TaughtTrainer(Trainer):
     def __init__(self, *, objective: Objective | None = None, **kwargs):
         super().__init__(data_collator=collate, **kwargs)
         self.aim, self.balance = objective or Objective(), Balance()
-        self.add_callback(AfterSteps(lambda step: self.balance.step()))
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -222,8 +221,8 @@ class TaughtTrainer(Trainer):
         said, hidden = model.losses(inputs, self.aim, self.state.global_step / max(1, self.state.max_steps))
         loss = said
         if hidden is not None:
+            self.balance.add(self.state.global_step, said.item(), hidden.item())
             weight = self.aim.features * (self.balance.ratio if self.aim.balanced else 1.0)
-            self.balance.add(said.item(), hidden.item())
             loss = said + weight * hidden
         loss = loss / num_items_in_batch
         return (loss, {}) if return_outputs else loss

@@ -36,7 +36,7 @@ from hfcompress.distillation.features import Features, default_map
 from hfcompress.distillation.losses import distillation_loss
 from hfcompress.distillation.objective import Balance, FeatureLoss, Objective
 from hfcompress.distillation.signals import CACHED, Live, Signal
-from hfcompress.distillation.taught_trainer import IGNORED, LOGIT_BYTES, TOLD, AfterSteps
+from hfcompress.distillation.taught_trainer import IGNORED, LOGIT_BYTES, TOLD
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 
 
@@ -273,7 +273,6 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a whole optimizer step are counted
         self.aim, self.balance = args.objective, Balance()
-        self.add_callback(AfterSteps(lambda step: self.balance.step()))
         self.student_head = Head(model)
         self.teacher_head: Head | None = None
         self.signal: Signal
@@ -309,8 +308,9 @@ class DistillationTrainer(Trainer):
         loss = said = self._said(heard, self.aim)
         if self.compared:
             hidden = self.feature_loss(heard.ours, heard.theirs, heard.predicted)
+            parts = (self.accelerator.reduce(part.detach()).item() for part in (said, hidden))
+            self.balance.add(self.state.global_step, *parts)
             weight = self.aim.features * (self.balance.ratio if self.aim.balanced else 1.0)
-            self.balance.add(*(self.accelerator.reduce(part.detach()).item() for part in (said, hidden)))
             loss = said + weight * hidden
         if num_items_in_batch is None:
             loss = loss / max(1, len(heard.targets))

@@ -130,11 +130,10 @@ def test_the_temperature_goes_in_a_straight_line():
 def test_the_balance_is_of_whole_steps():
     balance = Balance()
     assert balance.ratio == 1.0
-    balance.add(1.0, 4.0)
+    balance.add(0, 1.0, 4.0)
+    balance.add(0, 2.0, 2.0)
     assert balance.ratio == 1.0  # the step is not whole yet
-    balance.add(2.0, 2.0)
-    balance.step()
+    balance.add(1, 13.0, 6.0)
     assert balance.ratio == 0.5
-    balance.add(13.0, 6.0)
-    balance.step()
+    balance.add(2, 0.0, 0.0)
     assert balance.ratio == pytest.approx((0.9 * 3 + 0.1 * 13) / 6)

@@ -75,8 +75,9 @@ def gradients_after_a_step(accumulation: int, chunk: int, folder, capfd) -> tupl
         )
         trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
         result = trainer.train()
-        out, _ = capfd.readouterr()
+        out, error = capfd.readouterr()
         assert out == ""
+        assert "[transformers]" not in error
         return {n: before[n] - p.detach() for n, p in trained.items()}, result.training_loss
 
 

@@ -163,16 +163,57 @@ if PartialState().is_main_process:
 """
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    """DDP over gloo: gradients are those of all rows, though the processes have different numbers of predictions."""
-    code = TWO.format(tests=str(ROOT / "tests"), here=str(ROOT / "tests" / "distillation"), folder=str(tmp_path))
-    (tmp_path / "two.py").write_text(code)
+SHARDED = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+sys.path.insert(0, {here!r})
+from accelerate import PartialState
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import hfcompress as hfc
+from hfcompress.distillation.trainer import DistillationCollator
+from test_trainer import config, pair, rows
+state = PartialState(cpu=True)
+student, teacher = pair()
+trainer = hfc.DistillationTrainer(student, teacher, args=config({folder!r}), train_dataset=rows())
+mesh = init_device_mesh("cpu", (2,))
+for block in student.model.layers:
+    fully_shard(block, mesh=mesh)
+fully_shard(student, mesh=mesh)
+count = sum(len(row["input_ids"]) - 1 for row in rows())
+batch = DistillationCollator()(rows()[state.process_index::2])
+trainer.compute_loss(student, batch, num_items_in_batch=count).backward()
+gradients = {{key: value.grad.full_tensor().contiguous() for key, value in student.named_parameters()}}
+if state.is_main_process:
+    save_file(gradients, {folder!r} + "/moved.safetensors")
+"""
+
+
+def in_two_processes(code: str, folder) -> dict[str, torch.Tensor]:
+    """What a script writes into `moved.safetensors`."""
+    places = {"tests": str(ROOT / "tests"), "here": str(ROOT / "tests" / "distillation"), "folder": str(folder)}
+    (folder / "two.py").write_text(code.format(**places))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launcher, str(tmp_path / "two.py")], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
+        [*launcher, str(folder / "two.py")], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    two = load_file(tmp_path / "moved.safetensors")
+    return load_file(folder / "moved.safetensors")
+
+
+def test_a_sharded_student_has_the_gradients_of_the_definition(tmp_path):
+    """FSDP2 over gloo: every parameter in two halves, the output head's too."""
+    found = in_two_processes(SHARDED, tmp_path)
+    wanted, _ = defined("llama", rows())
+    assert found.keys() == wanted.keys()
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(found[key], gradient.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """DDP over gloo: gradients are those of all rows, though the processes have different numbers of predictions."""
+    two = in_two_processes(TWO, tmp_path)
     one, _ = trained(tmp_path / "one", features=0.5, balanced=True)
     for key, value in two.items():
         torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
