@@ -293,7 +293,13 @@ class DistillationTrainer(Trainer):
         if not args.features:
             return
         blocks = [cast(Any, m).config.get_text_config().num_hidden_layers for m in (self.model, teacher)]
-        self.compared = args.feature_blocks or default_map(*blocks)
+        given = {int(ours): int(theirs) for ours, theirs in (args.feature_blocks or {}).items()}
+        if any(not (0 <= ours < blocks[0] and 0 <= theirs < blocks[1]) for ours, theirs in given.items()):
+            raise InvalidValueError(
+                f"feature_blocks names a block that there is not; the student has {blocks[0]} and the teacher {blocks[1]}, "
+                "counted from 0."
+            )
+        self.compared = given or default_map(*blocks)
         widths = self.student_head.width, self.teacher_head.width
         if widths[0] != widths[1] and args.feature_loss != "relation":
             raise InvalidValueError(
@@ -343,18 +349,19 @@ class DistillationTrainer(Trainer):
 
     def _said(self, heard: "_Heard", aim: Objective) -> Tensor:
         """What the predictions cost: a sum."""
-        return distillation_loss(
-            heard.hidden,
-            heard.told,
-            heard.targets,
-            lambda part: self.student_head(part)[:, : self.vocabulary],
-            self.signal,
-            aim.cross_entropy,
-            max(1, LOGIT_BYTES // (4 * self.student_head.vocabulary)),
-            [parameter for parameter in self.student_head.module.parameters() if parameter.requires_grad],
-            aim.divergence_at(self.state.global_step / max(1, self.state.max_steps)),
-            aim.divergence_weight,
-        )
+        with self.accelerator.autocast():  # as within the model
+            return distillation_loss(
+                heard.hidden,
+                heard.told,
+                heard.targets,
+                lambda part: self.student_head(part)[:, : self.vocabulary],
+                self.signal,
+                aim.cross_entropy,
+                max(1, LOGIT_BYTES // (4 * self.student_head.vocabulary)),
+                [parameter for parameter in self.student_head.module.parameters() if parameter.requires_grad],
+                aim.divergence_at(self.state.global_step / max(1, self.state.max_steps)),
+                aim.divergence_weight,
+            )
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The forward KL and the cross-entropy of a batch, added to those of the evaluation."""

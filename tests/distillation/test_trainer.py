@@ -13,6 +13,7 @@
 # limitations under the License.
 """The public trainer: the loss of the definition however a step is divided, checkpoints that load, evaluation by KL."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def pair(name: str = "llama"):
     for key in vars(config):
         if key.endswith(("dropout", "pdrop")):  # the trainer leaves it on, as transformers does
             setattr(config, key, 0.0)
-    student, teacher = make_model(config), make_model(config)
+    student, teacher = make_model(config), make_model(copy.deepcopy(config))
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
@@ -128,6 +129,29 @@ def test_accumulation_changes_nothing(tmp_path):
     assert other == pytest.approx(loss, rel=1e-4)
     for key, gradient in whole.items():
         torch.testing.assert_close(parts[key], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "off"),
+    [({"gradient_checkpointing": True}, 1e-5), ({"bf16": True}, 0.03)],
+    ids=["checkpointed", "bf16"],
+)
+def test_memory_is_saved_in_the_usual_ways(tmp_path, settings, off):
+    whole, loss = trained(tmp_path)
+    other, again = trained(tmp_path, **settings)
+    assert again == pytest.approx(loss, rel=off)
+    for key, gradient in whole.items():
+        assert (other[key] - gradient).norm() <= off * gradient.norm() + 1e-6, key
+
+
+def test_a_vocabulary_that_is_padded_otherwise_is_compared_where_both_have_one(tmp_path):
+    student, teacher = pair()
+    kl = []
+    for by in (0, 8):
+        student.resize_token_embeddings(128 + by, mean_resizing=False)
+        trainer = hfc.DistillationTrainer(student, teacher, args=config(tmp_path), eval_dataset=rows())
+        kl.append(trainer.evaluate()["eval_kl"])
+    assert kl[0] == pytest.approx(kl[1], rel=1e-5)
 
 
 def test_rows_that_are_packed_cost_what_padded_ones_do(tmp_path):
@@ -291,6 +315,8 @@ def test_what_cannot_be_is_told(tmp_path):
         config(tmp_path, mix=0.3)
     with pytest.raises(InvalidValueError, match="temperature is 0; it must be above 0"):
         config(tmp_path, temperature=0)
+    with pytest.raises(InvalidValueError, match="feature_blocks names a block that there is not; the student has 3"):
+        hfc.DistillationTrainer(student, teacher, args=config(tmp_path, features=1.0, feature_blocks={"0": 9}))
     narrow = CONFIGS["llama"]()
     narrow.hidden_size = 32
     with pytest.raises(InvalidValueError, match="The hidden states are 32 and 64 wide; take feature_loss='relation'"):
