@@ -55,6 +55,11 @@ PRUNED = {
     "ffn": "feed-forward channels in each block",
     "heads": "heads in each block",
 }
+HEARD = {
+    "live": "the original's predictions",
+    "top_k": "the original's most probable tokens",
+    "sampled": "tokens drawn from the original",
+}
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",
@@ -158,6 +163,8 @@ def make_card(
         plugin=_plugin(manifest),
         exports=manifest.get(EXPORTS, []),
         what=_what(manifest),
+        trained=_trained(manifest),
+        rest_is_original=_trained(manifest) is None and "hidden" not in manifest.get("pruning", {}),
         pruned=_taken_out(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
@@ -209,16 +216,48 @@ def _bits(manifest: dict[str, Any]) -> str:
     return "/".join(str(b) for b in bits)
 
 
+def _trained(manifest: dict[str, Any]) -> str | None:
+    """How a student was distilled, if one was."""
+    training = manifest.get("training") or {}
+    if training.get("step") != "distill":
+        return None
+    heard = HEARD[training.get("signal", "live")]
+    start, best = (number(training[key], 3) for key in ("held_out_kl_start", "held_out_kl"))
+    return (
+        f"every weight trained on {heard}, {number(training['steps'])} steps on {number(training['rows'])} rows: on "
+        f"{number(training['held_out_rows'])} rows beside them the KL went from {start} to {best} (step "
+        f"{training['best_step']})"
+    )
+
+
+def _student(manifest: dict[str, Any]) -> str:
+    """`as small-model has learned it`; empty where the student is what other steps have left."""
+    if "student" in manifest:
+        return f"as {manifest['student']['model']} has learned it"
+    settings = next((step["distill"] for step in manifest["recipe"]["recipe"] if "distill" in step), {})
+    made = settings.get("student")
+    if made is None:
+        return ""
+    if "every" in made:
+        return f"as one of {made['every']} of its blocks have learned it"
+    sizes = " and ".join(f"{key} {value}" for key, value in made.items())
+    return f"as a model of its architecture with {sizes} has learned it"
+
+
 def _what(manifest: dict[str, Any]) -> str:
     """`cut to 3 of its 4 blocks, with 28 of its 29 linears in 4-bit weights`."""
     cut = _left(manifest)
     said = [f"cut to {' and '.join(cut)}"] if cut else []
-    if not (cut and is_plain(manifest)):
+    if student := _student(manifest):
+        said.append(student)
+    if not (said and is_plain(manifest)):
         coverage = manifest["coverage"]
         embeddings = " and its embeddings" if manifest.get("embeddings") else ""
         said.append(
             f"with {coverage['compressed']} of its {coverage['linears']} linears{embeddings} in {_weights(manifest)}"
         )
+    if _trained(manifest) and not student:
+        said.append("trained on its predictions")
     return ", ".join(said)
 
 

@@ -81,7 +81,10 @@ def test_a_model_that_lost_a_block_gets_most_of_it_back(tmp_path):
         job = hfc.Job(steps=(hfc.Prune(depth=0.25, criterion="influence"), *steps))
         kl[name] = hfc.compress(None, job, tmp_path / name, calibration=ids).report["kl_mean"]
     assert kl["distilled"] < 0.75 * kl["pruned"]
-    assert "distilled from the original" in (tmp_path / "distilled" / "README.md").read_text()
+    card = (tmp_path / "distilled" / "README.md").read_text()
+    assert "tiny-llama cut to 3 of its 4 blocks, trained on its predictions: " in card
+    assert "- every weight trained on the original's predictions, " in card
+    assert "is the original's, bit for bit" not in card
 
 
 def test_the_teacher_is_the_original_and_the_record_is_true(base, tmp_path):
@@ -308,6 +311,7 @@ def test_another_checkpoint_whose_vocabulary_is_padded_otherwise(base, tmp_path)
     record = result.manifest["training"]
     assert record["held_out_kl"] < 0.9 * record["held_out_kl_start"]
     assert result.manifest["student"]["model"] == str(tmp_path / "student")
+    assert "base as student has learned it: " in (tmp_path / "out" / "README.md").read_text()
     told, _ = published(result.manifest, {})
     assert str(tmp_path) not in json.dumps([told["student"], told["recipe"]])
     with torch.no_grad():
