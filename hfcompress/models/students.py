@@ -22,7 +22,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
-from hfcompress.errors import InvalidValueError
+from hfcompress.errors import InvalidValueError, nearest
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.shallow import changed_config, nested, reason_of, shallow
 from hfcompress.models.slicing import SlicedTensor
@@ -62,9 +62,8 @@ def make_student(teacher: StreamedModel, description: Mapping[str, Any], random:
         return _every(teacher, description)
     config, small = teacher.checkpoint.config, copy.copy(teacher.checkpoint)
     text = config.get_text_config()
-    for key in description:
-        if not hasattr(text, key):
-            raise InvalidValueError(f"distill.student: the configuration of {teacher.checkpoint.name} has no '{key}'.")
+    for key, value in description.items():
+        _require_field(key, value, text.to_dict(), teacher.checkpoint.name)
     changes = _with_layers(text, description)
     try:
         small.config = changed_config(config, nested(config, changes))
@@ -73,13 +72,25 @@ def make_student(teacher: StreamedModel, description: Mapping[str, Any], random:
             fresh = AutoModelForCausalLM.from_config(
                 small.config, dtype=config.dtype, trust_remote_code=small.trust_remote_code
             )
-    except (ValueError, StrictDataclassError, RuntimeError, TypeError) as error:
+    except (ValueError, StrictDataclassError, RuntimeError, TypeError, KeyError) as error:
         raise InvalidValueError(f"distill.student: transformers refuses such a model ({reason_of(error)}).") from error
     small.tensors = Checkpoint.open(fresh).tensors
     blocks = None
     if not random:
         small.tensors, blocks = _sliced(teacher, StreamedModel(small, "cpu", teacher.dtype))
     return MadeStudent(small, nested(config, changes), blocks)
+
+
+def _require_field(key: str, value: Any, known: Mapping[str, Any], name: str) -> None:
+    if key not in known:
+        raise InvalidValueError(
+            f"distill.student: the configuration of {name} has no '{key}'.{nearest(str(key), list(known))}"
+        )
+    if key == "vocab_size":
+        raise InvalidValueError("distill.student: vocab_size stays, since a student speaks its teacher's tokens.")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(known[key], int) and not isinstance(known[key], bool) and not (whole and value > 0):
+        raise InvalidValueError(f"distill.student: {key} is {value!r}; it must be a whole number from 1.")
 
 
 def _every(teacher: StreamedModel, description: Mapping[str, Any]) -> MadeStudent:

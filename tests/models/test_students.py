@@ -92,7 +92,11 @@ def test_a_random_student_depends_on_the_seed_alone():
     [
         ({"every": 1}, False, "'every' stands alone, and is a whole number from 2 to"),
         ({"every": 2, "hidden_size": 32}, False, "'every' stands alone"),
-        ({"hiden_size": 32}, False, "has no 'hiden_size'"),
+        ({"hiden_size": 32}, False, "has no 'hiden_size'. Did you mean 'hidden_size'?"),
+        ({"num_hidden_layers": 0}, False, "num_hidden_layers is 0; it must be a whole number from 1."),
+        ({"num_hidden_layers": "x"}, True, "num_hidden_layers is 'x'; it must be a whole number from 1."),
+        ({"vocab_size": 100}, True, "vocab_size stays, since a student speaks its teacher's tokens."),
+        ({"hidden_act": "foo"}, True, "transformers refuses such a model ("),
         ({"num_attention_heads": 3}, True, "transformers refuses such a model ("),
         (
             {"intermediate_size": 4096},
