@@ -234,7 +234,12 @@ def _vocabulary(candidate: Checkpoint, baseline: Checkpoint) -> int:
         CheckpointError: they are of two tokenizers.
     """
     ours, theirs = (c.config.get_text_config().vocab_size for c in (candidate, baseline))
-    return ours if ours == theirs else shared_vocabulary(candidate, baseline)
+    if ours == theirs:
+        return ours
+    try:
+        return shared_vocabulary(candidate, baseline)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}, or give the baseline that it was made from.") from error
 
 
 def _cache(comparison: Comparison, tokens: Tokens, batches: int, vocabulary: int) -> TeacherCache | None:
