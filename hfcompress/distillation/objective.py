@@ -15,7 +15,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hfcompress.distillation.divergences import Divergence
 
@@ -44,6 +44,19 @@ class Objective:
     feature_loss: FeatureLoss = "mse"
     balanced: bool = False
     final_temperature: float | None = None
+
+    @classmethod
+    def of(cls, settings: Any) -> "Objective":
+        """What a [`hfcompress.Distill`] or a [`hfcompress.DistillationConfig`] asks for."""
+        return cls(
+            divergence=Divergence(settings.loss, settings.mix, settings.temperature),
+            divergence_weight=settings.loss_weight,
+            cross_entropy=settings.cross_entropy,
+            features=settings.features,
+            feature_loss=settings.feature_loss,
+            balanced=settings.balanced,
+            final_temperature=settings.final_temperature,
+        )
 
     def divergence_at(self, done: float) -> Divergence:
         """The divergence when a share `done`, from 0 to 1, of the training is over."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hfcompress.distillation.divergences import MIXED, Divergence, Kind
+from hfcompress.distillation.divergences import MIXED, Kind
 from hfcompress.distillation.features import Features, default_map
 from hfcompress.distillation.losses import distillation_loss
 from hfcompress.distillation.objective import Balance, FeatureLoss, Objective
@@ -91,15 +91,7 @@ class DistillationConfig(TrainingArguments):
     @property
     def objective(self) -> Objective:
         """What is trained for."""
-        return Objective(
-            divergence=Divergence(self.loss, self.mix, self.temperature),
-            divergence_weight=self.loss_weight,
-            cross_entropy=self.cross_entropy,
-            features=self.features,
-            feature_loss=self.feature_loss,
-            balanced=self.balanced,
-            final_temperature=self.final_temperature,
-        )
+        return Objective.of(self)
 
 
 @dataclass
@@ -144,7 +136,7 @@ class Head:
     From what a model's output head is given to its logits, with what some architectures do to them afterwards.
 
     Args:
-        model (`PreTrainedModel`): the model; it may be one of peft.
+        model (`PreTrainedModel`): the model.
 
     Raises:
         UnsupportedModelError: it makes its logits in another way.
@@ -238,9 +230,9 @@ class _Heard:
 class DistillationTrainer(Trainer):
     """
     Args:
-        model (`PreTrainedModel`): the student; one of peft is welcome.
-        teacher (`PreTrainedModel`, *optional*): the teacher, on its own devices or quantized as it may be. Left out where
-            the rows carry what a cache has kept of it.
+        model (`PreTrainedModel`): the student.
+        teacher (`PreTrainedModel`, *optional*): the teacher; one that is quantized or spread by a device map stays where it
+            is. Left out where the rows carry what a cache has kept of it.
         signal (`str`, *optional*): what they carry then: `"top_k"` or `"sampled"`, as in [`hfcompress.Distill`].
         args (`DistillationConfig`, *optional*): how it is trained.
         kwargs: of `transformers.Trainer`; `data_collator` is a [`DistillationCollator`] if left out.

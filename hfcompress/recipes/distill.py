@@ -146,12 +146,4 @@ class Distill(Training):
     @property
     def objective(self) -> Objective:
         """What it is trained for."""
-        return Objective(
-            divergence=self.divergence,
-            divergence_weight=self.loss_weight,
-            cross_entropy=self.cross_entropy,
-            features=self.features,
-            feature_loss=self.feature_loss,
-            balanced=self.balanced,
-            final_temperature=self.final_temperature,
-        )
+        return Objective.of(self)
