@@ -32,7 +32,13 @@ $(CONSUMERS)/gptqmodel/installed: scripts/constraints-gptqmodel.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c $< gptqmodel optimum
 	touch $@
 
-test-consumers: $(INSTALLED) $(CONSUMERS)/llamacpp/installed $(CONSUMERS)/gptqmodel/installed
+# ZeRO's stages; it compiles its own communication for a CPU when it is first imported
+$(CONSUMERS)/deepspeed/installed: pyproject.toml scripts/constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[test]' deepspeed==0.19.8
+	touch $@
+
+test-consumers: $(INSTALLED) $(addprefix $(CONSUMERS)/,$(addsuffix /installed,llamacpp gptqmodel deepspeed))
 	HFCOMPRESS_CONSUMERS=$(CONSUMERS) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m consumers tests/consumers
 
 quality: $(INSTALLED)

@@ -17,12 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hfcompress.distillation.divergences import Divergence
 from hfcompress.distillation.signals import Signal
 
 
 FORWARD_KL = Divergence()
+PARTITIONED = "ds_id"  # of a parameter that DeepSpeed keeps in parts
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -69,6 +71,10 @@ def distillation_loss(
             loss = loss + cross_entropy * nn.functional.cross_entropy(logits.float(), targets[part], reduction="sum")
         return loss
 
+    if any(hasattr(parameter, PARTITIONED) for parameter in parameters):  # gathered only inside of modules' own calls
+        starts = range(0, len(student_hidden), chunk)
+        parts = [checkpoint(of_chunk, student_hidden[s : s + chunk], s, use_reentrant=False) for s in starts]
+        return torch.stack([0.0 * student_hidden.sum(), *parts]).sum()
     return _ChunkedSum.apply(of_chunk, chunk, student_hidden, *parameters)
 
 
