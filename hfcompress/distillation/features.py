@@ -19,6 +19,7 @@ Where the widths differ, a linear map of the student's comes before; it learns t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from hfcompress.distillation.objective import FeatureLoss
 
 SHARPNESS = 10.0  # of similarities: a cosine times this is a logit
 DEFAULT_BLOCKS = 4  # of the student's that are compared
+JUDGE_WIDTH = 64
 
 
 def default_map(student: int, teacher: int, kept: Sequence[int] | None = None) -> dict[int, int]:
@@ -54,7 +56,9 @@ class Features(nn.Module):
             cos(s, t)`; `"relation"` is the KL divergence of how a position's similarities to those before it are spread
             (MiniLMv2, arXiv 2012.15828, section 3.1, of hidden states), which needs no map between widths; `"contrastive"`
             is the cross-entropy of finding a position's teacher among those of its row (CRD, arXiv 1910.10699, with the row
-            as negatives).
+            as negatives); `"adversarial"` is that of a small judge, which learns to tell the student's from the teacher's
+            while the student learns that it cannot (arXiv 1406.2661, both in one step by the reversed gradient of arXiv
+            1505.07818, section 4).
         blocks (`Mapping[int, int]`): of the student's blocks -> of the teacher's.
         width (`int`): the student's hidden size.
         teacher_width (`int`): likewise.
@@ -82,6 +86,16 @@ class Features(nn.Module):
                 made = nn.Linear(width, teacher_width, bias=False)
                 nn.init.orthogonal_(made.weight, generator=generator)
                 self.maps.append(made)
+        self.judges = nn.ModuleList()
+        if kind == "adversarial":
+            generator = torch.Generator().manual_seed(seed)
+            for _ in self.blocks:
+                sizes = teacher_width, JUDGE_WIDTH, 1
+                layers = [nn.Linear(*size) for size in pairwise(sizes)]
+                for layer in layers:
+                    nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=generator)
+                    nn.init.zeros_(layer.bias)
+                self.judges.append(nn.Sequential(layers[0], nn.GELU(), layers[1]))
         self.to(device, dtype)
 
     def forward(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -98,7 +112,8 @@ class Features(nn.Module):
         for number, (student, teacher) in enumerate(zip(ours, theirs, strict=True)):
             mapped = self.maps[number](student) if len(self.maps) else student
             exact = mapped.double() if mapped.itemsize == 8 else mapped.float()
-            total = total + _KINDS[self.kind](exact, teacher.to(exact), mask)
+            compare = _adversarial(self.judges[number]) if len(self.judges) else _KINDS[self.kind]
+            total = total + compare(exact, teacher.to(exact), mask)
         return total / len(self.blocks)
 
 
@@ -131,7 +146,34 @@ def _contrastive(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
     return -found.gather(-1, own[:, None]).sum()
 
 
-_KINDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+class _Reversed(torch.autograd.Function):
+    """Itself, with its gradient's sign turned."""
+
+    @staticmethod
+    def forward(ctx, hidden):
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return -grads[0]
+
+
+def _adversarial(judge: nn.Module) -> "Comparison":
+    """What telling the two apart costs the judge: of its probabilities for the teacher, `-log p(t) - log(1 - p(s))`."""
+
+    def compare(ours: Tensor, theirs: Tensor, mask: Tensor) -> Tensor:
+        weights = next(judge.parameters())
+        seen = [
+            nn.functional.rms_norm(each[mask], each.shape[-1:]).to(weights) for each in (_Reversed.apply(ours), theirs)
+        ]
+        student, teacher = (judge(each).to(ours) for each in seen)
+        return (nn.functional.softplus(student) + nn.functional.softplus(-teacher)).sum()
+
+    return compare
+
+
+Comparison = Callable[[Tensor, Tensor, Tensor], Tensor]
+_KINDS: dict[str, Comparison] = {
     "mse": _mse,
     "cosine": _cosine,
     "relation": _relation,

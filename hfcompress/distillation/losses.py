@@ -24,6 +24,7 @@ from hfcompress.distillation.signals import Signal
 
 
 FORWARD_KL = Divergence()
+IGNORED = -100  # a label that is no target
 PARTITIONED = "ds_id"  # of a parameter that DeepSpeed keeps in parts
 Logits = Callable[[Tensor], Tensor]
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from hfcompress.distillation.divergences import Divergence
 
 
-FeatureLoss = Literal["mse", "cosine", "relation", "contrastive"]
+FeatureLoss = Literal["mse", "cosine", "relation", "contrastive", "adversarial"]
 
 
 @dataclass(frozen=True, kw_only=True)

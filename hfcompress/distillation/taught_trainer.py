@@ -34,14 +34,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.features import Features
-from hfcompress.distillation.losses import distillation_loss
+from hfcompress.distillation.losses import IGNORED, distillation_loss
 from hfcompress.distillation.objective import Balance, Objective
 from hfcompress.distillation.signals import Live, Signal
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 
 
-IGNORED = -100  # a label that is no target
 LOGIT_BYTES = 1 << 26  # of one chunk's logits in float32
 WARMUP = 0.1  # of the steps
 DEFAULT_CONTEXT = 2048

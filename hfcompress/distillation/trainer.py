@@ -23,6 +23,7 @@ processes, so it does not depend on how a step is divided.
 
 import contextlib
 import math
+import random
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -33,10 +34,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hfcompress.distillation.divergences import MIXED, Kind
 from hfcompress.distillation.features import Features, default_map
-from hfcompress.distillation.losses import distillation_loss
+from hfcompress.distillation.losses import IGNORED, distillation_loss
 from hfcompress.distillation.objective import Balance, FeatureLoss, Objective
+from hfcompress.distillation.on_policy import continued, prompts
 from hfcompress.distillation.signals import CACHED, Live, Signal
-from hfcompress.distillation.taught_trainer import IGNORED, LOGIT_BYTES, TOLD
+from hfcompress.distillation.taught_trainer import LOGIT_BYTES, TOLD
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 
 
@@ -63,6 +65,11 @@ class DistillationConfig(TrainingArguments):
         feature_loss (`str`, *optional*, defaults to `"mse"`): see [`hfcompress.distillation.features.Features`].
         feature_blocks (`dict[int, int]`, *optional*): which of the teacher's blocks some of the student's are compared with.
         balanced (`bool`, *optional*, defaults to `False`): measure the hidden states' part in units of the rest of the loss.
+        on_policy (`float`, *optional*, defaults to 0.0): share of the optimizer steps whose rows the student has said itself,
+            from what stands before a row's first label, or from its first half where every token is one (generalized
+            knowledge distillation, arXiv 2306.13649).
+        max_new_tokens (`int`, *optional*, defaults to 128): that it says of a row.
+        sampling_temperature (`float`, *optional*, defaults to 1.0): at which.
     """
 
     loss: Kind = field(default="forward_kl", metadata={"help": "How far the distributions are apart."})
@@ -75,6 +82,9 @@ class DistillationConfig(TrainingArguments):
     feature_loss: FeatureLoss = field(default="mse", metadata={"help": "How hidden states are compared."})
     feature_blocks: dict | None = field(default=None, metadata={"help": "Student's blocks -> teacher's, from 0."})
     balanced: bool = field(default=False, metadata={"help": "Hidden states in units of the rest of the loss."})
+    on_policy: float = field(default=0.0, metadata={"help": "Share of the steps on what the student says itself."})
+    max_new_tokens: int = field(default=128, metadata={"help": "That it says of a row."})
+    sampling_temperature: float = field(default=1.0, metadata={"help": "At which it says them."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns that no forward takes."})
 
     def __post_init__(self):
@@ -83,10 +93,12 @@ class DistillationConfig(TrainingArguments):
         super().__post_init__()
         if self.mix is not None and (self.loss not in MIXED or not 0 < self.mix < 1):
             raise InvalidValueError(f"mix is {self.mix}; it is for {', '.join(MIXED)} and lies between 0 and 1.")
-        for name in ("temperature", "final_temperature"):
+        for name in ("temperature", "final_temperature", "max_new_tokens", "sampling_temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InvalidValueError(f"{name} is {value}; it must be above 0.")
+        if not 0 <= self.on_policy <= 1:
+            raise InvalidValueError(f"on_policy is {self.on_policy}; it is a share of the steps, from 0 to 1.")
 
     @property
     def objective(self) -> Objective:
@@ -260,6 +272,10 @@ class DistillationTrainer(Trainer):
             raise InvalidValueError(
                 "What a cache has kept holds no hidden states; give the teacher, or leave features out."
             )
+        if signal is not None and args.on_policy:
+            raise InvalidValueError(
+                "What a cache has kept knows nothing of what the student says; give the teacher, or leave on_policy out."
+            )
         tokenizer = kwargs.get("processing_class")
         kwargs.setdefault("data_collator", DistillationCollator(getattr(tokenizer, "pad_token_id", None) or 0))
         super().__init__(model=model, args=args, **kwargs)
@@ -292,6 +308,10 @@ class DistillationTrainer(Trainer):
                 "counted from 0."
             )
         self.compared = given or default_map(*blocks)
+        if args.feature_loss == "adversarial":
+            raise InvalidValueError(
+                "The judge of feature_loss='adversarial' learns in the recipe distill alone; take that."
+            )
         widths = self.student_head.width, self.teacher_head.width
         if widths[0] != widths[1] and args.feature_loss != "relation":
             raise InvalidValueError(
@@ -299,6 +319,18 @@ class DistillationTrainer(Trainer):
                 "distill, which learns a map between them."
             )
         self.feature_loss = Features(args.feature_loss, self.compared, *widths, args.seed)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of an optimizer step, said by the student itself where it is its turn, and how many labels."""
+        args = cast(DistillationConfig, self.args)
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        turn = random.Random(f"{self.args.seed} {self.state.global_step}").random()  # the same in every process
+        if not batches or turn >= args.on_policy:
+            return batches, count
+        student = self.accelerator.unwrap_model(self.model_wrapped)
+        settings = args.max_new_tokens, args.sampling_temperature, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        said = [continued(student, prompts(self._prepare_inputs(batch)), *settings) for batch in batches]
+        return said, self._get_num_items_in_batch(said, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a micro-batch: its sum over the labels of the whole optimizer step."""

@@ -53,8 +53,8 @@ class Distill(Training):
         signal_size (`int`, *optional*, defaults to 64): tokens that are kept for each position.
         teacher_cache (`str`, *optional*): the folder for that; `hfcompress/teachers` in the Hub's home if left out.
         features (`float`, *optional*, defaults to 0.0): weight of the hidden states' distance from the original's.
-        feature_loss (`str`, *optional*, defaults to `"mse"`): `"mse"`, `"cosine"`, `"relation"` or `"contrastive"`; see
-            [`hfcompress.distillation.features.Features`].
+        feature_loss (`str`, *optional*, defaults to `"mse"`): `"mse"`, `"cosine"`, `"relation"`, `"contrastive"` or
+            `"adversarial"`; see [`hfcompress.distillation.features.Features`].
         feature_blocks (`Mapping[int, int]`, *optional*): which of the original's blocks (from 0) some of the student's are
             compared with; four of the student's, evenly spread, if left out.
         balanced (`bool`, *optional*, defaults to `False`): measure the hidden states' part in units of the rest of the loss.

@@ -25,7 +25,7 @@ from hfcompress.distillation.features import Features, default_map
 from hfcompress.distillation.objective import Balance, Objective
 
 
-KINDS = ("mse", "cosine", "relation", "contrastive")
+KINDS = ("mse", "cosine", "relation", "contrastive", "adversarial")
 ROWS, LENGTH, WIDTH = 3, 7, 5
 
 
@@ -45,12 +45,16 @@ def cosine(a, b) -> float:
 
 def slowly(kind: str, ours: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor) -> float:
     """The definitions, one position at a time."""
+    judge = features("adversarial").judges[0]
     total = 0.0
     for row in range(ROWS):
         valid = [position for position in range(LENGTH) if mask[row, position]]
         for i in valid:
             s, t = ours[row, i], theirs[row, i]
-            if kind == "mse":
+            if kind == "adversarial":
+                probabilities = [judge(h / h.square().mean().sqrt()).sigmoid().item() for h in (s, t)]
+                total -= math.log(1 - probabilities[0]) + math.log(probabilities[1])
+            elif kind == "mse":
                 total += ((s - t).square().sum() / t.square().sum()).item()
             elif kind == "cosine":
                 total += 1 - cosine(s, t)
@@ -106,6 +110,31 @@ def test_another_width_is_mapped_where_that_is_needed(kind):
     loss = compared([states(3, 1)], [states(seed=2)], ragged())
     loss.backward() if len(compared.maps) else None
     assert all(parameter.grad.any() for parameter in compared.parameters())
+
+
+def test_what_the_judge_learns_the_student_unlearns():
+    """Its gradient has the sign that makes them harder to tell apart, the judge's the other; and then they are."""
+    ours, theirs, mask = states(seed=1).requires_grad_(), states(seed=2), ragged()
+    compared = features("adversarial")
+    loss = compared([ours], [theirs], mask)
+    loss.backward()
+    with torch.no_grad():
+        worse = compared([ours - 1e-4 * ours.grad], [theirs], mask)
+        for parameter in compared.parameters():
+            parameter -= 1e-4 * parameter.grad
+        better = compared([ours], [theirs], mask)
+    assert better < loss < worse
+    generator = torch.Generator().manual_seed(0)
+    theirs = torch.randn(1, 512, WIDTH, dtype=torch.float64, generator=generator) + 2.0
+    shift = torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([{"params": [shift], "lr": 0.03}, {"params": compared.parameters(), "lr": 0.01}])
+    everywhere = torch.ones(1, 512, dtype=torch.bool)
+    for _ in range(300):
+        noise = torch.randn(1, 512, WIDTH, dtype=torch.float64, generator=generator)
+        optimizer.zero_grad()
+        (compared([noise + shift], [theirs], everywhere) / 512).backward()
+        optimizer.step()
+    assert (shift - 2.0).abs().mean() < 0.6  # of 2 at the start
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Gemma2Config, GraniteConfig
 
 import hfcompress as hfc
+from hfcompress.distillation.on_policy import continued, prompts
 from hfcompress.distillation.signals import Largest
 from hfcompress.distillation.trainer import DistillationCollator, Head
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
@@ -288,6 +289,52 @@ def test_it_is_measured_stopped_kept_and_taken_up_again(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
 
 
+def test_what_the_student_says_itself_is_what_counts(tmp_path):
+    """Prompts as they were, labels on what was drawn alone, up to the end of the text; and the loss is of just that."""
+    data = [{"input_ids": token_ids(1, 9)[0].tolist()} for _ in range(3)]
+    data.append({"input_ids": data[0]["input_ids"], "labels": [-100] * 6 + data[0]["input_ids"][6:]})
+    student, teacher = pair()
+    student.generation_config.eos_token_id = list(range(0, 128, 8))
+    settings = config(tmp_path, on_policy=1.0, max_new_tokens=7, per_device_train_batch_size=2)
+    trainer = hfc.DistillationTrainer(student, teacher, args=settings, train_dataset=data)
+    parts = [DistillationCollator()(data[:2]), DistillationCollator()(data[2:])]
+    said, count = trainer.get_batch_samples(iter(parts), 2, torch.device("cpu"))
+    ends, lengths, total = set(range(0, 128, 8)), set(), 0.0
+    wanted = iter([4, 4, 4, 6])
+    for batch in said:
+        for ids, mask, labels in zip(*batch.values(), strict=True):
+            first = int((labels != -100).nonzero()[0])
+            assert first == next(wanted)
+            assert ids[:first].tolist() == data[0]["input_ids"][:first]
+            drawn = labels[labels != -100].tolist()
+            assert mask.tolist() == [1] * (first + len(drawn)) + [0] * (len(mask) - first - len(drawn))
+            assert drawn == ids[first : first + len(drawn)].tolist()
+            assert not ends & set(drawn[:-1])
+            assert len(drawn) == 7 or drawn[-1] in ends
+            lengths.add(len(drawn))
+            with torch.no_grad():
+                logits = [model.double()(ids[None, : first + len(drawn)]).logits[0] for model in (teacher, student)]
+            p, q = (each[first - 1 : -1].log_softmax(-1) for each in logits)
+            total += (p.exp() * (p - q)).sum().item()
+    assert len(lengths) > 1
+    assert int(count) == sum(int((batch["labels"] != -100).sum()) for batch in said)
+    teacher.float(), student.float()
+    loss = sum(trainer.compute_loss(student, batch, num_items_in_batch=count).item() for batch in said)
+    assert loss == pytest.approx(total / int(count), rel=1e-4)
+
+
+def test_on_its_own_texts_the_student_comes_closer(tmp_path):
+    data = [{"input_ids": row} for row in token_ids(8, 4).tolist()]
+    student, teacher = pair()
+    settings = {"loss": "reverse_kl", "on_policy": 0.75, "max_new_tokens": 12, "learning_rate": 5e-3, "max_steps": 24}
+    trainer = hfc.DistillationTrainer(
+        student, teacher, args=config(tmp_path, **settings), train_dataset=data, eval_dataset=rows(5)
+    )
+    before = trainer.evaluate()["eval_kl"]
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < 0.7 * before
+
+
 def test_rows_may_carry_what_a_cache_has_kept(tmp_path):
     student, teacher = pair()
     data = rows()
@@ -315,8 +362,23 @@ def test_what_cannot_be_is_told(tmp_path):
         config(tmp_path, mix=0.3)
     with pytest.raises(InvalidValueError, match="temperature is 0; it must be above 0"):
         config(tmp_path, temperature=0)
+    with pytest.raises(InvalidValueError, match="knows nothing of what the student says; give the teacher"):
+        hfc.DistillationTrainer(student, signal="top_k", args=config(tmp_path, on_policy=0.5))
+    with pytest.raises(InvalidValueError, match="on_policy is 2; it is a share of the steps, from 0 to 1"):
+        config(tmp_path, on_policy=2)
+    packed = {"input_ids": torch.ones(1, 4), "labels": torch.ones(1, 4), "position_ids": torch.ones(1, 4)}
+    with pytest.raises(InvalidValueError, match="on_policy needs rows of one text each"):
+        prompts(packed)
+    with pytest.raises(
+        InvalidValueError, match="A prompt of on_policy has 300 tokens, and 64 is all that the student"
+    ):
+        continued(student, [torch.zeros(300, dtype=torch.long)], 1, 1.0)
     with pytest.raises(InvalidValueError, match="feature_blocks names a block that there is not; the student has 3"):
         hfc.DistillationTrainer(student, teacher, args=config(tmp_path, features=1.0, feature_blocks={"0": 9}))
+    with pytest.raises(
+        InvalidValueError, match="The judge of feature_loss='adversarial' learns in the recipe distill"
+    ):
+        hfc.DistillationTrainer(student, teacher, args=config(tmp_path, features=1.0, feature_loss="adversarial"))
     narrow = CONFIGS["llama"]()
     narrow.hidden_size = 32
     with pytest.raises(InvalidValueError, match="The hidden states are 32 and 64 wide; take feature_loss='relation'"):
