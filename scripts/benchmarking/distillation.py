@@ -24,9 +24,10 @@ from benchmarking.quality import Outcome, Row, compare, run_ours, summarize
 
 
 HIDDEN, FFN, MULTIPLE = 0.3, 0.25, 16  # what the smaller students lack: less than 60 % of all parameters are left
-BUDGETS = (32_768, 65_536)  # tokens; the smaller one tells whether the order changes on the way
+BUDGETS = (32_768, 65_536, 262_144)  # tokens; the smaller ones tell whether the order changes on the way
+RECOVERY_TOKENS = 65_536
 BATCH, HELD_OUT = 4, 6  # rows
-RATES = {"random": 1e-3, "sliced": 1e-3, "pruned": 3e-4}
+RATES = {"random": 2e-3, "sliced": 1e-3, "pruned": 3e-4}
 TEXT, KL, FEATURES = "text alone", "forward KL", "forward KL, hidden states"
 LOSSES = {
     TEXT: {"loss_weight": 0.0, "cross_entropy": 1.0},
@@ -59,7 +60,7 @@ def recovery(seed: int) -> list[Rung]:
     """What a short training gives back to zeros and to two bits."""
     sparsify = {"sparsify": {"pattern": "2:4"}}
     two = {"gptq": {"bits": 2, "group_size": 64, "damping": 0.1, "shift": 1.0, "curvature": True, "refine": 3}}
-    common = {"tokens": BUDGETS[1], "batch_size": BATCH, "held_out": HELD_OUT, "seed": seed}
+    common = {"tokens": RECOVERY_TOKENS, "batch_size": BATCH, "held_out": HELD_OUT, "seed": seed}
     return [
         Rung("2:4", None, [sparsify]),
         Rung("2:4, distill", "2:4", [sparsify, {"distill": {**common, "learning_rate": 3e-5}}]),
