@@ -46,13 +46,13 @@ from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.distill_pass import NAME as DISTILL_STAGE
 from hfcompress.passes.journal import Journal
+from hfcompress.passes.lora_pass import NAME as LORA_STAGE
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.prune_pass import together
 from hfcompress.passes.qat_pass import NAME as QAT_STAGE
-from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.trial import trial_on
 from hfcompress.phases import Phases
-from hfcompress.preparing import Prepared, asked_job, prepare, quantization_config
+from hfcompress.preparing import Prepared, asked_job, prepare, quantization_config, training_pass
 from hfcompress.progress import Progress, Silent
 from hfcompress.provenance import described_base, described_calibration, fingerprint, has_student, versions
 from hfcompress.recipes import Job, Recipe, Steps
@@ -371,7 +371,9 @@ def _check_zeros(made: Checkpoint, ready: Prepared, results: list[dict]) -> None
 
 def _trained(ready: Prepared, journal: Journal) -> dict[str, Any] | None:
     """How it was trained, now or in an earlier stage."""
-    now = next((journal.stages[name] for name in (QAT_STAGE, DISTILL_STAGE) if name in journal.stages), None)
+    now = next(
+        (journal.stages[name] for name in (QAT_STAGE, LORA_STAGE, DISTILL_STAGE) if name in journal.stages), None
+    )
     return now or (None if ready.source is ready.checkpoint else read_manifest(ready.source.folder).get("training"))
 
 
@@ -409,7 +411,7 @@ def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress
     ready.plan = plan_of(choices, journal.budget)
     ready.quantization_config = quantization_config(ready.plan, ready.layout)
     if ready.training is not None:
-        ready.training = QatPass(ready.streamed, ready.plan, ready.layout, job.training, tokens)
+        ready.training = training_pass(ready.streamed, ready.plan, ready.layout, job.training, tokens)
 
 
 def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str, int]:

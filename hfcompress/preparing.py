@@ -32,6 +32,7 @@ from hfcompress.models.students import MadeStudent, make_student
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.distill_pass import DistillPass
 from hfcompress.passes.library_pass import LibraryPass
+from hfcompress.passes.lora_pass import LoraPass
 from hfcompress.passes.narrow_pass import NarrowPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
@@ -44,6 +45,7 @@ from hfcompress.recipes import Job, load_job
 from hfcompress.recipes.budget import find_budget
 from hfcompress.recipes.distill import NO_STUDENT, Distill
 from hfcompress.recipes.job import RECOVERY
+from hfcompress.recipes.lora import LoRA
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Prepared:
         tokens (`Tokens` or `None`): the calibration data.
         rotation (`RotationChoice` or `None`): whether the model was rotated, and why.
         choices (`Choices` or `None`): what a budget may choose.
-        training (`QatPass` or `None`): what follows the block pass on the whole model.
+        training (`QatPass`, `LoraPass` or `None`): what follows the block pass on the whole model.
         library (`LibraryPass` or `None`): the library that does it all.
         quantization_config (`dict` or `None`): what config.json will say.
         pruning (`PrunePass`, `NarrowPass` or `None`): what makes the model smaller.
@@ -77,7 +79,7 @@ class Prepared:
     tokens: Tokens | None
     rotation: RotationChoice | None
     choices: Choices | None
-    training: QatPass | None
+    training: QatPass | LoraPass | None
     library: LibraryPass | None
     quantization_config: dict[str, Any] | None
     pruning: PrunePass | NarrowPass | None
@@ -173,7 +175,7 @@ def prepare(
         raise InvalidValueError("tune works in one process; start one, or leave tune out of the recipe.")
     training = None
     if job.training is not None and tokens is not None:
-        training = QatPass(streamed, plan, layout, job.training, tokens)
+        training = training_pass(streamed, plan, layout, job.training, tokens)
         training.check(processes, memory_limit)
     distilling = None
     if job.distilling is not None and tokens is not None:
@@ -190,6 +192,12 @@ def prepare(
         *(checkpoint, source, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library),
         *(config, pruning, distilling),
     )
+
+
+def training_pass(streamed: StreamedModel, plan: Plan, layout, step: Any, tokens: Tokens) -> QatPass | LoraPass:
+    """What follows the block pass on the whole model."""
+    kind = LoraPass if isinstance(step, LoRA) else QatPass
+    return kind(streamed, plan, layout, step, tokens)
 
 
 def _student(

@@ -26,6 +26,8 @@ from hfcompress.hub.card import make_card
 from hfcompress.hub.description import PAGE, PLOTS, draw, generations_of
 from hfcompress.hub.published import published
 from hfcompress.hub.reload import Reload, check_reload
+from hfcompress.models.adapter import ADAPTER, rebased
+from hfcompress.models.adapter import CONFIG as ADAPTER_CONFIG
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import HUB, MANIFEST, read_manifest
 from hfcompress.progress import Progress, Silent
@@ -91,6 +93,8 @@ def _told(
         PAGE: page.render(manifest, report, drawn, generations_of(report)),
         **({EVALUATION: json_text(report)} if report else {}),
     }
+    if (config := folder / ADAPTER / ADAPTER_CONFIG).is_file():
+        texts[f"{ADAPTER}/{ADAPTER_CONFIG}"] = rebased(config.read_text(encoding="utf-8"), repo_id)
     return {name: text.encode() for name, text in texts.items()}
 
 

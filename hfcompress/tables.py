@@ -36,7 +36,8 @@ def _quality_table(report: dict[str, Any]) -> Table:
     )
     ratio = report["size_bytes"] / report["baseline_size_bytes"]
     shown.add_row("size", size(report["baseline_size_bytes"]), f"{size(report['size_bytes'])} ({ratio:.0%})")
-    for found, where in ((report, ""), (report.get("out_of_domain"), ", other domain")):
+    others = (report.get("with_adapter"), ", with the adapter"), (report.get("out_of_domain"), ", other domain")
+    for found, where in ((report, ""), *others):
         if found:
             shown.add_row(f"perplexity{where}", f"{found['baseline_perplexity']:.4f}", f"{found['perplexity']:.4f}")
             error = plus_or_minus(found.get("kl_mean_stderr"), 5)

@@ -36,6 +36,7 @@ from hfcompress.errors import CalibrationError, CheckpointError
 from hfcompress.evaluation.comparison import Comparison, whole_model
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.formats.reading import decoded, is_streamed
+from hfcompress.models.adapter import adapted, adapter_of, has_adapter
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.vocabulary import shared_vocabulary
@@ -50,7 +51,7 @@ BINS_PER_DECADE = 4
 
 def units(comparison: Comparison) -> int:
     """Steps that [`measure`] will report."""
-    return 4 * comparison.blocks
+    return (6 if has_adapter(comparison.candidate) else 4) * comparison.blocks
 
 
 def measure(comparison: Comparison) -> dict[str, Any]:
@@ -61,7 +62,8 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         `dict`: `perplexity`, `baseline_perplexity`, `log_perplexity_difference` (paired, nats per token), `kl_mean`,
         `kl_median`, `kl_p99`, `kl_max` (nats, KL(baseline || candidate) over every predicted position),
         `top1_agreement`, `rms_probability_change` (of the token that follows), `tokens` (predicted positions), standard
-        errors clustered by row, `size_bytes`, `baseline_size_bytes`, the same on `out_of_domain` text, and `how`.
+        errors clustered by row, `size_bytes`, `baseline_size_bytes`, the same on `out_of_domain` text and `with_adapter`, if
+        there is one in the folder, and `how`.
 
     Raises:
         CheckpointError: the two models have different tokenizers.
@@ -96,12 +98,16 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         "baseline_size_bytes": comparison.baseline.size_bytes,
         "how": how,
     }
+    if has_adapter(comparison.candidate):
+        helped = diverge(comparison, label="evaluating with the adapter", adapter=True).results()
+        size = sum(path.stat().st_size for path in adapter_of(comparison.candidate).glob("*.safetensors"))
+        results["with_adapter"] = {**helped, "adapter_bytes": size}
     try:
         samples = max(1, rows // OTHER_ROWS)
         other = pack_texts(source_code(), PACKAGE, comparison.baseline, samples, seq_len, comparison.seed)
     except CalibrationError as error:
         how["out_of_domain"] = str(error)
-        comparison.progress.step("evaluating", units(comparison) // 2)
+        comparison.progress.step("evaluating", 2 * comparison.blocks)
         return results
     elsewhere = diverge(comparison, other, "evaluating out of domain").results()
     source = f"Python source code of the installed {PACKAGE}"
@@ -189,7 +195,9 @@ def histogram(kl: np.ndarray) -> dict[str, list]:
 
 
 @torch.no_grad()
-def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "evaluating") -> Divergence:
+def diverge(
+    comparison: Comparison, tokens: Tokens | None = None, label: str = "evaluating", adapter: bool = False
+) -> Divergence:
     """
     Both models over the same text.
 
@@ -197,6 +205,7 @@ def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "
         comparison (`Comparison`): the models.
         tokens (`Tokens`, *optional*): defaults to the comparison's.
         label (`str`, *optional*): what the progress bar says.
+        adapter (`bool`, *optional*, defaults to `False`): the candidate with the adapter in its folder.
 
     Raises:
         CheckpointError: the two models have different tokenizers.
@@ -209,7 +218,11 @@ def diverge(comparison: Comparison, tokens: Tokens | None = None, label: str = "
     rows = max(1, min(BATCH_TOKENS, at_once) // seq_len)
     batches = tokens.batch().split(rows)
     cache = _cache(comparison, tokens, len(batches), vocabulary)
-    model = open_for_logits(candidate, comparison.device, comparison.dtype)
+    if adapter:
+        streamed = open_streamed(candidate, comparison.device, comparison.dtype)
+        model = StreamedLogits(adapted(streamed, adapter_of(candidate)))
+    else:
+        model = open_for_logits(candidate, comparison.device, comparison.dtype)
     model.prepare(batches, progress, label)
     measured = []
     with model.head() as head, _teacher(comparison, batches, cache, label, vocabulary) as teacher:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 METHODS = {
     "distill": "distilled from the original",
     "gptq": "GPTQ",
+    "lora": "corrected by a low-rank product",
     "prune": "refitted to what is left",
     "qat": "quantization-aware training",
     "rtn": "round to nearest",
@@ -164,7 +165,9 @@ def make_card(
         exports=manifest.get(EXPORTS, []),
         what=_what(manifest),
         trained=_trained(manifest),
-        rest_is_original=_trained(manifest) is None and "hidden" not in manifest.get("pruning", {}),
+        adapter=(training := manifest.get("training") or {}).get("step") == "lora" and not training["merged"],
+        dequantize="CompressedTensorsConfig" if format_of(manifest) == "compressed-tensors" else None,
+        rest_is_original=training.get("step") != "distill" and "hidden" not in manifest.get("pruning", {}),
         pruned=_taken_out(manifest),
         reload=reload,
         no_derivatives=forbids_derivatives(carried.get("license")),
@@ -217,14 +220,19 @@ def _bits(manifest: dict[str, Any]) -> str:
 
 
 def _trained(manifest: dict[str, Any]) -> str | None:
-    """How a student was distilled, if one was."""
+    """How a student was distilled or a correction trained, if one was."""
     training = manifest.get("training") or {}
-    if training.get("step") != "distill":
+    if training.get("step") not in ("distill", "lora"):
         return None
     heard = HEARD[training.get("signal", "live")]
     start, best = (number(training[key], 3) for key in ("held_out_kl_start", "held_out_kl"))
+    learned = "every weight"
+    if training["step"] == "lora":
+        start = number(training["held_out_kl_without"], 3)
+        learned = f"{number(training['parameters'])} numbers of corrections of rank {training['rank']}"
+        learned += ", merged into the weights," if training["merged"] else ", in the folder adapter,"
     return (
-        f"every weight trained on {heard}, {number(training['steps'])} steps on {number(training['rows'])} rows: on "
+        f"{learned} trained on {heard}, {number(training['steps'])} steps on {number(training['rows'])} rows: on "
         f"{number(training['held_out_rows'])} rows beside them the KL went from {start} to {best} (step "
         f"{training['best_step']})"
     )
@@ -256,7 +264,7 @@ def _what(manifest: dict[str, Any]) -> str:
         said.append(
             f"with {coverage['compressed']} of its {coverage['linears']} linears{embeddings} in {_weights(manifest)}"
         )
-    if _trained(manifest) and not student:
+    if (manifest.get("training") or {}).get("step") == "distill" and not student:
         said.append("trained on its predictions")
     return ", ".join(said)
 
@@ -421,7 +429,8 @@ def _quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     if "perplexity" not in report:
         return rows
-    for found, where in ((report, ""), (report.get("out_of_domain"), ", other domain")):
+    others = (report.get("with_adapter"), ", with the adapter"), (report.get("out_of_domain"), ", other domain")
+    for found, where in ((report, ""), *others):
         if not found:
             continue
         difference = found.get("log_perplexity_difference")

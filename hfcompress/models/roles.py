@@ -57,6 +57,13 @@ def linear_shape(name: str, module: Linear) -> LinearShape:
     return LinearShape(name, *((rows, columns) if transposed else (columns, rows)), transposed)
 
 
+def linear_of(model: nn.Module, name: str) -> Linear:
+    """The linear called `name` in a model."""
+    module = model.get_submodule(name)
+    assert isinstance(module, Linear)
+    return module
+
+
 def get_weight(module: Linear) -> Tensor:
     """The weight of a linear as `(out_features, in_features)` float32; a copy."""
     weight = module.weight.detach().to(torch.float32, copy=True)

@@ -513,3 +513,9 @@ class _Solved:
     result: dict[str, Any]
     weight: Tensor | None
     statistics: Statistics | None
+
+
+def parts_of(plan: Plan) -> list[tuple[str, dict[str, LinearTask]]]:
+    """The parts that a plan's linears are written in, by their names, and which are in each."""
+    parts = [(_part(index), tasks) for index, tasks in enumerate(plan.blocks)]
+    return parts if plan.head is None else [*parts, (HEAD, {plan.head.name: plan.head})]

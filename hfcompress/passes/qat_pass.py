@@ -42,11 +42,11 @@ from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtR
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
 from hfcompress.formats.writer import CheckpointWriter
-from hfcompress.models.roles import Linear, set_weight, watch_inputs
+from hfcompress.models.roles import linear_of, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
-from hfcompress.passes.block_pass import HEAD
+from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import Journal
-from hfcompress.passes.plan import LinearTask, Plan
+from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony, witness_ids
@@ -152,7 +152,7 @@ class QatPass:
             self._fit(student, learned, learning, best, writer, progress)
             for name in self.trained:
                 parametrize.remove_parametrizations(whole.get_submodule(name), "weight")
-                set_weight(_linear(whole, name), self.layout.values(best.weights[name].to(self.model.device)))
+                set_weight(linear_of(whole, name), self.layout.values(best.weights[name].to(self.model.device)))
             results = self._results(whole, held_out, journal, solved, best.weights)
             stream = self.model.stream(whole, Batch(witness_ids(self.model)))
             with torch.no_grad():
@@ -175,22 +175,17 @@ class QatPass:
     def _solved(self, writer: CheckpointWriter) -> dict[str, QuantizedWeight]:
         """What the block pass has made of every quantized linear."""
         found = {}
-        for part, tasks in self._parts():
+        for part, tasks in parts_of(self.plan):
             stored = writer.read_part(part)
             for name, task in tasks.items():
                 local = {k.rpartition(".")[2]: t for k, t in stored.items() if k.rpartition(".")[0] == task.stem}
                 found[name] = self.layout.unpack(local, task.grid)
         return found
 
-    def _parts(self) -> list[tuple[str, dict[str, LinearTask]]]:
-        parts = [(f"block-{index:05d}", tasks) for index, tasks in enumerate(self.plan.blocks)]
-        head = self.plan.head
-        return parts if head is None else [*parts, (HEAD, {head.name: head})]
-
     def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, FakeQuantized]:
         learning = {}
         for name, weight in solved.items():
-            linear, weight = _linear(whole, name), weight.to(self.model.device)
+            linear, weight = linear_of(whole, name), weight.to(self.model.device)
             if name in self.trained:
                 sparse = self.trained[name].sparsity is not None
                 learning[name] = fake_quantize_linear(linear, weight, self.model.dtype, self.settings.train, sparse)
@@ -220,7 +215,7 @@ class QatPass:
         """The journal's rows with what is true now; the output error is that on the held-out rows."""
         lost, whole_ = dict.fromkeys(self.trained, 0.0), dict.fromkeys(self.trained, 0.0)
         dense = {name: self.model.tensors[f"{task.stem}.weight"] for name, task in self.trained.items()}
-        linears = {name: _linear(whole, name) for name in self.trained}
+        linears = {name: linear_of(whole, name) for name in self.trained}
         mask = None
 
         def seen(name: str, inputs: Tensor) -> None:
@@ -261,7 +256,7 @@ class QatPass:
     def _apply(self, writer: CheckpointWriter) -> None:
         """Put the result into the parts; to do it twice is to do it once."""
         trained = writer.read_stage(NAME)
-        for part, _ in self._parts():
+        for part, _ in parts_of(self.plan):
             stored = writer.read_part(part)
             writer.write_part(part, {key: trained.get(key, tensor) for key, tensor in stored.items()})
 
@@ -286,9 +281,3 @@ def _require_trainable(plan: Plan) -> None:
 def _position(model: nn.Module, name: str) -> nn.Parameter:
     """The trained positions of a linear."""
     return model.get_parameter(f"{name}.parametrizations.weight.original")
-
-
-def _linear(model: nn.Module, name: str) -> Linear:
-    module = model.get_submodule(name)
-    assert isinstance(module, Linear)
-    return module

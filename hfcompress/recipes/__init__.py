@@ -21,6 +21,7 @@ from hfcompress.recipes.distill import Distill
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
+from hfcompress.recipes.lora import LoRA
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
@@ -41,6 +42,7 @@ __all__ = [
     "Distill",
     "Job",
     "KVCache",
+    "LoRA",
     "Prune",
     "Recipe",
     "Rotate",

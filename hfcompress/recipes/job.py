@@ -36,6 +36,7 @@ from hfcompress.recipes.distill import Distill
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.library_step import LibraryStep
+from hfcompress.recipes.lora import LoRA
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
@@ -60,6 +61,7 @@ EVERY_STEP = (
     Budget,
     KVCache,
     QAT,
+    LoRA,
     BitsAndBytes,
     TorchAo,
 )
@@ -249,7 +251,7 @@ class Job:
     @property
     def training(self) -> Any:
         """The step that trains the whole model after the block pass, if there is one."""
-        return next((step for step in self.steps if isinstance(step, QAT)), None)
+        return next((step for step in self.steps if isinstance(step, (QAT, LoRA))), None)
 
     @property
     def distilling(self) -> Any:
