@@ -60,7 +60,7 @@ from hfcompress.solvers.grid import QuantizedWeight
 
 
 NAME = "lora"
-DOWN, UP = "lora_down", "lora_up"
+DOWN, UP, ERROR = "lora_down", "lora_up", "relative_weight_error"
 
 
 class Correcting(Protocol):
@@ -146,9 +146,9 @@ class LoraPass:
         """Train, and put what is best beside the writer's parts, or into them, and into the journal."""
         if NAME not in journal.stages:
             found, witness, record = self._train(writer, progress)
-            tensors = {f"{name}.{key}": each[key] for name, each in found.items() for key in each}
+            tensors = {f"{name}.{key}": each[key] for name, each in found.items() for key in (DOWN, UP)}
             writer.write_stage(NAME, tensors)
-            rows = {block: [self._row(row) for row in rows] for block, rows in journal.blocks.items()}
+            rows = {block: [self._row(row, found) for row in rows] for block, rows in journal.blocks.items()}
             journal.commit_stage(NAME, record, rows, witness)
         stored = writer.read_stage(NAME)
         pairs = {name: (stored[f"{name}.{DOWN}"], stored[f"{name}.{UP}"]) for name in self.trained}  # float32
@@ -157,8 +157,15 @@ class LoraPass:
         else:
             self._write(writer, pairs)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "method": f"{row['method']}+{NAME}"} if row["name"] in self.trained else row
+    def _row(self, row: dict[str, Any], found: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+        """What is true of a linear now; its outputs were not looked at again where its weight has changed."""
+        name = row["name"]
+        if name not in self.trained:
+            return row
+        row = {**row, "method": f"{row['method']}+{NAME}"}
+        if not self.settings.merge:
+            return row
+        return {**row, "relative_output_error": None, "relative_weight_error": found[name].pop(ERROR).item()}
 
     # training
 
@@ -197,9 +204,11 @@ class LoraPass:
             with torch.no_grad():
                 if settings.merge:
                     for name, pair in best.weights.items():
-                        set_weight(
-                            linear_of(whole, name), self._merged(name, get_weight(linear_of(whole, name)), pair)
-                        )
+                        linear, dense = linear_of(whole, name), model.tensors[f"{self.trained[name].stem}.weight"]
+                        values, before = self._merged(name, get_weight(linear), pair), dense.read().float()
+                        before = before.T if self.trained[name].shape.transposed else before
+                        pair[ERROR] = (before.to(values) - values).norm() / before.norm().clamp(min=1e-30)
+                        set_weight(linear, values)
                 stream = model.stream(whole, Batch(witness_ids(model)))
                 stream = stream.advanced(model.final_hidden(whole, stream.batch))
                 witness = testimony(stream, model.logits(whole, stream))
