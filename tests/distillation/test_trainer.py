@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, Gemma2Config, GraniteConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, Gemma2Config, GraniteConfig
 
 import hfcompress as hfc
 from hfcompress.distillation.on_policy import continued, prompts
@@ -287,6 +287,44 @@ def test_it_is_measured_stopped_kept_and_taken_up_again(tmp_path):
     again.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
     assert [e["eval_kl"] for e in again.state.log_history if "eval_kl" in e][-4:] == pytest.approx(kls, rel=1e-4)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_teacher_may_be_quantized_and_placed_by_a_map(tmp_path):
+    """bitsandbytes' LLM.int8() on a CPU: the loss is that of what the quantized teacher says."""
+    student, teacher = pair()
+    teacher.save_pretrained(tmp_path / "teacher")
+    quantization = BitsAndBytesConfig(load_in_8bit=True)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "teacher", quantization_config=quantization, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    data = rows(4, ragged=False)
+    ids = torch.tensor([row["input_ids"] for row in data])
+    with torch.no_grad():
+        p, dense, q = (model(ids).logits[:, :-1].log_softmax(-1) for model in (loaded, teacher, student))
+    wanted, other = (((each.exp() * (each - q)).sum(-1)).mean().item() for each in (p, dense))
+    trainer = hfc.DistillationTrainer(student, loaded, args=config(tmp_path), eval_dataset=data)
+    found = trainer.evaluate()["eval_kl"]
+    assert found == pytest.approx(wanted, rel=2e-5)
+    assert abs(found - other) > 1e-4 * other
+
+
+def test_it_is_followed_where_one_looks(tmp_path, monkeypatch):
+    """TensorBoard, through `report_to`: loss, learning rate and the held-out KL are in its file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    student, teacher = pair()
+    settings = {"report_to": "tensorboard", "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = hfc.DistillationTrainer(
+        student, teacher, args=config(tmp_path, **settings), train_dataset=rows(), eval_dataset=rows(4)
+    )
+    trainer.train()
+    (file,) = (tmp_path / "logs").rglob("events.*")
+    read = EventAccumulator(str(file)).Reload()
+    assert {"train/loss", "train/learning_rate", "eval/kl", "eval/perplexity"} <= set(read.Tags()["scalars"])
+    written = [event.value for event in read.Scalars("eval/kl")]
+    logged = [entry["eval_kl"] for entry in trainer.state.log_history if "eval_kl" in entry]
+    assert written == pytest.approx(logged, rel=1e-6)
 
 
 def test_what_the_student_says_itself_is_what_counts(tmp_path):
