@@ -224,6 +224,31 @@ class Head:
             handle.remove()
 
 
+class _WithoutAdapter(Head):
+    """A PEFT model without its adapter: the teacher of the model with it, whose memory it shares."""
+
+    def _try(self) -> None:
+        """Nothing to do: the student's head is the same, and has been tried."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        with self._alone():
+            return super().__call__(hidden)
+
+    def inputs(self, wrapped: nn.Module, batch: Mapping[str, Any], after: list[int]) -> tuple[Tensor, list[Tensor]]:
+        with self._alone():
+            return super().inputs(wrapped, batch, after)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        training = self.model.training
+        self.model.eval()
+        try:
+            with cast(Any, self.model).disable_adapter():
+                yield
+        finally:
+            self.model.train(training)
+
+
 @dataclass
 class _Heard:
     """
@@ -244,7 +269,8 @@ class DistillationTrainer(Trainer):
     Args:
         model (`PreTrainedModel`): the student.
         teacher (`PreTrainedModel`, *optional*): the teacher; one that is quantized or spread by a device map stays where it
-            is. Left out where the rows carry what a cache has kept of it.
+            is. Left out where the rows carry what a cache has kept of it, and where the student is a PEFT model that is to
+            stay near its own base, which then is the teacher and in memory once.
         signal (`str`, *optional*): what they carry then: `"top_k"` or `"sampled"`, as in [`hfcompress.Distill`].
         args (`DistillationConfig`, *optional*): how it is trained.
         kwargs: of `transformers.Trainer`; `data_collator` is a [`DistillationCollator`] if left out.
@@ -263,6 +289,8 @@ class DistillationTrainer(Trainer):
         args: DistillationConfig | None = None,
         **kwargs: Any,
     ):
+        if teacher is None and signal is None and hasattr(model, "disable_adapter"):
+            teacher = model
         if (teacher is None) == (signal is None):
             raise InvalidValueError("Give a teacher, or the signal that the rows carry of one: top_k or sampled.")
         if signal is not None and signal not in CACHED:
@@ -292,10 +320,13 @@ class DistillationTrainer(Trainer):
         self._evaluated = torch.zeros(3, dtype=torch.float64)
 
     def _take(self, teacher: nn.Module, args: DistillationConfig) -> None:
-        if not getattr(teacher, "hf_device_map", None) and not getattr(teacher, "is_quantized", False):
-            teacher = teacher.to(args.device)
-        teacher.eval().requires_grad_(False)
-        self.teacher_head = Head(teacher)
+        if teacher is self.model:
+            self.teacher_head = _WithoutAdapter(teacher)
+        else:
+            if not getattr(teacher, "hf_device_map", None) and not getattr(teacher, "is_quantized", False):
+                teacher = teacher.to(args.device)
+            teacher.eval().requires_grad_(False)
+            self.teacher_head = Head(teacher)
         self.vocabulary = min(self.student_head.vocabulary, self.teacher_head.vocabulary)
         self.signal = Live(self.teacher_head, self.vocabulary)
         if not args.features:

@@ -308,6 +308,30 @@ def test_a_teacher_may_be_quantized_and_placed_by_a_map(tmp_path):
     assert abs(found - other) > 1e-4 * other
 
 
+def test_an_adapter_may_have_its_own_base_as_teacher(tmp_path):
+    """One model in memory: the loss is the divergence of the model with its adapter from the one without, and so learns."""
+    from peft import LoraConfig, get_peft_model
+
+    _, base = pair()
+    student = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    data = rows(4, ragged=False)
+    ids = torch.tensor([row["input_ids"] for row in data])
+    with torch.no_grad():
+        q = student(ids).logits[:, :-1].log_softmax(-1)
+        with student.disable_adapter():
+            p = student(ids).logits[:, :-1].log_softmax(-1)
+    settings = {"max_steps": 8, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    trainer = hfc.DistillationTrainer(
+        student, args=config(tmp_path, **settings), train_dataset=data, eval_dataset=data
+    )
+    before = trainer.evaluate()["eval_kl"]
+    assert before == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-4)
+    weights = {name: value.clone() for name, value in student.named_parameters() if "lora" not in name}
+    trainer.train()
+    assert trainer.evaluate()["eval_kl"] < 0.5 * before
+    assert all(torch.equal(weights[name], value) for name, value in student.named_parameters() if name in weights)
+
+
 def test_it_is_followed_where_one_looks(tmp_path, monkeypatch):
     """TensorBoard, through `report_to`: loss, learning rate and the held-out KL are in its file."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
