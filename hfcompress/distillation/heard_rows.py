@@ -21,9 +21,9 @@ counts only once `teacher.json` is there.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +35,7 @@ from hfcompress.distillation.signals import CACHED
 from hfcompress.errors import CheckpointError
 from hfcompress.formats.writer import disk_errors, write_json
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import StreamedModel
+from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 
 
@@ -44,32 +44,78 @@ POSITIONS = 512  # whose logits exist at a time
 DONE = "teacher.json"
 
 
+class Speaker(Protocol):
+    """A teacher that is asked."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        ...
+
+    def say(self, batches: list[Batch]) -> Iterator[dict[str, Tensor]]:
+        """What is kept of its distributions for each batch, `(rows, seq_len, ...)`."""
+        ...
+
+
+class StreamedTeacher:
+    """
+    A model of which one block is in memory at a time; it is streamed once, however much it is asked.
+
+    Args:
+        model (`StreamedModel`): the teacher.
+        kind (`str`): of [`hfcompress.distillation.signals.CACHED`].
+        size (`int`): tokens kept for each position.
+        seed (`int`): of what is drawn.
+    """
+
+    def __init__(self, model: StreamedModel, kind: str, size: int, seed: int):
+        self.model, self.kind, self.size, self.seed = model, kind, size, seed
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The weights, their revision, the tokenizer and the arithmetic."""
+        checkpoint = self.model.checkpoint
+        return {
+            "teacher": checkpoint.sha256,
+            "revision": checkpoint.revision,
+            "tokenizer": _tokenizer_hash(checkpoint),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def say(self, batches: list[Batch]) -> Iterator[dict[str, Tensor]]:
+        """What is kept of its distributions for each batch."""
+        streams = self.model.forward_blocks(self.model.embed(batches))
+        with self.model.outside(head=True) as model:
+            for stream in streams:
+                digest = hashlib.sha256(stream.batch.input_ids.numpy().tobytes()).digest()
+                generator = torch.Generator().manual_seed(self.seed + int.from_bytes(digest[:4], "big"))
+                parts = [
+                    CACHED[self.kind].of(self.model.head_logits(model, hidden), self.size, generator)
+                    for hidden in stream.hidden.split(POSITIONS, 1)
+                ]
+                yield {name: torch.cat([p[name].cpu() for p in parts], 1) for name in parts[0]}
+
+
 class HeardRows(Dataset):
     """
     Rows of tokens, and what is kept of the teacher's distributions there; a shard at a time in memory.
 
     Args:
         folder (`Path`): holds any number of teachers.
-        teacher (`Checkpoint`): the teacher.
+        teacher (`Speaker`): the teacher.
         tokens (`Tokens`): the rows.
         kind (`str`): of [`hfcompress.distillation.signals.CACHED`].
         size (`int`): tokens kept for each position.
-        dtype (`torch.dtype`): of the teacher's arithmetic.
         seed (`int`): of what is drawn.
     """
 
-    def __init__(
-        self, folder: Path, teacher: Checkpoint, tokens: Tokens, kind: str, size: int, dtype: torch.dtype, seed: int
-    ):
+    def __init__(self, folder: Path, teacher: Speaker, tokens: Tokens, kind: str, size: int, seed: int):
         batch = tokens.batch()
-        self.input_ids, self.mask, self.kind, self.size, self.seed = batch.input_ids, batch.mask, kind, size, seed
+        self.input_ids, self.mask, self.kind, self.teacher = batch.input_ids, batch.mask, kind, teacher
         self.per_shard = max(1, SHARD_TOKENS // self.input_ids.shape[1])
         self.key = {
-            "teacher": teacher.sha256,
-            "revision": teacher.revision,
-            "tokenizer": _tokenizer_hash(teacher),
+            **teacher.described,
             "tokens": tokens.sha256,
-            "dtype": str(dtype).removeprefix("torch."),
             "kind": kind,
             "size": size,
             "seed": seed if kind == "sampled" else None,
@@ -94,23 +140,16 @@ class HeardRows(Dataset):
         starts = range(0, len(self.input_ids), self.per_shard)
         return [slice(start, min(start + self.per_shard, len(self.input_ids))) for start in starts]
 
-    def fill(self, teacher: StreamedModel, tokens: Tokens, progress: Progress) -> None:
-        """Ask the teacher for what is missing; the model is streamed once, however much that is."""
+    def fill(self, tokens: Tokens, progress: Progress) -> None:
+        """Ask the teacher for what is missing."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         missing = [number for number in range(len(self.shards)) if not self._path(number).exists()]
         if missing:
-            streams = teacher.embed([tokens.batch(self.shards[number]) for number in missing])
-            streams = teacher.forward_blocks(streams)
-            with teacher.outside(head=True) as model:
-                for number, stream in zip(missing, streams, strict=True):
-                    progress.step(f"distill: writing down what the teacher says, {number + 1}", amount=0)
-                    generator = torch.Generator().manual_seed(self.seed + number)
-                    parts = [
-                        CACHED[self.kind].of(teacher.head_logits(model, hidden), self.size, generator)
-                        for hidden in stream.hidden.split(POSITIONS, 1)
-                    ]
-                    self._write(number, {name: torch.cat([p[name].cpu() for p in parts], 1) for name in parts[0]})
+            said = self.teacher.say([tokens.batch(self.shards[number]) for number in missing])
+            for number, tensors in zip(missing, said, strict=True):
+                progress.step(f"distill: writing down what the teacher says, {number + 1}", amount=0)
+                self._write(number, tensors)
         write_json(self.folder / DONE, self.key)
 
     def __len__(self) -> int:

@@ -225,6 +225,8 @@ def _trained(manifest: dict[str, Any]) -> str | None:
     if training.get("step") not in ("distill", "lora"):
         return None
     heard = HEARD[training.get("signal", "live")]
+    if "teacher" in training:
+        heard = f"the most probable tokens of {training['teacher']}"
     start, best = (number(training[key], 3) for key in ("held_out_kl_start", "held_out_kl"))
     learned = "every weight"
     if training["step"] == "lora":

@@ -44,6 +44,8 @@ def published(manifest: dict[str, Any], report: dict[str, Any]) -> tuple[dict[st
         settings = step.get("distill", {})
         if "teacher_cache" in settings:
             settings["teacher_cache"] = Path(settings["teacher_cache"]).name
+        if "teacher" in settings:
+            settings["teacher"]["url"] = "http://teacher/v1"
         if isinstance(settings.get("student"), str) and student.get("kind") == FOLDER:
             settings["student"] = Path(settings["student"]).name
     sections = [manifest["calibration"], *(manifest["recipe"].get(key) for key in ("calibration", "evaluation"))]

@@ -30,8 +30,9 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor, nn
 
 from hfcompress.calibration.tokens import Tokens
+from hfcompress.distillation.endpoint import Endpoint
 from hfcompress.distillation.features import Features, default_map
-from hfcompress.distillation.heard_rows import HeardRows
+from hfcompress.distillation.heard_rows import HeardRows, Speaker, StreamedTeacher
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.signals import CACHED, Live, Signal
 from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtRows, head_of, teach, train
@@ -71,6 +72,7 @@ class Distillation(Protocol):
     signal: str
     signal_size: int
     teacher_cache: str | None
+    teacher: Mapping[str, str] | None
     seed: int
 
 
@@ -230,6 +232,7 @@ class DistillPass:
         record = {
             "step": NAME,
             "signal": self.settings.signal,
+            **({} if settings.teacher is None else {"teacher": settings.teacher["model"]}),
             "steps": self.steps,
             "rows": len(learned),
             "held_out_rows": len(held_out),
@@ -244,12 +247,16 @@ class DistillPass:
         if settings.signal == "live":
             return teach(self.teacher, self.tokens, list(self.compared.values()))
         folder = Path(settings.teacher_cache).expanduser() if settings.teacher_cache else Path(HF_HOME) / CACHE
-        own = (settings.signal, settings.signal_size, self.teacher.dtype, settings.seed)
-        rows = HeardRows(folder, self.teacher.checkpoint, self.tokens, *own)
+        own = settings.signal, settings.signal_size, settings.seed
+        teacher: Speaker = StreamedTeacher(self.teacher, *own)
+        if settings.teacher is not None:
+            known = self.student.checkpoint.tokenizer
+            teacher = Endpoint(settings.teacher["url"], settings.teacher["model"], known, settings.signal_size)
+        rows = HeardRows(folder, teacher, self.tokens, *own)
         if rows.complete:
             progress.note(f"what the teacher says is read from {rows.folder}")
         else:
-            rows.fill(self.teacher, self.tokens, progress)
+            rows.fill(self.tokens, progress)
         return rows
 
     def _features(self) -> Features | None:

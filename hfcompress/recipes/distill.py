@@ -52,6 +52,9 @@ class Distill(Training):
             position, and the mass of the rest) or `"sampled"` (tokens drawn from it, for an unbiased forward KL).
         signal_size (`int`, *optional*, defaults to 64): tokens that are kept for each position.
         teacher_cache (`str`, *optional*): the folder for that; `hfcompress/teachers` in the Hub's home if left out.
+        teacher (`Mapping`, *optional*): `{"url": "http://localhost:8000/v1", "model": "name"}`, a teacher behind an
+            OpenAI-style completions endpoint that echoes log-probabilities, in place of the original, for `signal="top_k"`;
+            its key, if it wants one, is read from `OPENAI_API_KEY`.
         features (`float`, *optional*, defaults to 0.0): weight of the hidden states' distance from the original's.
         feature_loss (`str`, *optional*, defaults to `"mse"`): `"mse"`, `"cosine"`, `"relation"`, `"contrastive"` or
             `"adversarial"`; see [`hfcompress.distillation.features.Features`].
@@ -76,6 +79,7 @@ class Distill(Training):
     signal: Literal["live", "top_k", "sampled"] = "live"
     signal_size: int = 64
     teacher_cache: str | None = None
+    teacher: Mapping[str, str] | None = None
     features: float = 0.0
     feature_loss: FeatureLoss = "mse"
     feature_blocks: Mapping[int, int] | None = None
@@ -102,6 +106,8 @@ class Distill(Training):
             raise InvalidValueError(f"distill.signal_size is {self.signal_size}; it must be at least 1.")
         if self.signal == "live" and self.teacher_cache is not None:
             raise InvalidValueError("distill.teacher_cache is for signal=top_k or sampled; set one, or leave it out.")
+        if self.teacher is not None:
+            self._check_teacher(self.teacher)
         if self.signal != "live" and (self.temperature, self.final_temperature) != (1.0, None):
             raise InvalidValueError(
                 f"distill.signal={self.signal} keeps probabilities at temperature 1; leave temperature out, or take signal=live."
@@ -125,6 +131,18 @@ class Distill(Training):
                 raise InvalidValueError(
                     f"distill.feature_blocks: {key!r}: {value!r} is no pair of blocks, counted from 0."
                 )
+
+    def _check_teacher(self, teacher: Mapping[str, str]) -> None:
+        if set(teacher) != {"url", "model"} or not all(isinstance(value, str) for value in teacher.values()):
+            raise InvalidValueError(
+                "distill.teacher has other keys than url and model; write {url: http://localhost:8000/v1, model: name}."
+            )
+        if not teacher["url"].startswith(("http://", "https://")):
+            raise InvalidValueError(
+                f"distill.teacher.url is {teacher['url']}; it must begin with http:// or https://."
+            )
+        if self.signal != "top_k":
+            raise InvalidValueError("distill.teacher tells its most probable tokens alone; set signal=top_k.")
 
     def check_place(self, before, after):
         """
