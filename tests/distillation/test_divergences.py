@@ -15,7 +15,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hfcompress.distillation.divergences import MIXED, Divergence
@@ -57,6 +57,7 @@ def logits(seed: int, scale: float, positions: int = 4, vocabulary: int = 9):
     st.sampled_from([0.1, 1.0, 8.0]),
     st.integers(0, 1000),
 )
+@example("reverse_kl", 0.5, 0.5, 8.0, 137)
 def test_values_and_gradients_are_those_of_the_definition(kind, mix, temperature, scale, seed):
     teacher, student = logits(seed, scale)
     ours = student.clone().requires_grad_()
@@ -68,6 +69,7 @@ def test_values_and_gradients_are_those_of_the_definition(kind, mix, temperature
     expected = defined(kind, mix, temperature, teacher, exact)
     expected.sum().backward()
     lost = 1e-6 * temperature**2 / min(mix, 1 - mix) ** 2  # by float32, where nearly equal numbers are subtracted
+    lost += 2e-7 * max(1.0, temperature) * max(teacher.abs().max().item(), student.abs().max().item())
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=lost)
     torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-3, atol=lost)
     assert (found > -lost).all()
