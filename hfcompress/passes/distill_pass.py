@@ -46,7 +46,7 @@ from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.room import memory_needed, require_room, steps_of
+from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.pattern import Pattern
@@ -56,16 +56,10 @@ NAME = "distill"
 CACHE = "hfcompress/teachers"  # in the Hub's own home
 
 
-class Distillation(Protocol):
+class Distillation(Batches, Protocol):
     """What the pass asks of the step."""
 
-    steps: int | None
-    tokens: int | None
-    epochs: int
     learning_rate: float
-    batch_size: int
-    accumulation: int
-    held_out: int
     objective: Objective
     feature_blocks: Mapping[int, int] | None
     student: str | Mapping[str, Any] | None

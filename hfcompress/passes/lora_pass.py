@@ -53,7 +53,7 @@ from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.room import memory_needed, require_room, steps_of
+from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -63,16 +63,10 @@ NAME = "lora"
 DOWN, UP, ERROR = "lora_down", "lora_up", "relative_weight_error"
 
 
-class Correcting(Protocol):
+class Correcting(Batches, Protocol):
     """What the pass asks of the step."""
 
-    steps: int | None
-    tokens: int | None
-    epochs: int
     learning_rate: float
-    batch_size: int
-    accumulation: int
-    held_out: int
     rank: int
     begins_at_error: bool
     merge: bool

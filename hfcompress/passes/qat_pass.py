@@ -48,7 +48,7 @@ from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.room import memory_needed, require_room, steps_of
+from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -57,17 +57,11 @@ from hfcompress.solvers.grid import QuantizedWeight
 NAME = "qat"
 
 
-class Training(Protocol):
+class Training(Batches, Protocol):
     """What the pass asks of the step."""
 
-    steps: int | None
-    tokens: int | None
-    epochs: int
     learning_rate: float
     scale_learning_rate: float
-    batch_size: int
-    accumulation: int
-    held_out: int
     train: str
     objective: Objective
     seed: int
