@@ -41,8 +41,10 @@ from hfcompress.formats.layout import Layout
 from hfcompress.formats.reading import has_codes
 from hfcompress.formats.sparse24 import Sparse24
 from hfcompress.formats.stored import PackedTensor
-from hfcompress.formats.writer import CheckpointWriter, check_output
+from hfcompress.formats.writer import CheckpointWriter, check_output, write_text
 from hfcompress.hub.description import describe
+from hfcompress.models.adapter import ADAPTER, adapter_of, has_adapter, rebased
+from hfcompress.models.adapter import CONFIG as ADAPTER_CONFIG
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import EXPORTS, MANIFEST, read_manifest
@@ -354,8 +356,12 @@ def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, layout: 
     described.pop("quantization_config", None)
     if isinstance(layout, Dense):
         described["dtype"] = str(layout.dtype).removeprefix("torch.")
-    for name in checkpoint.companions():
+    beside = [path.relative_to(checkpoint.folder) for path in sorted(checkpoint.folder.glob(f"{ADAPTER}/adapter_*"))]
+    for name in (*checkpoint.companions(), *beside):
         writer.copy(checkpoint.folder / name, name)
+    if has_adapter(checkpoint):
+        told = (adapter_of(checkpoint) / ADAPTER_CONFIG).read_text(encoding="utf-8")
+        write_text(writer.result / ADAPTER / ADAPTER_CONFIG, rebased(told, str(writer.output)))
     if config is not None:
         described["quantization_config"] = config
         for name, value in layout.files(config).items():

@@ -36,7 +36,9 @@ def _quality_table(report: dict[str, Any]) -> Table:
     )
     ratio = report["size_bytes"] / report["baseline_size_bytes"]
     shown.add_row("size", size(report["baseline_size_bytes"]), f"{size(report['size_bytes'])} ({ratio:.0%})")
-    others = (report.get("with_adapter"), ", with the adapter"), (report.get("out_of_domain"), ", other domain")
+    helped = report.get("with_adapter")
+    label = "" if helped is None else f", with the adapter of {size(helped['adapter_bytes'])}"
+    others = (helped, label), (report.get("out_of_domain"), ", other domain")
     for found, where in ((report, ""), *others):
         if found:
             shown.add_row(f"perplexity{where}", f"{found['baseline_perplexity']:.4f}", f"{found['perplexity']:.4f}")

@@ -36,6 +36,7 @@ from hfcompress.distillation.divergences import FLOOR
 from hfcompress.distillation.signals import LEAST
 from hfcompress.errors import CheckpointError, InvalidValueError
 from hfcompress.models.streaming import Batch
+from hfcompress.models.vocabulary import tokenizer_hash
 
 
 KEY = "OPENAI_API_KEY"
@@ -59,12 +60,13 @@ class Endpoint:
 
     def __init__(self, url: str, model: str, tokenizer: Any, size: int, wait: float = FIRST_WAIT):
         self.url, self.model, self.size, self.wait = url.rstrip("/"), model, size, wait
-        self.ids = {} if tokenizer is None else _by_text(tokenizer)
+        self.ids, self.tokenizer = {} if tokenizer is None else _by_text(tokenizer), tokenizer_hash(tokenizer)
+        self.opener = urllib.request.build_opener(_NoRedirects)
 
     @property
     def described(self) -> dict[str, Any]:
         """What its answers depend on, as far as it is known here."""
-        return {"teacher": f"{self.model} at {self.url}"}
+        return {"teacher": f"{self.model} at {self.url}", "tokenizer": self.tokenizer}
 
     def say(self, batches: list[Batch]) -> Iterator[dict[str, Tensor]]:
         """
@@ -76,10 +78,13 @@ class Endpoint:
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for batch in batches:
-                rows = list(pool.map(self._row, batch.input_ids.tolist()))
+                masks = torch.ones_like(batch.input_ids) if batch.mask is None else batch.mask
+                rows = list(pool.map(self._row, batch.input_ids, masks.bool()))
                 yield {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _row(self, ids: list[int]) -> dict[str, Tensor]:
+    def _row(self, row: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Of a row `(seq_len,)`; padding, where the mask is false, is not sent."""
+        ids, places = row[mask].tolist(), mask.nonzero()[:, 0].tolist()
         answer = self._ask(
             {
                 "model": self.model,
@@ -100,12 +105,12 @@ class Endpoint:
             ) from error
         self._require_same(ids, tokens)
         found = {
-            "ids": torch.full((len(ids), self.size), NOBODY, dtype=torch.int32),
-            "log_probs": torch.full((len(ids), self.size), FLOOR),
-            "rest": torch.zeros(len(ids)),
+            "ids": torch.full((len(row), self.size), NOBODY, dtype=torch.int32),
+            "log_probs": torch.full((len(row), self.size), FLOOR),
+            "rest": torch.zeros(len(row)),
         }
-        for place in range(len(ids)):
-            top = tops[place + 1] if place + 1 < len(tops) else None
+        for number, place in enumerate(places):
+            top = tops[number + 1] if number + 1 < len(tops) else None
             kept = self._known(top or {})
             if kept:
                 found["ids"][place, : len(kept)] = torch.tensor([i for i, _ in kept], dtype=torch.int32)
@@ -141,7 +146,7 @@ class Endpoint:
         request = urllib.request.Request(f"{self.url}/completions", json.dumps(body).encode(), headers)
         for tried in range(1, TRIES + 1):
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                with self.opener.open(request, timeout=TIMEOUT) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 if error.code not in AGAIN or tried == TRIES:
@@ -162,6 +167,13 @@ class Endpoint:
             f"{self.url} refused with {error.code} ({words}); check distill.teacher.model and distill.signal_size "
             f"({self.size}): many servers tell only a few log-probabilities."
         )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A key is for the address that was given, and no other."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        return None
 
 
 def _by_text(tokenizer: Any) -> dict[str, int]:

@@ -34,8 +34,8 @@ from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.signals import CACHED
 from hfcompress.errors import CheckpointError
 from hfcompress.formats.writer import disk_errors, write_json
-from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.vocabulary import tokenizer_hash
 from hfcompress.progress import Progress
 
 
@@ -78,7 +78,7 @@ class StreamedTeacher:
         return {
             "teacher": checkpoint.sha256,
             "revision": checkpoint.revision,
-            "tokenizer": _tokenizer_hash(checkpoint),
+            "tokenizer": tokenizer_hash(checkpoint.tokenizer),
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
@@ -182,11 +182,3 @@ class HeardRows(Dataset):
 
     def _path(self, number: int) -> Path:
         return self.folder / f"rows-{number:05d}.safetensors"
-
-
-def _tokenizer_hash(checkpoint: Checkpoint) -> str | None:
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        return None
-    entries: Any = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

@@ -166,7 +166,9 @@ def make_card(
         what=_what(manifest),
         trained=_trained(manifest),
         adapter=(training := manifest.get("training") or {}).get("step") == "lora" and not training["merged"],
-        dequantize="CompressedTensorsConfig" if format_of(manifest) == "compressed-tensors" else None,
+        dequantize="CompressedTensorsConfig"
+        if format_of(manifest) == "compressed-tensors" and not is_plain(manifest)
+        else None,
         rest_is_original=training.get("step") != "distill" and "hidden" not in manifest.get("pruning", {}),
         pruned=_taken_out(manifest),
         reload=reload,
@@ -431,7 +433,9 @@ def _quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     if "perplexity" not in report:
         return rows
-    others = (report.get("with_adapter"), ", with the adapter"), (report.get("out_of_domain"), ", other domain")
+    helped = report.get("with_adapter")
+    label = "" if helped is None else f", with the adapter of {size(helped['adapter_bytes'])}"
+    others = (helped, label), (report.get("out_of_domain"), ", other domain")
     for found, where in ((report, ""), *others):
         if not found:
             continue

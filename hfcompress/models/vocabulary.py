@@ -13,6 +13,10 @@
 # limitations under the License.
 """Whether two models speak of the same tokens."""
 
+import hashlib
+import json
+from typing import Any
+
 from hfcompress.errors import CheckpointError
 from hfcompress.models.checkpoint import Checkpoint
 
@@ -42,3 +46,10 @@ def shared_vocabulary(first: Checkpoint, second: Checkpoint) -> int:
             f"{len(different)} entries differ; give two models of one tokenizer."
         )
     return min(sizes)
+
+
+def tokenizer_hash(tokenizer: Any) -> str | None:
+    """A digest of a tokenizer's entries and their ids; `None` where there is none."""
+    if tokenizer is None:
+        return None
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()

@@ -40,14 +40,14 @@ from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedMo
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.manifest import read_manifest
 from hfcompress.models.roles import Linear, find_linears, linear_shape
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.students import MadeStudent
 from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
-from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.pattern import Pattern
 
@@ -218,9 +218,7 @@ class DistillPass:
             train(NAME, learner, learned, groups, settings, self.steps, best, folder, len(student), progress)
             with torch.no_grad():
                 self._put(whole, best.weights)
-                stream = student.stream(whole, Batch(witness_ids(student)))
-                stream = stream.advanced(student.final_hidden(whole, stream.batch))
-                witness = testimony(stream, student.logits(whole, stream))
+            witness = testimony_of(student, whole)
         if best.step == 0:
             progress.note("distill found nothing that is better on the held-out rows than where it started")
         record = {

@@ -54,7 +54,7 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
-from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
@@ -203,9 +203,7 @@ class LoraPass:
                         before = before.T if self.trained[name].shape.transposed else before
                         pair[ERROR] = (before.to(values) - values).norm() / before.norm().clamp(min=1e-30)
                         set_weight(linear, values)
-                stream = model.stream(whole, Batch(witness_ids(model)))
-                stream = stream.advanced(model.final_hidden(whole, stream.batch))
-                witness = testimony(stream, model.logits(whole, stream))
+            witness = testimony_of(model, whole)
         if best.step == 0:
             progress.note("lora found nothing that is better on the held-out rows than where it started")
         record = {

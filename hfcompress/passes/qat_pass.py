@@ -49,7 +49,7 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
-from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
@@ -148,10 +148,7 @@ class QatPass:
                 parametrize.remove_parametrizations(whole.get_submodule(name), "weight")
                 set_weight(linear_of(whole, name), self.layout.values(best.weights[name].to(self.model.device)))
             results = self._results(whole, held_out, journal, solved, best.weights)
-            stream = self.model.stream(whole, Batch(witness_ids(self.model)))
-            with torch.no_grad():
-                stream = stream.advanced(self.model.final_hidden(whole, stream.batch))
-                witness = testimony(stream, self.model.logits(whole, stream))
+            witness = testimony_of(self.model, whole)
         if best.step == 0:
             progress.note("qat found nothing that is better on the held-out rows than where it started")
         changed = [row["changed_codes"] for rows in results.values() for row in rows if "changed_codes" in row]

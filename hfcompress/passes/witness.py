@@ -19,10 +19,10 @@ and compare.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
-from hfcompress.models.streaming import Stream, StreamedModel
+from hfcompress.models.streaming import Batch, Stream, StreamedModel
 
 
 TOKENS = 32
@@ -35,6 +35,14 @@ def witness_ids(model: StreamedModel) -> Tensor:
     config = model.skeleton.config.get_text_config()
     length = min(TOKENS, getattr(config, "max_position_embeddings", None) or TOKENS)
     return torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(SEED))
+
+
+@torch.no_grad()
+def testimony_of(model: StreamedModel, whole: nn.Module) -> dict[str, Any]:
+    """[`testimony`] of a model whose weights are all in memory, from [`StreamedModel.loaded`]."""
+    stream = model.stream(whole, Batch(witness_ids(model)))
+    stream = stream.advanced(model.final_hidden(whole, stream.batch))
+    return testimony(stream, model.logits(whole, stream))
 
 
 def testimony(witness: Stream, logits: Tensor) -> dict[str, Any]:

@@ -141,6 +141,10 @@ class Distill(Training):
             raise InvalidValueError(
                 f"distill.teacher.url is {teacher['url']}; it must begin with http:// or https://."
             )
+        if "@" in teacher["url"].partition("://")[2].partition("/")[0]:
+            raise InvalidValueError(
+                "distill.teacher.url holds a password, and recipes are kept; set OPENAI_API_KEY instead."
+            )
         if self.signal != "top_k":
             raise InvalidValueError("distill.teacher tells its most probable tokens alone; set signal=top_k.")
 

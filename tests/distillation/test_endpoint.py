@@ -52,6 +52,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, model, spelled):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.spelled, self.fails, self.change, self.seen = model, spelled, [], lambda answer: answer, []
+        self.elsewhere = None
 
     @property
     def url(self) -> str:
@@ -67,6 +68,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, body, self.headers.get("Authorization")))
+        if self.server.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", self.server.elsewhere)
+            self.end_headers()
+            return
         if self.server.fails:
             self.send_error(self.server.fails.pop(0), "no")
             return
@@ -135,6 +141,33 @@ def test_what_it_says_is_what_the_model_says(serve, model, monkeypatch):
     assert len(server.seen) == len(IDS) + 2
     path, body, key = server.seen[-1]
     assert (path, body["model"], key) == ("/v1/completions", "teacher", "Bearer secret")
+
+
+def test_padding_is_not_sent(serve):
+    """On either side; what is said of the rest is what is said of the row alone."""
+    server = serve(by_id)
+    whole = said(server)
+    ids, mask = torch.zeros(1, 14, dtype=torch.long), torch.zeros(1, 14, dtype=torch.bool)
+    ids[0, 3:13], mask[0, 3:13] = torch.from_numpy(IDS[0]), True
+    found = next(Endpoint(server.url, "teacher", None, SIZE).say([Batch(ids, mask)]))
+    assert server.seen[-1][1]["prompt"] == IDS[0].tolist()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor[0, 3:13], whole[name][0])
+
+
+def test_a_key_is_not_sent_elsewhere(serve, monkeypatch):
+    monkeypatch.setenv(KEY, "secret")
+    other, server = serve(by_id), serve(by_id)
+    server.elsewhere = other.url
+    with pytest.raises(InvalidValueError, match="refused with 302"):
+        said(server)
+    assert not other.seen
+
+
+def test_another_tokenizer_is_another_teacher():
+    found = [Endpoint("http://x", "m", tokenizer, 4).described for tokenizer in (Tokenizer(), None)]
+    assert found[0]["teacher"] == found[1]["teacher"]
+    assert found[0]["tokenizer"] != found[1]["tokenizer"]
 
 
 def test_texts_that_mean_two_tokens_belong_to_the_rest(serve, model):
@@ -213,5 +246,7 @@ def test_what_cannot_be_is_told(serve, monkeypatch):
         hfc.Distill(student={"every": 2}, signal="top_k", teacher={"address": "x"})
     with pytest.raises(InvalidValueError, match=r"distill\.teacher\.url is localhost; it must begin with http"):
         hfc.Distill(student={"every": 2}, signal="top_k", teacher={"url": "localhost", "model": "m"})
+    with pytest.raises(InvalidValueError, match=r"distill\.teacher\.url holds a password"):
+        hfc.Distill(student={"every": 2}, signal="top_k", teacher={"url": "http://me:secret@host/v1", "model": "m"})
     with pytest.raises(InvalidValueError, match="tells its most probable tokens alone; set signal=top_k"):
         hfc.Distill(student={"every": 2}, teacher={"url": "http://localhost", "model": "m"})

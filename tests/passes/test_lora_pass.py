@@ -111,13 +111,43 @@ def test_the_card_and_the_hub_know_of_the_adapter(corrected):
     card = (result.output_dir / "README.md").read_text()
     assert 'PeftModel.from_pretrained(model, "out", subfolder="adapter")' in card
     assert "quantization_config=CompressedTensorsConfig(dequantize=True)" in card
-    assert "with the adapter" in card
+    assert "with the adapter of" in card
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= carried_files(folder / "out").keys()
     config = json.loads((folder / "out/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(folder / "out")
     assert config["target_modules"] == sorted(f"{x}_proj" for x in ["q", "k", "v", "o", "gate", "up", "down"])
     told = json.loads(rebased(json.dumps(config), "someone/model"))
     assert told == config | {"base_model_name_or_path": "someone/model"}
+
+
+def test_plain_weights_and_exports_may_have_one_too(corrected, tmp_path):
+    """Zeros alone, not merged: nothing to dequantize, as the card says. An export carries the adapter along."""
+    folder = corrected[0]
+    result = run(folder / "base", tmp_path / "out", SPARSE, hfc.LoRA(**QUICK))
+    assert result.report["with_adapter"]["kl_mean"] < result.report["kl_mean"]
+    assert "dequantize=True" not in (tmp_path / "out" / "README.md").read_text()
+    np.save(tmp_path / "ids.npy", UNSEEN)
+    in_fresh_process(WITH_PEFT, *(str(tmp_path / name) for name in ("out", "ids.npy", "logits.npy")), "dense")
+    theirs = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    torch.testing.assert_close(logits_with_adapter(tmp_path / "out", UNSEEN), theirs, rtol=1e-4, atol=1e-4)
+    hfc.export(folder / "out", "dense", tmp_path / "exported", dtype="float32")
+    adapter, other = folder / "out/adapter", tmp_path / "exported/adapter"
+    weights = "adapter_model.safetensors"
+    assert (other / weights).read_bytes() == (adapter / weights).read_bytes()
+    assert json.loads((other / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        tmp_path / "exported"
+    )
+    in_fresh_process(WITH_PEFT, *(str(tmp_path / name) for name in ("exported", "ids.npy", "logits.npy")), "dense")
+    theirs = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    torch.testing.assert_close(logits_with_adapter(folder / "out", UNSEEN), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_output_head_is_corrected_too(corrected, tmp_path):
+    """Its teacher is the head as it was."""
+    head = hfc.RTN(bits=2, group_size=32, scales="minmax", targets=("Linear", "lm_head"))
+    result = run(corrected[0] / "base", tmp_path / "out", head, hfc.LoRA(**QUICK))
+    assert "lm_head" in {row["name"] for row in result.manifest["linears"] if row["method"] == "rtn+lora"}
+    assert result.report["with_adapter"]["kl_mean"] < 0.85 * result.report["kl_mean"]
 
 
 def test_conv1d_and_a_part_of_the_linears(tmp_path):
@@ -200,6 +230,10 @@ def test_what_cannot_be_is_told(corrected, tmp_path, monkeypatch):
     refused("lora leaves every compressed linear alone", START, hfc.LoRA(ignore=("re:.*",)))
     rounded = hfc.RTN(bits=8, type="int", group_size=-1, activations="dynamic")
     refused("lora cannot learn through inputs and caches that are rounded", rounded, hfc.LoRA(**QUICK))
+    embedded = hfc.RTN(bits=8, type="int", group_size=-1, targets=("embed_tokens", "Linear"))
+    refused(
+        "lora starts from embeddings as they were; take model.embed_tokens out of targets", embedded, hfc.LoRA(**QUICK)
+    )
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"lora needs peft: pip install 'hfcompress\[peft\]'"):
         require_peft("lora")
