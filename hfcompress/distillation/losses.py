@@ -72,6 +72,9 @@ def distillation_loss(
             loss = loss + cross_entropy * nn.functional.cross_entropy(logits.float(), targets[part], reduction="sum")
         return loss
 
+    if not torch.is_grad_enabled():
+        parts = [of_chunk(student_hidden[s : s + chunk], s) for s in range(0, len(student_hidden), chunk)]
+        return torch.stack([student_hidden.new_zeros((), dtype=torch.float32), *parts]).sum()
     if any(hasattr(parameter, PARTITIONED) for parameter in parameters):  # gathered only inside of modules' own calls
         starts = range(0, len(student_hidden), chunk)
         parts = [checkpoint(of_chunk, student_hidden[s : s + chunk], s, use_reentrant=False) for s in starts]

@@ -25,7 +25,7 @@ import contextlib
 import math
 import random
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -184,7 +184,7 @@ class Head:
         self.model.eval()
         try:
             wanted = self.model(input_ids=ids, use_cache=False).logits[0]
-            hidden, _ = self.inputs(self.model, {"input_ids": ids}, [])
+            hidden, _, _ = self.inputs(self.model, {"input_ids": ids}, [])
             found = self(hidden[0])
         finally:
             self.model.train(training)
@@ -193,9 +193,12 @@ class Head:
                 f"{type(self.model).__name__} makes its logits in a way that is not known here; use the recipe distill."
             )
 
-    def inputs(self, wrapped: nn.Module, batch: Mapping[str, Any], after: list[int]) -> tuple[Tensor, list[Tensor]]:
+    def inputs(
+        self, wrapped: nn.Module, batch: Mapping[str, Any], after: list[int]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         """
-        What the head is given for a batch, `(rows, seq_len, hidden_size)`, and what some blocks return.
+        What the head is given for a batch, `(rows, seq_len, hidden_size)`, what some blocks return, and the logits of no
+        position at all.
 
         Args:
             wrapped (`nn.Module`): the model, or what it is wrapped in.
@@ -206,7 +209,7 @@ class Head:
             given = {key: batch[key] for key in INPUTS if batch.get(key) is not None}
             output = wrapped(**given, use_cache=False, output_hidden_states=bool(after))
         states = output.hidden_states if after else ()
-        return seen[0], [states[index + 1] for index in after]
+        return seen[0], [states[index + 1] for index in after], output.logits
 
     @contextlib.contextmanager
     def _emptied(self) -> Generator[list[Tensor]]:
@@ -234,7 +237,9 @@ class _WithoutAdapter(Head):
         with self._alone():
             return super().__call__(hidden)
 
-    def inputs(self, wrapped: nn.Module, batch: Mapping[str, Any], after: list[int]) -> tuple[Tensor, list[Tensor]]:
+    def inputs(
+        self, wrapped: nn.Module, batch: Mapping[str, Any], after: list[int]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         with self._alone():
             return super().inputs(wrapped, batch, after)
 
@@ -253,7 +258,8 @@ class _WithoutAdapter(Head):
 class _Heard:
     """
     A batch as student and teacher have it: at its predictions, `(positions, ...)`, what the student's head is given, what
-    is known of the teacher, and the tokens that follow; and for hidden states `(rows, seq_len - 1, ...)`, where they count.
+    is known of the teacher, and the tokens that follow; for hidden states `(rows, seq_len - 1, ...)`, where they count; and
+    what the student's forward returned.
     """
 
     hidden: Tensor
@@ -262,6 +268,17 @@ class _Heard:
     predicted: Tensor
     ours: list[Tensor]
     theirs: list[Tensor]
+    returned: Tensor
+
+    def by_row(self) -> "list[_Heard]":
+        """Each row by itself, without hidden states to compare."""
+        counts = self.predicted.sum(1).tolist()
+        told = {name: tensor.split(counts) for name, tensor in self.told.items()}
+        parts = zip(self.hidden.split(counts), self.targets.split(counts), strict=True)
+        return [
+            replace(self, hidden=hidden, told={name: each[row] for name, each in told.items()}, targets=targets)
+            for row, (hidden, targets) in enumerate(parts)
+        ]
 
 
 class DistillationTrainer(Trainer):
@@ -307,6 +324,11 @@ class DistillationTrainer(Trainer):
         tokenizer = kwargs.get("processing_class")
         kwargs.setdefault("data_collator", DistillationCollator(getattr(tokenizer, "pad_token_id", None) or 0))
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise InvalidValueError(
+                "A student in FSDP's first form has no output head of its own; take the second, by fsdp_version: 2 in accelerate's "
+                "configuration, or fsdp_config={'version': 2}."
+            )
         self.model_accepts_loss_kwargs = True  # so that the labels of a whole optimizer step are counted
         self.aim, self.balance = args.objective, Balance()
         self.student_head = Head(model)
@@ -373,6 +395,9 @@ class DistillationTrainer(Trainer):
             self.balance.add(self.state.global_step, *parts)
             weight = self.aim.features * (self.balance.ratio if self.aim.balanced else 1.0)
             loss = said + weight * hidden
+        if hasattr(model, "unshard"):
+            # FSDP2 gathers the parts again on the way back when it meets what the forward returned; made last, met first
+            loss = loss + 0.0 * heard.returned.sum()
         if num_items_in_batch is None:
             loss = loss / max(1, len(heard.targets))
         else:
@@ -383,7 +408,9 @@ class DistillationTrainer(Trainer):
 
     def _heard(self, model: nn.Module, inputs: Mapping[str, Any], blocks: Mapping[int, int]) -> "_Heard":
         """Student and teacher on a batch, up to their heads."""
-        hidden, ours = self.student_head.inputs(model, inputs, list(blocks))
+        hidden, ours, returned = self.student_head.inputs(model, inputs, list(blocks))
+        if hasattr(model, "unshard"):  # FSDP2 has divided the head again after the forward
+            cast(Any, model).unshard()
         targets = inputs["labels"][:, 1:]
         predicted = targets != IGNORED
         theirs: list[Tensor] = []
@@ -391,7 +418,7 @@ class DistillationTrainer(Trainer):
             told = {name.removeprefix(TOLD): t for name, t in inputs.items() if name.startswith(TOLD)}
         else:
             with torch.no_grad():
-                said, theirs = self.teacher_head.inputs(self.teacher_head.model, inputs, list(blocks.values()))
+                said, theirs, _ = self.teacher_head.inputs(self.teacher_head.model, inputs, list(blocks.values()))
             told = {"hidden": said}
         return _Heard(
             hidden[:, :-1][predicted],
@@ -400,6 +427,7 @@ class DistillationTrainer(Trainer):
             predicted,
             [each[:, :-1] for each in ours],
             [each[:, :-1].to(hidden.device) for each in theirs],
+            returned,
         )
 
     def _said(self, heard: "_Heard", aim: Objective) -> Tensor:
@@ -419,21 +447,26 @@ class DistillationTrainer(Trainer):
             )
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The forward KL and the cross-entropy of a batch, added to those of the evaluation."""
+        """
+        The forward KL and the cross-entropy of a batch, added to those of the evaluation; rows that fill up the last batch
+        are left out.
+        """
+        told = []
         with torch.no_grad():
-            heard = self._heard(model, self._prepare_inputs(inputs), {})
-            kl = self._said(heard, Objective())
-            nll = self._said(heard, Objective(divergence_weight=0.0, cross_entropy=1.0))
-        count = len(heard.targets)
-        self._evaluated += torch.tensor([kl.item(), nll.item(), count], dtype=torch.float64)
-        return kl / max(1, count), None, None
+            for row in self._heard(model, self._prepare_inputs(inputs), {}).by_row():
+                kl = self._said(row, Objective())
+                nll = self._said(row, Objective(divergence_weight=0.0, cross_entropy=1.0))
+                told.append(torch.stack([kl.float(), nll.float(), torch.tensor(float(len(row.targets))).to(kl.device)]))
+        every = cast(Tensor, self.accelerator.gather_for_metrics(torch.stack(told)))
+        self._evaluated += every.double().sum(0).cpu()
+        kl, _, count = torch.stack(told).sum(0)
+        return kl / count.clamp(min=1), None, None
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         """The evaluation, with `kl` (to the teacher, in nats) and `perplexity` over all predictions of all processes."""
         self._evaluated = torch.zeros(3, dtype=torch.float64)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        sums = cast(Tensor, self.accelerator.reduce(self._evaluated.to(self.accelerator.device, torch.float32)))
-        kl, nll, count = sums.tolist()
+        kl, nll, count = self._evaluated.tolist()
         measured = {"kl": kl / max(1, count), "perplexity": math.exp(min(nll / max(1, count), LARGEST_EXPONENT))}
         named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})

@@ -23,7 +23,14 @@ import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, Gemma2Config, GraniteConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    Gemma2Config,
+    GraniteConfig,
+    Trainer,
+)
 
 import hfcompress as hfc
 from hfcompress.distillation.on_policy import continued, prompts
@@ -179,10 +186,13 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
 from pathlib import Path
+import hfcompress as hfc
 from accelerate import PartialState
-from test_trainer import trained
+from test_trainer import config, pair, rows, trained
 from safetensors.torch import save_file
 moved, loss = trained(Path({folder!r}), per_device_train_batch_size=4, features=0.5, balanced=True)
+measured = hfc.DistillationTrainer(*pair(), args=config(Path({folder!r})), eval_dataset=rows(5)).evaluate()
+moved["eval_kl"] = torch.tensor(measured["eval_kl"])
 if PartialState().is_main_process:
     save_file({{key: value.contiguous() for key, value in moved.items()}}, {folder!r} + "/moved.safetensors")
 """
@@ -192,26 +202,36 @@ SHARDED = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 import hfcompress as hfc
-from hfcompress.distillation.trainer import DistillationCollator
 from test_trainer import config, pair, rows
-state = PartialState(cpu=True)
+plain = {{"max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}}
+parted = {{"fsdp": "full_shard", "fsdp_config": {{"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}}}
+args = config({folder!r}, per_device_train_batch_size=2, gradient_accumulation_steps=2, **plain, **parted)
+assert args.device.type == "cpu"
+# accelerate takes FSDP for something of GPUs alone: all that it needs to be told is which kind of run this is
+state = Accelerator(cpu=True).state
+state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+state.fsdp_plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2,
+    auto_wrap_policy="transformer_based_wrap",
+    transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+    cpu_ram_efficient_loading=False,
+    state_dict_type="FULL_STATE_DICT",
+)
 student, teacher = pair()
-trainer = hfc.DistillationTrainer(student, teacher, args=config({folder!r}), train_dataset=rows())
-mesh = init_device_mesh("cpu", (2,))
-for block in student.model.layers:
-    fully_shard(block, mesh=mesh)
-fully_shard(student, mesh=mesh)
-count = sum(len(row["input_ids"]) - 1 for row in rows())
-batch = DistillationCollator()(rows()[state.process_index::2])
-trainer.compute_loss(student, batch, num_items_in_batch=count).backward()
-gradients = {{key: value.grad.full_tensor().contiguous() for key, value in student.named_parameters()}}
+before = {{key: value.detach().clone() for key, value in student.named_parameters()}}
+trainer = hfc.DistillationTrainer(student, teacher, args=args, train_dataset=rows(), eval_dataset=rows(5))
+assert trainer.is_fsdp_enabled and trainer.accelerator.is_fsdp2
+trainer.train()
+assert all(hasattr(value, "full_tensor") for value in trainer.model.parameters())
+moved = {{key: (before[key] - value.detach().full_tensor()).contiguous() for key, value in trainer.model.named_parameters()}}
+measured = trainer.evaluate()
+trainer.save_model({folder!r} + "/student")
 if state.is_main_process:
-    save_file(gradients, {folder!r} + "/moved.safetensors")
+    save_file({{**moved, "eval_kl": torch.tensor(measured["eval_kl"])}}, {folder!r} + "/moved.safetensors")
 """
 
 
@@ -227,18 +247,37 @@ def in_two_processes(code: str, folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "moved.safetensors")
 
 
-def test_a_sharded_student_has_the_gradients_of_the_definition(tmp_path):
-    """FSDP2 over gloo: every parameter in two halves, the output head's too."""
+def test_a_student_in_parts_has_the_gradients_of_the_definition(tmp_path):
+    """FSDP2 as accelerate prepares it, over gloo: every parameter in two halves, the output head's too."""
     found = in_two_processes(SHARDED, tmp_path)
+    kl = found.pop("eval_kl").item()
     wanted, _ = defined("llama", rows())
     assert found.keys() == wanted.keys()
     for key, gradient in wanted.items():
         torch.testing.assert_close(found[key], gradient.float(), rtol=1e-3, atol=1e-6)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    trainer = hfc.DistillationTrainer(student, pair()[1], args=config(tmp_path / "again"), eval_dataset=rows(5))
+    assert kl == pytest.approx(trainer.evaluate()["eval_kl"], rel=1e-4)
+
+
+def test_the_old_fsdp_is_refused(tmp_path, monkeypatch):
+    """Its parameters are views of one flat tensor, which is gone where the head is called."""
+    prepare = Trainer.create_accelerator_and_postprocess
+
+    def of_old(self):
+        prepare(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", of_old)
+    with pytest.raises(InvalidValueError, match=r"fsdp_version: 2"):
+        hfc.DistillationTrainer(*pair(), args=config(tmp_path), train_dataset=rows())
 
 
 def test_two_processes_do_what_one_does(tmp_path):
     """DDP over gloo: gradients are those of all rows, though the processes have different numbers of predictions."""
     two = in_two_processes(TWO, tmp_path)
+    measured = hfc.DistillationTrainer(*pair(), args=config(tmp_path), eval_dataset=rows(5)).evaluate()
+    assert two.pop("eval_kl").item() == pytest.approx(measured["eval_kl"], rel=1e-5)  # five rows do not divide by two
     one, _ = trained(tmp_path / "one", features=0.5, balanced=True)
     for key, value in two.items():
         torch.testing.assert_close(value, one[key], rtol=1e-3, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
