@@ -456,7 +456,9 @@ class DistillationTrainer(Trainer):
             for row in self._heard(model, self._prepare_inputs(inputs), {}).by_row():
                 kl = self._said(row, Objective())
                 nll = self._said(row, Objective(divergence_weight=0.0, cross_entropy=1.0))
-                told.append(torch.stack([kl.float(), nll.float(), torch.tensor(float(len(row.targets))).to(kl.device)]))
+                told.append(
+                    torch.stack([kl.float(), nll.float(), torch.tensor(float(len(row.targets))).to(kl.device)])
+                )
         every = cast(Tensor, self.accelerator.gather_for_metrics(torch.stack(told)))
         self._evaluated += every.double().sum(0).cpu()
         kl, _, count = torch.stack(told).sum(0)
