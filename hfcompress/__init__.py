@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hfcompress.errors import HfcompressError
     from hfcompress.exporting import export
     from hfcompress.measuring import compare, evaluate
+    from hfcompress.planning import plan
     from hfcompress.publishing import push
     from hfcompress.recipes import (
         AWQ,
@@ -72,6 +73,7 @@ _WHERE = {
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
     "export": "hfcompress.exporting",
+    "plan": "hfcompress.planning",
     "push": "hfcompress.publishing",
 }
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "compress",
     "evaluate",
     "export",
+    "plan",
     "push",
 ]
 

@@ -98,8 +98,8 @@ def run(
     memory_limit: Annotated[
         str | None,
         typer.Option(
-            help="Such as 8GB: where halted forwards would not fit under it, forwards are run again instead.",
-            show_default="half of what is free",
+            help="Such as 8GB: the most memory that this process may have while it compresses; see plan.",
+            show_default="half of what is free for halted forwards",
         ),
     ] = None,
     set_: Annotated[
@@ -177,6 +177,53 @@ def run(
     if verified == OK and push_to_hub is not None:
         _push(result.output_dir, push_to_hub, private=private, trust_remote_code=trust_remote_code)
     return verified
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="As for run.")],
+    model: Model = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="As for run.", show_default="the recipe's, or bundled")
+    ] = None,
+    samples: Samples = None,
+    seq_len: SeqLen = None,
+    seed: Annotated[int | None, typer.Option(help="Which rows are taken.", show_default="the recipe's")] = None,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Such as 8GB: how the run would stay below it.", show_default="none")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key, as for run.")] = None,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Solve one block, to tell the time.")] = True,
+    trust_remote_code: RemoteCode = False,
+    json_file: JsonFile = None,
+) -> int:
+    """Forecast what a run will take: bytes, memory by phase, and time; writes nothing."""
+    from hfcompress import console
+    from hfcompress.planning import plan as make_plan
+    from hfcompress.recipes import load_job, with_changes
+
+    job = with_changes(load_job(recipe), set_ or [])
+    _check_json(json_file)
+    with console.progress("planning") as progress:
+        found = make_plan(
+            model,
+            job,
+            calibration=calibration,
+            samples=samples,
+            seq_len=seq_len,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            memory_limit=None if memory_limit is None else parse_size(memory_limit),
+            probe=probe,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    _write_json(json_file, found.to_dict())
+    console.show_plan(found)
+    return OK
 
 
 def _verify(recipe: str, again: Path) -> int:

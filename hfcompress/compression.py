@@ -22,8 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from transformers import PreTrainedModel
 
 from hfcompress.budgeting.settle import plan_of, settle
@@ -41,24 +39,30 @@ from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.models.shallow import merged
-from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.distill_pass import NAME as DISTILL_STAGE
+from hfcompress.passes.footprint import MICRO_BATCH_TOKENS, Course, choose_course
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.lora_pass import NAME as LORA_STAGE
+from hfcompress.passes.memory import give_back_large_tensors_at_once
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.prune_pass import together
 from hfcompress.passes.qat_pass import NAME as QAT_STAGE
+from hfcompress.passes.spill import Spill
 from hfcompress.passes.trial import trial_on
 from hfcompress.phases import Phases
-from hfcompress.preparing import Prepared, asked_job, prepare, quantization_config, training_pass
+from hfcompress.preparing import (
+    Prepared,
+    asked_job,
+    calibration_share,
+    prepare,
+    quantization_config,
+    training_pass,
+)
 from hfcompress.progress import Progress, Silent
 from hfcompress.provenance import described_base, described_calibration, fingerprint, has_student, versions
 from hfcompress.recipes import Job, Recipe, Steps
-
-
-MICRO_BATCH_TOKENS = 4096
 
 
 @dataclass
@@ -148,7 +152,9 @@ def compress(
         device (`str`, *optional*, defaults to `"auto"`): `"cpu"`, `"cuda"`, `"cuda:1"`; `"auto"` takes a GPU if
             there is one.
         dtype (`str`, *optional*): of the arithmetic; defaults to float32 on a CPU and to the checkpoint's on a GPU.
-        memory_limit (`int`, *optional*): bytes; under a tight limit forwards are run again instead of halted.
+        memory_limit (`int`, *optional*): bytes that the block pass stays below, in all that this process has in memory:
+            forwards are then run again instead of halted, hidden states lie on disk, and fewer rows go through a block
+            together, as far as need be.
         resume (`bool`, *optional*): go on with an unfinished run.
         overwrite (`bool`, *optional*): replace what is at `output_dir`.
         evaluate (`bool`, *optional*, defaults to `True`): measure the result, reloaded from its folder.
@@ -165,6 +171,8 @@ def compress(
     """
     progress = progress or Silent()
     phases = Phases()
+    if memory_limit is not None:
+        give_back_large_tensors_at_once()
     job = asked_job(recipe, calibration, samples, seq_len, seed, eval_data, measure, tasks, limit)
     if not evaluate and (job.evaluation.gate or measure or tasks):
         asked = "The recipe has a gate" if job.evaluation.gate else "Measurements are asked for"
@@ -224,6 +232,9 @@ def compress(
             progress=progress,
         )
         check(comparison, names)
+    course = None
+    if ready.pruning is None and ready.library is None and ready.distilling is None:
+        course = choose_course(streamed, ready.plan, layout, calibration_share(ready), processes, memory_limit)
     phases.end("prepare")
 
     writer = CheckpointWriter(output)
@@ -250,7 +261,7 @@ def compress(
         elif ready.distilling is not None:
             results = ready.distilling.run(writer, journal, progress)
         else:
-            results = _run_pass(ready, writer, journal, progress, memory_limit)
+            results = _run_pass(ready, writer, journal, progress, memory_limit, course)
         phases.end("compress")
         processes.part()  # what loads models below must not wait for the others
         if not processes.writes:
@@ -421,28 +432,30 @@ def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str
     return {"compressed": len(results) - (embeddings and not tied), "linears": every}
 
 
-def _rows_at_once(tokens: Tokens, at_once: int = MICRO_BATCH_TOKENS) -> int:
+def _rows_at_once(tokens: Tokens) -> int:
     """Rows that go through a block together, of at most `at_once` tokens."""
-    return max(1, at_once // tokens.input_ids.shape[1])
+    return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
 
 
-def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, memory_limit) -> list[dict]:
-    streamed, plan, processes, tokens = ready.streamed, ready.plan, ready.processes, ready.tokens
-    batches = []
-    if tokens is not None:
-        share = processes.share(len(tokens.input_ids))
-        if share.stop > share.start:
-            at_once = MICRO_BATCH_TOKENS if plan.tuning is None else plan.tuning.batch_tokens
-            batches = tokens.batch(share).split(_rows_at_once(tokens, at_once))
+def _run_pass(
+    ready: Prepared, writer, journal: Journal, progress: Progress, memory_limit, course: Course | None
+) -> list[dict]:
+    processes, batch, wider = ready.processes, calibration_share(ready), (None, None)
     if ready.pruning is not None:
-        ready.pruning.settle(batches, writer, journal, processes, progress)
-        streamed, plan = ready.pruning.model, ready.pruning.plan
-        ready.plan = plan
-    suspended = _fits_suspended(
-        streamed, plan, sum(b.input_ids.numel() for b in batches), memory_limit, processes.count
+        rows = choose_course(ready.streamed, ready.plan, ready.layout, batch, processes, None).rows
+        ready.pruning.settle([] if batch is None else batch.split(rows), writer, journal, processes, progress)
+        ready.streamed, ready.plan = ready.pruning.model, ready.pruning.plan
+        wider = ready.pruning.dense_model, ready.pruning.basis
+    if course is None:
+        where = ready.streamed, ready.plan, ready.layout, batch, processes
+        course = choose_course(*where, memory_limit, wider[0])
+    batches = [] if batch is None else batch.split(course.rows)
+    spill = Spill(writer.partial) if course.spilled else None
+    run = BlockPass(
+        *(ready.streamed, ready.plan, ready.layout, writer, journal, processes, progress, course.suspended),
+        *wider,
+        spill,
     )
-    wider = (None, None) if ready.pruning is None else (ready.pruning.dense_model, ready.pruning.basis)
-    run = BlockPass(streamed, plan, ready.layout, writer, journal, processes, progress, suspended, *wider)
     if writer.merged:
         writer.require_whole()
     else:
@@ -457,25 +470,6 @@ def _run_pass(ready: Prepared, writer, journal: Journal, progress: Progress, mem
             progress.step("writing", amount=0)
             writer.merge()
     return [row for rows in journal.blocks.values() for row in rows]
-
-
-def _fits_suspended(
-    streamed: StreamedModel, plan: Plan, tokens: int, memory_limit: int | None, processes: int
-) -> bool:
-    """
-    Whether the halted forwards of all tokens fit: about six hidden-size tensors and the widest input per token (the
-    stream, the residual, the normed input, queries, keys, values), twice that beside a dense stream.
-    """
-    if not plan.needs_inputs:
-        return True
-    config = streamed.skeleton.config.get_text_config()
-    per_token = (6 * config.hidden_size + plan.widest.shape.in_features) * streamed.dtype.itemsize
-    needed = tokens * per_token * (2 if plan.needs_dense_stream else 1)
-    if memory_limit is not None and psutil.Process().memory_info().rss + needed > memory_limit:
-        return False
-    if streamed.device.type == "cuda":
-        return needed <= torch.cuda.mem_get_info(streamed.device)[0] // 2
-    return needed <= psutil.virtual_memory().available // 2 // processes
 
 
 def _write_companions(

@@ -14,6 +14,7 @@
 """What a person sees: one progress bar, tables, one-sentence errors."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -111,6 +112,40 @@ def show_run(result) -> None:
         _show_gguf(out, manifest["gguf"])
     out.print(f"written to {result.output_dir}", soft_wrap=True)
     out.print(f"report: {result.page}", soft_wrap=True)
+
+
+def show_plan(plan) -> None:
+    """What `hfcompress plan` has found."""
+    out = _console(sys.stdout)
+    shown = table("forecast", "phase", "peak memory")
+    for name, amount in plan.memory.items():
+        shown.add_row(name, size(amount))
+    out.print(shown)
+    share = plan.output_bytes / plan.baseline_bytes
+    out.print(f"weights: {size(plan.output_bytes)}, {share:.3f} of {size(plan.baseline_bytes)}", soft_wrap=True)
+    course = plan.course
+    forwards = "halted and gone on with" if course.suspended else "run again for every group of linears"
+    where = "on disk" if course.spilled else "in memory"
+    if plan.tokens:
+        out.print(
+            f"way: {plan.tokens} calibration tokens, {course.rows} rows at a time, forwards {forwards}, hidden states {where}",
+            soft_wrap=True,
+        )
+    out.print(
+        f"memory: {size(plan.peak_memory)} at the most; the least that would do is --memory-limit "
+        f"{math.ceil(plan.least_memory / 1e7) / 100:.2f}GB",
+        soft_wrap=True,
+    )
+    if plan.seconds is not None:
+        out.print(
+            f"time: about {_duration(plan.seconds)} for {plan.blocks} blocks, measuring not counted", soft_wrap=True
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _show_gguf(out: Console, written: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
-from hfcompress.models.streaming import StreamedModel
+from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.students import MadeStudent, make_student
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.distill_pass import DistillPass
@@ -192,6 +192,14 @@ def prepare(
         *(checkpoint, source, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library),
         *(config, pruning, distilling),
     )
+
+
+def calibration_share(ready: Prepared) -> Batch | None:
+    """The calibration rows that this process takes, if there are any."""
+    if ready.tokens is None:
+        return None
+    share = ready.processes.share(len(ready.tokens.input_ids))
+    return ready.tokens.batch(share) if share.stop > share.start else None
 
 
 def training_pass(streamed: StreamedModel, plan: Plan, layout, step: Any, tokens: Tokens) -> QatPass | LoraPass:

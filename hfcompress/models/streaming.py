@@ -22,10 +22,10 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 
 import contextlib
 import copy
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -70,6 +70,18 @@ class Batch:
         return [Batch(i, m) for i, m in zip(ids, masks, strict=True)]
 
 
+class Kept(Protocol):
+    """A tensor that is not in memory."""
+
+    def read(self) -> Tensor:
+        """The tensor."""
+        ...
+
+    def instead(self, tensor: Tensor) -> "Kept":
+        """Another one, kept likewise."""
+        ...
+
+
 @dataclass
 class Stream:
     """
@@ -77,17 +89,22 @@ class Stream:
 
     Args:
         batch (`Batch`): what went in.
-        hidden (`Tensor`): `(rows, seq_len, hidden_size)`, the input of the next block.
+        held (`Tensor` or `Kept`): the input of the next block, or where it lies.
         calls (`list`): for every block, the other positional arguments and the keyword arguments of its call.
     """
 
     batch: Batch
-    hidden: Tensor
+    held: Tensor | Kept
     calls: list[tuple[tuple, dict[str, Any]]] = field(repr=False)
+
+    @property
+    def hidden(self) -> Tensor:
+        """The input of the next block, `(rows, seq_len, hidden_size)`."""
+        return self.held if isinstance(self.held, Tensor) else self.held.read()
 
     def advanced(self, hidden: Tensor) -> "Stream":
         """The same stream with the output of a block."""
-        return replace(self, hidden=hidden)
+        return replace(self, held=hidden if isinstance(self.held, Tensor) else self.held.instead(hidden))
 
 
 class StreamedModel:
@@ -264,8 +281,14 @@ class StreamedModel:
     # running
 
     @torch.no_grad()
-    def embed(self, batches: list[Batch]) -> list[Stream]:
-        """What the first block receives for each batch, and how every block is called."""
+    def embed(self, batches: list[Batch], keep: Callable[[Tensor], Kept] | None = None) -> list[Stream]:
+        """
+        What the first block receives for each batch, and how every block is called.
+
+        Args:
+            batches (`list[Batch]`): the tokens.
+            keep (`Callable`, *optional*): puts hidden states somewhere else than into memory.
+        """
         streams: list[Stream] = []
         with self.outside(head=False) as model:
             if self._returns_tuple is None:
@@ -275,6 +298,8 @@ class StreamedModel:
                 stream = self.stream(model, batch)
                 if streams and streams[-1].batch.input_ids.shape == batch.input_ids.shape:
                     stream.calls = _shared_where_equal(stream.calls, streams[-1].calls)
+                if keep is not None:
+                    stream.held = keep(stream.hidden)
                 streams.append(stream)
         return streams
 
@@ -320,12 +345,18 @@ class StreamedModel:
         output = block(stream.hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def advance(self, block: nn.Module, index: int, streams: list[Stream]) -> None:
+        """Streams go through block `index`, in place, so that no more than one of them is in memory twice."""
+        for number, stream in enumerate(streams):
+            streams[number] = stream.advanced(self.call(block, index, stream))
+
     @torch.no_grad()
     def forward_blocks(self, streams: list[Stream], on_block=None) -> list[Stream]:
         """All blocks over all streams, block by block; `on_block(index)` is called after each."""
+        streams = list(streams)
         for index in range(len(self)):
             with self.block(index) as block:
-                streams = [s.advanced(self.call(block, index, s)) for s in streams]
+                self.advance(block, index, streams)
             if on_block is not None:
                 on_block(index)
         return streams

@@ -16,6 +16,7 @@ The walk that compresses: embed, then block by block fold, observe, solve, write
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ from hfcompress.passes.ratios import settle_ratios
 from hfcompress.passes.rows import first_rows, held_out
 from hfcompress.passes.solved_weight import SolvedWeight
 from hfcompress.passes.solving import errors, solve_group
+from hfcompress.passes.spill import Spill
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.tuning import BlockTuner, first_half, watch_output
 from hfcompress.passes.witness import testimony, witness_ids
@@ -66,6 +68,7 @@ class BlockPass:
         dense_model (`StreamedModel`, *optional*): the model whose stream is the dense one, where that is of another width.
         basis (`Tensor`, *optional*): `(dense hidden_size, hidden_size)`: what the stream should be is the dense one times
             this.
+        spill (`Spill`, *optional*): keeps the streams instead of memory.
     """
 
     def __init__(
@@ -80,8 +83,9 @@ class BlockPass:
         suspended: bool,
         dense_model: StreamedModel | None = None,
         basis: Tensor | None = None,
+        spill: Spill | None = None,
     ):
-        self.dense_model, self.basis = dense_model, basis
+        self.dense_model, self.basis, self.spill = dense_model, basis, spill
         self.model, self.plan, self.layout, self.writer = model, plan, layout, writer
         self.journal, self.processes, self.progress = journal, processes, progress
         self.walk = walk_suspended if suspended else walk_recomputed
@@ -110,10 +114,11 @@ class BlockPass:
             self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
         settle_ratios(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
-        streams = self.model.embed(batches) if self.plan.needs_inputs else []
-        dense = [stream.advanced(stream.hidden) for stream in streams] if self.plan.needs_dense_stream else []
+        keep = None if self.spill is None else self.spill.put
+        streams = self.model.embed(batches, keep) if self.plan.needs_inputs else []
+        dense = list(streams) if self.plan.needs_dense_stream else []
         if self.dense_model is not None and self.plan.needs_dense_stream:
-            dense = self.dense_model.embed(batches)
+            dense = self.dense_model.embed(batches, keep)
         if unrounded_hidden:
             dense = [stream.advanced(hidden) for stream, hidden in zip(dense, unrounded_hidden, strict=True)]
         probe = self.model.probe() if self.plan.needs_inputs else None
@@ -141,6 +146,26 @@ class BlockPass:
         if self.processes.writes:
             self.journal.testify(said)
         return [result for results in self.journal.blocks.values() for result in results]
+
+    @torch.no_grad()
+    def rehearse(self, batches: list[Batch]) -> float:
+        """
+        Seconds that the first block takes with these rows, from reading it to having its tensors as they are written;
+        none of it is kept.
+
+        Args:
+            batches (`list[Batch]`): a few of the calibration data.
+        """
+        self.first_rows = first_rows(batches, self.processes)
+        self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
+        streams = self.model.embed(batches) if self.plan.needs_inputs else []
+        dense = list(streams) if self.plan.needs_dense_stream else []
+        probe = self.model.probe() if self.plan.needs_inputs else None
+        began = time.perf_counter()
+        with self.model.block(0) as block:
+            self._compress(block, 0, streams, dense, probe, False)
+        self.journal.blocks.clear()
+        return time.perf_counter() - began
 
     def forget_lost_parts(self) -> None:
         """
@@ -174,7 +199,8 @@ class BlockPass:
         linears = find_linears(block, self.model.block_names[index])
         results, tensors, folds, folded = [], {}, [], {}
         if self.folding is not None:  # the dense stream goes by the block as it was: so it will when a run is resumed
-            ahead = [] if last else [s.advanced(self.model.call(block, index, s)) for s in dense]
+            ahead = [] if last else list(dense)
+            self.model.advance(block, index, ahead)
             folds, folded = self.folding.fold(block, index, streams)
 
         def solve_cache(ranges: CacheRanges, attention: nn.Module) -> None:
@@ -205,7 +231,7 @@ class BlockPass:
             self._require_all_ran(tasks, groups)
             self._require_all_cache(caches, groups)
             tunes = self.plan.tuning is not None
-            received = streams
+            received = list(streams) if tunes else []
             last = last and not tunes
             first: list[Tensor] = []
             with contextlib.ExitStack() as stack:
@@ -328,11 +354,11 @@ class BlockPass:
             statistics.complete(self.processes, names[0])
             solve(names, statistics)
 
-        outputs = self.walk(leaders, calls, len(streams), seen, solve_seen, not last)
-        if last:
-            return [], []
-        advanced = [[s.advanced(o) for s, o in zip(ss, os, strict=True)] for ss, os in zip(both, outputs, strict=True)]
-        return advanced[0], advanced[1] if dense else []
+        def finished(which: int, batch: int, output: Tensor) -> None:
+            both[which][batch] = both[which][batch].advanced(output)
+
+        self.walk(leaders, calls, len(streams), seen, solve_seen, None if last else finished)
+        return ([], []) if last else (streams, dense)
 
     def _call(self, block: nn.Module, index: int, streams: list[Stream], batch: int) -> Tensor:
         return self.model.call(block, index, streams[batch])
@@ -342,7 +368,8 @@ class BlockPass:
     ) -> tuple[list[Stream], list[Stream]]:
         """Go through a block that an earlier run has finished, with the weights that it wrote."""
         with self._twin(block, index, copied=False) as twin:
-            dense = [] if last else [s.advanced(self.model.call(twin, index, s)) for s in dense]
+            dense = [] if last else dense
+            self.model.advance(twin, index, dense)
         linears = find_linears(block, self.model.block_names[index])
         assert self.writer is not None
         stored = self.writer.read_part(_part(index))
@@ -354,7 +381,9 @@ class BlockPass:
             set_scales(linears[name], stored_scales(stored, task))
         for name, attention in self._caches(block, index).items():
             set_scales(attention, stored_scales(stored, self.plan.caches[index][name]))
-        return [] if last else [s.advanced(self.model.call(block, index, s)) for s in streams], dense
+        streams = [] if last else streams
+        self.model.advance(block, index, streams)
+        return streams, dense
 
     @contextlib.contextmanager
     def _twin(self, block: nn.Module, index: int, copied: bool = True) -> Generator[nn.Module]:

@@ -17,6 +17,9 @@ import ctypes
 import sys
 
 
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of malloc.h; bytes from which a tensor has pages of its own
+
+
 def give_back_freed_memory() -> None:
     """
     Ask the C library to return the pages that it keeps after large tensors were freed; does nothing where it cannot.
@@ -26,3 +29,13 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def give_back_large_tensors_at_once() -> None:
+    """
+    Let the C library return the pages of every large tensor as soon as it is freed, for the rest of this process; does
+    nothing where it cannot. It takes some time: pages that come anew are cleared anew.
+    """
+    settle = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if settle is not None:
+        settle(M_MMAP_THRESHOLD, LARGE)

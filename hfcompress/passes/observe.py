@@ -32,6 +32,7 @@ from hfcompress.models.roles import watch_inputs
 Call = Callable[[int], Tensor]
 Seen = Callable[[int, int, Any, Any], None]
 Solve = Callable[[int], None]
+Finished = Callable[[int, int, Tensor], None]
 
 
 def walk_suspended(
@@ -40,8 +41,8 @@ def walk_suspended(
     count: int,
     seen: Seen,
     solve: Solve,
-    outputs: bool,
-) -> list[list[Tensor]]:
+    finished: Finished | None,
+) -> None:
     """
     Args:
         leaders (`list[dict[str, nn.Module]]`): for the block, and for its dense twin if there is one, the first
@@ -51,10 +52,8 @@ def walk_suspended(
         seen (`Seen`): called with (group, batch, input, dense twin's input or `None`); of a module with several
             inputs it is told the tuple.
         solve (`Solve`): called with a group when all batches have been seen; changes its weights.
-        outputs (`bool`): whether the block's outputs are wanted; otherwise the forwards end at the last group.
-
-    Returns:
-        `list[list[Tensor]]`: outputs per call and batch, or nothing.
+        finished (`Finished`, *optional*): called with (which call, batch, output of the block); without it the forwards
+            end at the last group.
     """
     main = greenlet.getcurrent()
     running = [[greenlet.greenlet(call) for _ in range(count)] for call in calls]
@@ -74,14 +73,12 @@ def walk_suspended(
                 seen(group, batch, arrived[0][1], arrived[1][1] if len(arrived) > 1 else None)
                 del arrived
             solve(group)
-        if not outputs:
-            return []
-        finished: list[list[Tensor]] = [[] for _ in calls]
+        if finished is None:
+            return
         for batch in range(count):
             for which in range(len(calls)):
-                finished[which].append(advance(which, batch, not names))
+                finished(which, batch, advance(which, batch, not names))
                 running[which][batch] = None
-    return finished
 
 
 def walk_recomputed(
@@ -90,8 +87,8 @@ def walk_recomputed(
     count: int,
     seen: Seen,
     solve: Solve,
-    outputs: bool,
-) -> list[list[Tensor]]:
+    finished: Finished | None,
+) -> None:
     """The same as [`walk_suspended`], by running the forward again for every group."""
     for group, name in enumerate(leaders[0]):
         for batch in range(count):
@@ -99,7 +96,11 @@ def walk_recomputed(
             seen(group, batch, arrived[0], arrived[1] if len(arrived) > 1 else None)
             del arrived
         solve(group)
-    return [[call(batch) for batch in range(count)] for call in calls] if outputs else []
+    if finished is None:
+        return
+    for batch in range(count):
+        for which, call in enumerate(calls):
+            finished(which, batch, call(batch))
 
 
 class _Reached(Exception):

@@ -18,6 +18,7 @@ GPTQ's own recursion over the rows of the Cholesky factor of `H^-1` gives the sa
 arithmetic. The factor depends on the inputs alone, so linears that read the same tensor share it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,19 +94,20 @@ def factorize(gram: Tensor, damping: float = 0.01, act_order: bool = True) -> Fa
         else torch.arange(len(gram), device=gram.device)
     )
     flipped = order.flip(0)
-    base = gram[flipped][:, flipped]
-    diagonal = base.diagonal()
-    diagonal[dead[flipped]] = mean
     for _ in range(ATTEMPTS):
-        damped = base.clone()
-        damped.diagonal().add_(damping * mean)
+        damped = gram[flipped][:, flipped]
+        diagonal = damped.diagonal()
+        diagonal[dead[flipped]] = mean
+        diagonal.add_(damping * mean)
         lower, info = torch.linalg.cholesky_ex(damped)
+        del damped, diagonal  # of the size of the Gram matrix, as is each of the others
         if info.item() == 0 and torch.isfinite(lower.diagonal()).all():
             break
         damping = max(damping, 1e-4) * ESCALATION
     else:
         raise NotPositiveDefiniteError
     upper = lower.flip(0, 1)
+    del lower
     importance = torch.empty_like(excitation)
     importance[order] = upper.diagonal().square()
     upper /= upper.diagonal().clone()
@@ -145,8 +147,9 @@ def gptq(
     codes = sweep(
         target.T[factor.order],
         factor.feedback,
-        scales.float().T[group],
-        None if zero_points is None else zero_points.float().T[group],
+        scales.float().T.contiguous(),
+        None if zero_points is None else zero_points.float().T.contiguous(),
+        group.tolist(),
         grid,
     )
     unordered = torch.empty_like(codes)
@@ -162,12 +165,20 @@ def gptq_scales(
     return choose_scales(weight, factor.importance, grid, scale_dtype, search, headroom)
 
 
-def sweep(weight: Tensor, feedback: Tensor, scales: Tensor, zero_points: Tensor | None, grid: Grid) -> Tensor:
+def sweep(
+    weight: Tensor, feedback: Tensor, scales: Tensor, zero_points: Tensor | None, group: Sequence[int], grid: Grid
+) -> Tensor:
     """
     The column sweep, left-looking in lazy blocks: one GEMM brings a block up to date with all errors before it.
 
-    All arguments have the columns of the weight as rows, in the order of the sweep, so that each is contiguous:
-    `weight`, `scales` and `zero_points` are `(in_features, out_features)`.
+    Args:
+        weight (`Tensor`): `(in_features, out_features)`: its columns are rows, in the order of the sweep, so that each is
+            contiguous.
+        feedback (`Tensor`): of [`Factor`].
+        scales (`Tensor`): float32 `(groups, out_features)`.
+        zero_points (`Tensor` or `None`): likewise.
+        group (`Sequence[int]`): the group of every column, in the order of the sweep.
+        grid (`Grid`): the grid.
 
     Returns:
         `Tensor`: codes `(in_features, out_features)` in the grid's dtype.
@@ -182,19 +193,20 @@ def sweep(weight: Tensor, feedback: Tensor, scales: Tensor, zero_points: Tensor 
             values = block[sub - start : end - start]
             if sub > start:
                 values = torch.addmm(values, feedback[start:sub, sub:end].T, errors[start:sub])
-            _sweep_columns(weight, values, feedback, scales, zero_points, grid, sub, end, errors, codes)
+            _sweep_columns(weight, values, feedback, scales, zero_points, group, grid, sub, end, errors, codes)
     return codes
 
 
-def _sweep_columns(weight, values, feedback, scales, zero_points, grid, start, stop, errors, codes) -> None:
+def _sweep_columns(weight, values, feedback, scales, zero_points, group, grid, start, stop, errors, codes) -> None:
     """Columns `start` to `stop`, one after the other; `values` already holds the feedback from before `start`."""
     for column in range(start, stop):
         value = values[column - start]
         if column > start:
             value = torch.addmv(value, errors[start:column].T, feedback[start:column, column])
-        zero_point = None if zero_points is None else zero_points[column]
-        code = grid.round(value, scales[column], zero_point)
+        scale = scales[group[column]]
+        zero_point = None if zero_points is None else zero_points[group[column]]
+        code = grid.round(value, scale, zero_point)
         codes[column] = code
         if zero_point is not None:
             code -= zero_point
-        torch.addcmul(weight[column], code, scales[column], value=-1, out=errors[column])
+        torch.addcmul(weight[column], code, scale, value=-1, out=errors[column])
