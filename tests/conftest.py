@@ -141,6 +141,17 @@ def saved_llama(llama, tmp_path) -> Path:
     return folder
 
 
+@pytest.fixture
+def run_in(monkeypatch):
+    """Let the block pass be run in a way of one's own choice: `run_in(suspended=False, spilled=True)`."""
+    from hfcompress.passes.footprint import Course
+
+    def choose(suspended: bool, spilled: bool = False, rows: int = 128):
+        monkeypatch.setattr("hfcompress.compression.choose_course", lambda *_: Course(rows, suspended, spilled))
+
+    return choose
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The trained tiny Llama's folder."""

@@ -23,7 +23,6 @@ import hfcompress as hfc
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, get_weight, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
-from hfcompress.passes import block_pass
 from hfcompress.passes.statistics import Statistics
 from hfcompress.solvers.gptq import factorize, gptq
 from hfcompress.solvers.grid import Grid
@@ -69,31 +68,23 @@ def test_the_pass_gives_what_running_the_whole_model_for_each_group_gives(llama,
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
-def test_suspended_and_recomputed_forwards_give_the_same_bytes(tmp_path, name):
+@pytest.mark.parametrize(
+    "recipe", [hfc.GPTQ(group_size=32), hfc.GPTQ(group_size=32, bits=2, shift=1.0)], ids=["", "shift"]
+)
+def test_every_way_to_run_it_gives_the_same_bytes(tmp_path, name, recipe, run_in):
+    """Forwards halted, or run again; hidden states in memory, or on disk."""
     model = make_model(CONFIGS[name](), torch.bfloat16)
-    ids = token_ids(20, 32)
-    hfc.compress(model, hfc.GPTQ(group_size=32), tmp_path / "suspended", calibration=ids, evaluate=False)
-    hfc.compress(
-        model, hfc.GPTQ(group_size=32), tmp_path / "recomputed", calibration=ids, evaluate=False, memory_limit=1
-    )
-    suspended, recomputed = (
-        (tmp_path / way / "model.safetensors").read_bytes() for way in ("suspended", "recomputed")
-    )
-    assert suspended == recomputed
+    found = []
+    for number, (suspended, spilled) in enumerate([(True, False), (False, False), (False, True)]):
+        run_in(suspended, spilled, rows=8)
+        output = tmp_path / str(number)
+        hfc.compress(model, recipe, output, calibration=token_ids(20, 32), evaluate=False)
+        found.append((output / "model.safetensors").read_bytes())
+    assert found[0] == found[1] == found[2]
 
 
-def test_recomputing_is_what_a_tight_memory_limit_gets(llama, tmp_path, monkeypatch):
-    def forbidden(*args):
-        raise AssertionError("suspended under a limit that it cannot keep")
-
-    monkeypatch.setattr(block_pass, "walk_suspended", forbidden)
-    hfc.compress(
-        llama, hfc.GPTQ(group_size=32), tmp_path / "out", calibration=token_ids(4, 32), evaluate=False, memory_limit=1
-    )
-
-
-@pytest.mark.parametrize("memory_limit", [None, 1])
-def test_the_dense_stream_beside_gives_the_cross_term(llama, tmp_path, monkeypatch, memory_limit):
+@pytest.mark.parametrize("suspended", [True, False])
+def test_the_dense_stream_beside_gives_the_cross_term(llama, tmp_path, monkeypatch, run_in, suspended):
     """`(X_dense - X)^T X` of every group equals what two whole models give."""
     gathered = []
     complete = Statistics.complete
@@ -106,7 +97,8 @@ def test_the_dense_stream_beside_gives_the_cross_term(llama, tmp_path, monkeypat
     monkeypatch.setattr(hfc.GPTQ, "needs_dense_stream", True)
     ids = token_ids(6, 32)
     recipe = hfc.Job(steps=(hfc.GPTQ(group_size=32, bits=2),), format="int-quantized")
-    hfc.compress(llama, recipe, tmp_path / "out", calibration=ids, evaluate=False, memory_limit=memory_limit)
+    run_in(suspended)
+    hfc.compress(llama, recipe, tmp_path / "out", calibration=ids, evaluate=False)
     assert len(gathered) == 12
     manifest_codes = load_file(tmp_path / "out" / "model.safetensors")
     dense_inputs = inputs_of(llama, torch.from_numpy(ids), [name for name, _ in gathered])
