@@ -24,12 +24,22 @@ from typing import Annotated, Any
 
 import typer
 
-from hfcompress.errors import HfcompressError, InterruptedPushError, InvalidValueError, RefusedError
+from hfcompress.errors import (
+    HfcompressError,
+    InterruptedPushError,
+    InvalidValueError,
+    LostProcessError,
+    RefusedError,
+)
 from hfcompress.sizes import parse_size
 
 
 OK, FAILED, USER_ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
-EXIT_CODES = {RefusedError: REFUSED, InterruptedPushError: INTERRUPTED}  # of an error that is told in a sentence
+EXIT_CODES = {
+    RefusedError: REFUSED,
+    InterruptedPushError: INTERRUPTED,
+    LostProcessError: INTERRUPTED,
+}  # of an error that is told in a sentence
 
 app = typer.Typer(
     help="Make Hugging Face models smaller: run a recipe, get a checkpoint that loads with plain from_pretrained, "

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.budgeting.settle import plan_of, settle
 from hfcompress.calibration.tokens import Tokens, load_tokens
-from hfcompress.errors import HfcompressError, InvalidValueError, OutputError
+from hfcompress.errors import HfcompressError, InvalidValueError, LostProcessError, OutputError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.measure import check, tasks_of, units
 from hfcompress.evaluation.measure import measure as measure_all
@@ -239,7 +239,7 @@ def compress(
 
     writer = CheckpointWriter(output)
     base = described_base(checkpoint)
-    journal = Journal(writer.partial / "journal.json", fingerprint(job, base, tokens, streamed, processes, rotation))
+    journal = Journal(writer.partial / "journal.json", fingerprint(job, base, tokens, streamed, rotation))
     try:
         if processes.writes:
             writer.claim()
@@ -263,7 +263,7 @@ def compress(
         else:
             results = _run_pass(ready, writer, journal, progress, memory_limit, course)
         phases.end("compress")
-        processes.part()  # what loads models below must not wait for the others
+        processes.go_separate_ways()  # what loads models below must not wait for the others
         if not processes.writes:
             return Result(output, {})
         changes = {} if rotation is None else rotation.config_changes
@@ -294,9 +294,9 @@ def compress(
         describe(writer.result, output.name)
         writer.finish()
     except HfcompressError as error:
-        if processes.writes and not (resume or writer.merged or isinstance(error, OutputError)):
+        if processes.writes and not (resume or writer.merged or isinstance(error, (OutputError, LostProcessError))):
             writer.discard()  # what would put the error right changes the run
-        elif processes.writes and writer.merged and not isinstance(error, OutputError):
+        elif processes.writes and writer.merged and not isinstance(error, (OutputError, LostProcessError)):
             raise type(error)(f"{error} The weights are done: put that right, and go on with --resume.") from error
         raise
     finally:

@@ -45,6 +45,10 @@ class MissingExtraError(HfcompressError, ImportError):
     """An optional package that the request needs."""
 
 
+class LostProcessError(HfcompressError):
+    """Another process of the same run has ended before this one; the run can be resumed."""
+
+
 class InterruptedPushError(HfcompressError):
     """The user stopped a push; the result is complete."""
 

@@ -55,7 +55,7 @@ def described_calibration(tokens: Tokens | None, job: Job) -> dict[str, Any] | N
     return {**described, "sketch": sketch(tokens)}
 
 
-def fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, processes, rotation) -> dict[str, Any]:
+def fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, rotation) -> dict[str, Any]:
     described = job.to_dict()
     return {
         "the base model": base["sha256"],
@@ -65,7 +65,6 @@ def fingerprint(job: Job, base: Mapping, tokens: Tokens | None, streamed, proces
         "the versions": versions(),
         "the dtype": str(streamed.dtype),
         "the device": streamed.device.type,
-        "the number of processes": processes.count,
         "the rotation": None if rotation is None else rotation.applied,
     }
 

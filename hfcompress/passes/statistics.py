@@ -13,12 +13,15 @@
 # limitations under the License.
 """What a group of linears that read the same tensor knows of its inputs: one Gram matrix, one factor, their range."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hfcompress.errors import CalibrationError
 from hfcompress.passes.processes import Processes
 from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
+from hfcompress.solvers.grid import QuantizedWeight
 from hfcompress.solvers.observers import Histogram
 from hfcompress.solvers.shift import capped, shift_strength, target_shift
 
@@ -65,6 +68,7 @@ class Statistics:
         self.magnitudes = Histogram.empty(device) if ranges else None
         self.tokens = 0
         self._factors: dict[tuple[float, bool], Factor] = {}
+        self._processes: Processes | None = None
 
     def add(
         self,
@@ -105,6 +109,7 @@ class Statistics:
         Raises:
             CalibrationError: an input holds NaN or infinity.
         """
+        self._processes = processes
         self._average(processes)
         if not torch.isfinite(self.gram).all():
             raise CalibrationError(
@@ -164,6 +169,22 @@ class Statistics:
             return weight, 0.0
         shift = target_shift(weight, self.cross, self.factor(damping, act_order, name))
         return weight + capped(share * shift, weight), share
+
+    def in_parts(self, solve: Callable[[slice], QuantizedWeight], rows: int) -> QuantizedWeight:
+        """
+        Let every process solve a part of a weight's rows, which do not depend on one another, and put them together.
+
+        Args:
+            solve (`Callable`): solves some of the rows.
+            rows (`int`): of the weight.
+        """
+        processes = self._processes
+        if processes is None or processes.count == 1:
+            return solve(slice(0, rows))
+        own = solve(processes.part(rows))
+        zero_points = None if own.zero_points is None else processes.together(own.zero_points, rows)
+        codes, scales = (processes.together(each, rows) for each in (own.codes, own.scales))
+        return QuantizedWeight(codes, scales, zero_points, own.grid)
 
     def factor(self, damping: float, act_order: bool, name: str) -> Factor:
         """The factor of the Gram matrix, computed once for each setting."""

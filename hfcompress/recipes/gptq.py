@@ -81,7 +81,9 @@ class GPTQ(Quantization):
         target, share = statistics.target(weight, self.damping, self.act_order, linears, self.shift)
         search = self.scales == "search"
         if curvature is None and not self.refine and keep is None:
-            quantized = gptq(weight, factor, grid, scale_dtype, search, target)
+            quantized = statistics.in_parts(
+                lambda part: gptq(weight[part], factor, grid, scale_dtype, search, target[part]), len(weight)
+            )
         else:
             rows = indifferent(len(weight)) if curvature is None else factorize_rows(curvature)
             quantized = gptq_two_sided(

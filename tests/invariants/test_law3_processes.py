@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 import hfcompress as hfc
 from hfcompress.formats.packing import unpack
+from hfcompress.passes.processes import asked_of_accelerate
 
 
 ROOT = Path(__file__).parents[2]
@@ -54,20 +55,135 @@ def launch(*arguments, processes: int = 2) -> subprocess.CompletedProcess:
     return done
 
 
-def test_two_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path):
-    np.save(tmp_path / "calibration.npy", token_ids(9, 32))  # an odd number: the shares differ
+@pytest.mark.parametrize(("processes", "rows", "length"), [(2, 9, 32), (4, 3, 64)], ids=["uneven", "one has none"])
+def test_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path, processes, rows, length):
+    np.save(tmp_path / "calibration.npy", token_ids(rows, length))
     recipe = hfc.GPTQ(group_size=32)
     hfc.compress(str(saved_llama), recipe, tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False)
     options = ["--model", saved_llama, "--calibration", tmp_path / "calibration.npy", "--no-eval"]
-    options += ["--set", "gptq.group_size=32", "--output", tmp_path / "two"]
-    done = launch(ROOT / "recipes" / "gptq_w4a16.py", *options)
-    manifest = json.loads((tmp_path / "two" / "hfcompress.json").read_text())
-    assert manifest["processes"] == 2
-    assert all(row["tokens"] == 9 * 32 for row in manifest["linears"])
-    one, two = codes(tmp_path / "one"), codes(tmp_path / "two")
-    assert len(one) == len(two) > 10_000
-    assert (one == two).float().mean() >= 0.999
+    options += ["--set", "gptq.group_size=32", "--output", tmp_path / "several"]
+    done = launch(ROOT / "recipes" / "gptq_w4a16.py", *options, processes=processes)
+    manifest = json.loads((tmp_path / "several" / "hfcompress.json").read_text())
+    assert manifest["processes"] == processes
+    assert all(row["tokens"] == rows * length for row in manifest["linears"])
+    one, several = codes(tmp_path / "one"), codes(tmp_path / "several")
+    assert len(one) == len(several) > 10_000
+    assert (one == several).float().mean() >= 0.999
     assert done.stdout.count("written to") == 1  # only one of them writes and speaks
+
+
+WHOLE_NUMBERS = """
+import hashlib, torch
+import hfcompress as hfc
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.statistics import Statistics
+from hfcompress.solvers.grid import Grid
+
+processes = Processes(torch.device("cpu"))
+generator = torch.Generator().manual_seed(0)
+inputs = torch.randint(-4, 5, (12, 64, 128), generator=generator).float()
+weight = torch.randn(200, 128, generator=generator)
+mine = processes.share(len(inputs))
+statistics = Statistics(128, torch.device("cpu"))
+for row in inputs[mine].split(1):
+    statistics.add(row, None)
+statistics.complete(processes, "a linear")
+step, grid = hfc.GPTQ(group_size=32), Grid(4, 32)
+quantized, _ = step.quantize(weight, statistics, grid, torch.bfloat16, "a linear")
+if processes.writes:
+    found = [statistics.gram, quantized.codes, quantized.scales.float()]
+    print([hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in found])
+"""
+
+
+def test_sums_of_whole_numbers_give_the_same_bits_in_any_number_of_processes(tmp_path):
+    """Such sums do not depend on their order; the rows of the weight are divided among the processes."""
+    (tmp_path / "whole_numbers.py").write_text(WHOLE_NUMBERS)
+    one, two, four = (launch(tmp_path / "whole_numbers.py", processes=count).stdout for count in (1, 2, 4))
+    assert one == two == four
+    assert len(one) > 100
+
+
+DYING = """
+import os, signal, sys
+from hfcompress.passes import block_pass
+
+compress = block_pass.BlockPass._compress
+
+def dying(self, block, index, *others):
+    if index == 1 and self.processes.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compress(self, block, index, *others)
+
+block_pass.BlockPass._compress = dying
+from hfcompress.cli import main
+sys.argv = ["hfcompress", *sys.argv[1:]]
+sys.exit(main())
+"""
+
+
+def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(saved_llama, tmp_path):
+    """Started as `srun` starts them, so that nobody looks after them."""
+    np.save(tmp_path / "calibration.npy", token_ids(9, 32))
+    (tmp_path / "dying.py").write_text(DYING)
+    options = ["run", "gptq-w4a16", "--model", saved_llama, "--calibration", tmp_path / "calibration.npy", "--no-eval"]
+    options = [*map(str, options), "--set", "gptq.group_size=32", "--output", str(tmp_path / "out")]
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "dying.py"), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [130, -9], said
+    errors = [line for line in said[0].splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "Process 0 of 2 lost another one" in errors[0]
+    assert "--resume" in errors[0]
+    assert "Traceback" not in said[0]
+    done = subprocess.run(
+        [sys.executable, "-m", "hfcompress.cli", *options, "--resume"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    hfc.compress(
+        str(saved_llama),
+        hfc.GPTQ(group_size=32),
+        tmp_path / "one",
+        calibration=tmp_path / "calibration.npy",
+        evaluate=False,
+    )
+    assert (codes(tmp_path / "one") == codes(tmp_path / "out")).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "gptq.py"], 2),
+        (["python", "/bin/accelerate", "launch", "--cpu", "--num_processes=4", "gptq.py"], 4),
+        (["python", "-m", "accelerate.commands.launch", "launch", "--num-processes", "3"], 3),
+        (["python", "/bin/accelerate", "launch", "gptq.py"], 1),
+        (["python", "launch", "--num_processes", "2"], 1),
+        (["bash"], 1),
+        ([], 1),
+    ],
+)
+def test_how_many_processes_were_asked_of_accelerate(command, asked):
+    assert asked_of_accelerate(command) == asked
+
+
+def test_accelerate_launch_on_a_cpu_is_told_to_start_one(saved_llama, tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    script = [str(ROOT / "recipes" / "rtn_w8a16.py"), "--model", str(saved_llama), "--output", str(tmp_path / "out")]
+    done = subprocess.run([*launcher, *script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "accelerate launch starts one process on a CPU, though 2 were asked for" in done.stderr
+    assert "torchrun --nproc_per_node 2" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_find_the_codes_of_one_by_every_key_of_gptq(tiny, tmp_path):
