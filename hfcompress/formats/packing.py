@@ -31,6 +31,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Returns:
         `Tensor`: int32 `(rows, ceil(columns * bits / 32))`.
     """
+    if WORD % bits == 0:
+        return _packed_within_words(codes, bits)
     rows, columns = codes.shape
     words = -(-columns * bits // WORD)
     runs = -(-columns // WORD)  # 32 codes fill exactly `bits` words
@@ -45,6 +47,18 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         packed[..., word + 1] |= shifted >> WORD
     packed = packed[..., :bits].reshape(rows, -1)[:, :words]
     return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+
+
+def _packed_within_words(codes: Tensor, bits: int) -> Tensor:
+    """[`pack`] where no code lies in two words."""
+    rows, columns = codes.shape
+    each = WORD // bits
+    codes = torch.nn.functional.pad(codes, (0, -columns % each), value=-(2 ** (bits - 1)))  # which is stored as zero
+    codes = codes.reshape(rows, -1, each)
+    packed = torch.zeros(codes.shape[:2], dtype=torch.int32, device=codes.device)
+    for position in range(each):
+        packed |= (codes[..., position].int() + 2 ** (bits - 1)) << (position * bits)
+    return packed
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:

@@ -525,6 +525,7 @@ class BlockPass:
             self.journal.commit(name, results, folds)
         else:
             self.journal.blocks[name] = results
+        give_back_freed_memory()
         self.processes.wait()
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hfcompress.models.roles import Linear, get_weight, set_weight
 from hfcompress.passes.plan import LinearTask
-from hfcompress.passes.statistics import Statistics
+from hfcompress.passes.statistics import PANEL, Statistics
 from hfcompress.solvers.grid import QuantizedWeight
 
 
@@ -120,13 +120,31 @@ def _report(
     }
 
 
+def quadratic_trace(rows: Tensor, gram: Tensor) -> Tensor:
+    """
+    `tr(A H A^T)`, by half of the products that `A H` takes: `H` and `A^T A` are symmetric.
+
+    Args:
+        rows (`Tensor`): `A`, float32 `(rows, columns)`.
+        gram (`Tensor`): `H`, float32 `(columns, columns)`.
+
+    Returns:
+        `Tensor`: float64, one number.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for start in range(0, len(gram), PANEL):
+        stop = min(start + PANEL, len(gram))
+        products = (rows[:, start:].T @ rows[:, start:stop]).mul_(gram[start:, start:stop])
+        total += 2 * products.sum(dtype=torch.float64) - products[: stop - start].sum(dtype=torch.float64)
+    return total
+
+
 def errors(weight: Tensor, values: Tensor, statistics: Statistics | None) -> dict[str, Any]:
     """How far the rounded values of a weight are from it, and its outputs from what they were."""
     difference = weight - values
     output_error = None
     if statistics is not None:
-        lost = (difference @ statistics.gram).mul_(difference).sum().clamp_(min=0)
-        whole = (weight @ statistics.gram).mul_(weight).sum()
+        lost, whole = (quadratic_trace(each, statistics.gram).clamp_(min=0) for each in (difference, weight))
         output_error = (lost / whole).sqrt().item() if whole > 0 else 0.0
     return {
         "sparsity": (values == 0).float().mean().item(),

@@ -19,6 +19,7 @@ values for a finer step on all others; weighting by the inputs spends that trade
 (the idea of AutoRound's optimised RTN and llama.cpp's importance matrix).
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,16 +96,44 @@ class _Best:
     def offer(self, range_scales: Tensor, shrink: Tensor) -> None:
         scales = storable(range_scales * shrink, self.dtype)
         zero_points = _zero_points(self.low * shrink, scales, self.grid)
-        zeros = None if self.grid.symmetric else zero_points.unsqueeze(-1)
-        values = self.grid.round(self.groups, scales.unsqueeze(-1), zeros)
-        if zeros is not None:
-            values -= zeros
-        values.mul_(scales.unsqueeze(-1)).sub_(self.groups).square_().mul_(self.importance)
-        error = values.sum(-1)
+        error = rounding_error(self.groups, self.importance, scales, zero_points, self.grid)
         better = (error < self.error) | self.error.isnan()
         offered = {"error": error, "scales": scales, "zero_points": zero_points}
         for name, value in {**offered, "range_scales": range_scales, "shrink": shrink}.items():
             setattr(self, name, torch.where(better, value, getattr(self, name)))
+
+
+def rounding_error(groups: Tensor, importance: Tensor, scales: Tensor, zero_points: Tensor, grid: Grid) -> Tensor:
+    """
+    What rounding to the nearest costs, for every row and group: the weighted sum of squared errors.
+
+    Args:
+        groups (`Tensor`): float32 `(rows, groups, columns)`.
+        importance (`Tensor`): float32 `(groups, columns)`.
+        scales (`Tensor`): float32 `(rows, groups)`.
+        zero_points (`Tensor`): likewise; zeros for a symmetric grid.
+        grid (`Grid`): the grid.
+    """
+    if groups.device.type != "cpu" or grid.type != "int":
+        return plain_rounding_error(groups, importance, scales, zero_points, grid)
+    from hfcompress.kernels.nearest import rounding_errors  # which takes a moment to import
+
+    error = torch.empty_like(scales)
+    arguments = (groups, importance, scales, zero_points)
+    limits = np.float32(grid.q_min), np.float32(grid.q_max)
+    rounding_errors(*(each.contiguous().numpy() for each in arguments), *limits, error.numpy())
+    return error
+
+
+def plain_rounding_error(
+    groups: Tensor, importance: Tensor, scales: Tensor, zero_points: Tensor, grid: Grid
+) -> Tensor:
+    """[`rounding_error`] in plain tensor operations."""
+    zeros = None if grid.symmetric else zero_points.unsqueeze(-1)
+    values = grid.round(groups, scales.unsqueeze(-1), zeros)
+    if zeros is not None:
+        values -= zeros
+    return values.mul_(scales.unsqueeze(-1)).sub_(groups).square_().mul_(importance).sum(-1)
 
 
 def _full_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, ...]:
