@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit, prange
 
 
-ROWS = 512  # of a weight that one core takes at a time, so that a block of columns stays in its cache
+ROWS = 128  # of a weight that one core takes at a time, so that a block of columns stays in its cache
 
 
 @njit(parallel=True, cache=True)

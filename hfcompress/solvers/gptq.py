@@ -186,32 +186,28 @@ def sweep(
     """
     errors = torch.zeros_like(weight)
     codes = torch.empty(weight.shape, dtype=grid.dtype, device=weight.device)
-    compiled = weight.device.type == "cpu" and grid.type == "int"
+    within = _sweep_compiled if weight.device.type == "cpu" and grid.type == "int" else _sweep_columns
     for start in range(0, len(weight), BLOCK):
         stop = min(start + BLOCK, len(weight))
         block = torch.addmm(weight[start:stop], feedback[:start, start:stop].T, errors[:start])
-        if compiled:
-            _sweep_compiled(weight, block, feedback, scales, zero_points, group, grid, start, stop, errors, codes)
-            continue
         for sub in range(start, stop, SUB_BLOCK):
             end = min(sub + SUB_BLOCK, stop)
             values = block[sub - start : end - start]
             if sub > start:
                 values = torch.addmm(values, feedback[start:sub, sub:end].T, errors[start:sub])
-            _sweep_columns(weight, values, feedback, scales, zero_points, group, grid, sub, end, errors, codes)
+            within(weight, values, feedback, scales, zero_points, group, grid, sub, end, errors, codes)
     return codes
 
 
-def _sweep_compiled(weight, block, feedback, scales, zero_points, group, grid, start, stop, errors, codes) -> None:
-    """Columns `start` to `stop`; `block` already holds the feedback from before them."""
+def _sweep_compiled(weight, values, feedback, scales, zero_points, group, grid, start, stop, errors, codes) -> None:
+    """[`_sweep_columns`] on a CPU."""
     from hfcompress.kernels.nearest import sweep_columns  # which takes a moment to import
 
-    within = feedback[start:stop, start:stop].contiguous()
-    zeros = block[:0] if zero_points is None else zero_points
+    zeros = values[:0] if zero_points is None else zero_points
     sweep_columns(
-        *(each.numpy() for each in (block, weight[start:stop], scales, zeros)),
+        *(each.numpy() for each in (values, weight[start:stop], scales, zeros)),
         np.asarray(group[start:stop]),
-        within.numpy(),
+        feedback[start:stop, start:stop].contiguous().numpy(),
         np.float32(grid.q_min),
         np.float32(grid.q_max),
         codes[start:stop].numpy(),

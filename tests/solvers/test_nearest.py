@@ -56,14 +56,10 @@ def test_the_compiled_sweep_gives_the_codes_of_the_plain_one(rows, columns, bits
     )
     compiled = sweep(*arguments)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(gptq, "_sweep_compiled", plainly)
+        patched.setattr(gptq, "_sweep_compiled", gptq._sweep_columns)
         plain = sweep(*arguments)
     assert compiled.dtype == plain.dtype == torch.int8
     assert (compiled == plain).float().mean() > 0.995  # sums in another order can tip what lies on an edge
-
-
-def plainly(weight, block, feedback, scales, zero_points, group, grid, start, stop, errors, codes):
-    gptq._sweep_columns(weight, block, feedback, scales, zero_points, group, grid, start, stop, errors, codes)
 
 
 @settings(deadline=None, max_examples=25)
