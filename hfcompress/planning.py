@@ -127,7 +127,6 @@ def plan(
     footprint = Footprint(*where, batch, ready.processes)
     course = footprint.courses[0] if memory_limit is None else footprint.course(memory_limit)
     memory = footprint.phases(course)
-    least = min(map(footprint.peak, footprint.courses))
     seconds = _rehearsed(ready, course, batch, progress) if probe else None
     return RunPlan(
         model=ready.checkpoint.name,
@@ -136,7 +135,7 @@ def plan(
         baseline_bytes=_bytes(ready.checkpoint),
         memory=memory,
         course=course,
-        least_memory=least,
+        least_memory=footprint.least,
         seconds=seconds,
         tokens=0 if ready.tokens is None else ready.tokens.count,
         blocks=len(ready.streamed),

@@ -38,7 +38,8 @@ def test_the_size_is_that_of_the_run(tiny, tmp_path, recipe):
 def test_memory_and_time_are_told_by_phase(tiny):
     found = hfc.plan(None, hfc.GPTQ(group_size=32), **ROWS)
     assert list(found.memory) == ["embedding", "blocks", "head"]
-    assert found.peak_memory == max(found.memory.values()) >= found.least_memory > 100_000_000
+    assert found.peak_memory == max(found.memory.values()) > 100_000_000
+    assert 100_000_000 < found.least_memory < 1.05 * found.peak_memory
     assert found.tokens == 16 * 64
     assert 0 < found.seconds < 600
     assert found.blocks == 4

@@ -259,7 +259,8 @@ class StreamedModel:
             names = {name for name, module in self.skeleton.named_modules() if module is output}
             own = {self.sources.get(f"{name}.{part}") for name in names for part in ("weight", "bias")}
             keys = [key for key in keys if key not in own]
-        self._load(keys)
+        for part in [keys] if self.converts else [[key] for key in keys]:  # of two dtypes, one tensor at a time
+            self._load(part)
         self.skeleton.tie_weights()
         try:
             yield self.skeleton

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import InvalidValueError
+from hfcompress.models.gradients import LOGIT_BYTES, STORED_BYTES
 from hfcompress.models.roles import find_linears, shared_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.live_bytes import LiveBytes
@@ -47,6 +48,9 @@ SMALL = 256  # inputs of a linear that stands for a larger one
 ALLOCATOR = 1.03  # what is in memory over what is asked for: pages, and the ends of them
 LATER = 40_000_000  # bytes of libraries that are imported when the result is described and drawn
 KEPT_CURVATURE = 512  # outputs whose worth with one another is kept
+LOGIT_COPIES = 5  # in which logits are there while one goes back through them
+BACKWARD = 3  # times what a forward takes, that its way back does
+MARGIN = 1.03  # of a limit over the forecast
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Footprint:
         size = model.dtype.itemsize
         self.blocks = [sum(p.numel() for p in _parameters(model, name)) * size for name in model.block_names]
         self.largest = max(range(len(self.blocks)), key=self.blocks.__getitem__)
+        keys = model.keys_of_block(self.largest)
+        self.stored = sum(model.tensors[key].nbytes for key in keys)  # a block as it is read
         inside = {id(p) for name in model.block_names for p in _parameters(model, name)}
         head = model.skeleton.get_output_embeddings()
         of_head = set() if head is None else {id(p) for p in head.parameters()}
@@ -217,9 +223,9 @@ class Footprint:
             InvalidValueError: there is none; the least limit that would do is named.
         """
         for course in self.courses:
-            if self.peak(course) <= limit:
+            if MARGIN * self.peak(course) <= limit:
                 return course
-        least = min(map(self.peak, self.courses))
+        least = self.least
         raise InvalidValueError(
             f"--memory-limit {limit / 1e9:.3g}GB is not enough for {self.model.checkpoint.name}: with one row at a time and "
             f"everything that can be on disk there, {rounded_up(least)} are needed (of which {self.base / 1e9:.3g} GB are in "
@@ -238,6 +244,11 @@ class Footprint:
         ways = [(True, False), (False, False), (False, True)]
         return [Course(count, *way) for way in ways for count in rows]
 
+    @property
+    def least(self) -> int:
+        """The lowest limit that can be kept, in bytes."""
+        return math.ceil(MARGIN * min(map(self.peak, self.courses)))
+
     def peak(self, course: Course) -> int:
         """The most bytes of all phases."""
         return max(self.phases(course).values())
@@ -255,7 +266,8 @@ class Footprint:
         at_once = min(course.rows, max(1, self.rows))
         resident = at_once * self.hidden if course.spilled else whole
         block = self.blocks[self.largest]
-        embedding = self.outside - self.head + max(block, resident + at_once * self.hidden)
+        largest = max((tensor.nbytes for tensor in self._outside_tensors()), default=0)
+        embedding = self.outside - self.head + max(block + self.stored, resident + at_once * self.hidden, largest)
         frames = self.rows * self.row_frame * streams if course.suspended else 0
         forward = at_once * self.row_peak * streams
         kept = sum(each.kept for each in self.solving.values())
@@ -265,15 +277,26 @@ class Footprint:
         observing = frames + forward + self._sums()
         phases = {
             "embedding": embedding,
-            "blocks": walking + max(observing, frames + solving, tuned, self.packing.peak),
+            "blocks": walking + max(observing, frames + solving, tuned, self.packing.peak, self.stored),
         }
-        closing = self.outside + max(
-            max((t.nbytes for t in self._outside_tensors()), default=0), at_once * self.hidden
-        )
+        closing = self.outside + max(largest, at_once * self.hidden)
         if self.plan.head is not None:
             closing += (0 if course.spilled else whole * streams) + self.solving[self.plan.head.name].peak
         phases["head"] = closing
+        if self.plan.needs_curvature and self.rows:
+            phases = {"gradients": self._gradients(at_once), **phases}
         return {name: int(self.base + LATER + ALLOCATOR * amount) for name, amount in phases.items()}
+
+    def _gradients(self, rows: int) -> float:
+        """What going back through the whole model takes, a few rows at a time."""
+        config = self.model.skeleton.config.get_text_config()
+        passed = self.hidden * (len(self.model) + 1)  # of one row, in front of every block
+        together = max(1, min(rows, STORED_BYTES // passed))
+        logits = 4 * config.vocab_size * self.length
+        at_once = max(1, min(together, LOGIT_BYTES // logits))
+        head = self.outside + LOGIT_COPIES * at_once * logits
+        back = self.blocks[self.largest] + BACKWARD * at_once * self.row_peak
+        return self._curvature() + together * (passed + self.hidden) + max(head, back)
 
     def _sums(self) -> float:
         """The largest statistics."""
@@ -285,10 +308,12 @@ class Footprint:
         """What is known of the outputs' worth."""
         if not self.plan.needs_curvature:
             return 0
+        hidden = self.model.skeleton.config.get_text_config().hidden_size
         outputs = [
             task.shape.out_features for block in self.plan.blocks for task in block.values() if task.needs_curvature
         ]
-        return 4.0 * sum(count * min(count, KEPT_CURVATURE) for count in outputs)
+        of_linears = sum(count * min(count, KEPT_CURVATURE) for count in outputs)
+        return 4.0 * (of_linears + hidden**2 * len(self.model))
 
     def _tuned(self, rows: int) -> float:
         """What training one block takes: weights, gradients and two moments, and the way back through a batch."""

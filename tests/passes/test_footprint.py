@@ -81,7 +81,7 @@ def test_the_fastest_way_below_the_limit_is_taken():
     found.base, found.row_frame, found.row_peak, found.hidden = GB, 0.01 * GB, 0.02 * GB, 0.03 * GB
     most = found.courses[0].rows
     assert found.course(100 * GB) == Course(most, suspended=True, spilled=False)
-    ways = [found.course(int(limit * GB)) for limit in (6, 4.2, 3.3, 1.4)]
+    ways = [found.course(int(limit * GB)) for limit in (6, 4.3, 3.4, 1.45)]
     assert [(way.suspended, way.spilled) for way in ways] == [
         (True, False),
         (True, False),
@@ -89,10 +89,9 @@ def test_the_fastest_way_below_the_limit_is_taken():
         (False, True),
     ]
     assert ways[0].rows > ways[1].rows
-    for limit, way in zip((6, 4.2, 3.3, 1.4), ways, strict=True):
+    for limit, way in zip((6, 4.3, 3.4, 1.45), ways, strict=True):
         assert found.peak(way) <= limit * GB
-    least = min(map(found.peak, found.courses))
-    assert found.course(least).rows == 1
+    assert found.course(found.least).rows == 1
     with pytest.raises(InvalidValueError, match=r"--memory-limit 1GB is not enough .*; give --memory-limit 1\.\d\dGB"):
         found.course(GB)
 
