@@ -115,6 +115,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key: gptq.bits=3, calibration.seed=1, format=dense.")
     ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time of the compression went.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output.")] = False,
     eval_: Annotated[bool, typer.Option("--eval/--no-eval", help="Measure the result.")] = True,
@@ -165,6 +166,7 @@ def run(
             device=device,
             dtype=dtype,
             memory_limit=None if memory_limit is None else parse_size(memory_limit),
+            profile=profile,
             resume=resume,
             overwrite=overwrite,
             evaluate=eval_,
@@ -462,6 +464,9 @@ def run_recipe(recipe: str) -> None:
 def _guarded(command: typer.Typer, arguments: list[str]) -> int:
     """Run a command; every error becomes a sentence and an exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # large pages for torch's tensors on a CPU: fewer of them to clear
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars beside the one that is ours; read on import
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

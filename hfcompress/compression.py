@@ -125,6 +125,7 @@ def compress(
     device: str = "auto",
     dtype: str | None = None,
     memory_limit: int | None = None,
+    profile: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     evaluate: bool = True,
@@ -155,6 +156,7 @@ def compress(
         memory_limit (`int`, *optional*): bytes that the block pass stays below, in all that this process has in memory:
             forwards are then run again instead of halted, hidden states lie on disk, and fewer rows go through a block
             together, as far as need be.
+        profile (`bool`, *optional*): put into the manifest where the time of the block pass went.
         resume (`bool`, *optional*): go on with an unfinished run.
         overwrite (`bool`, *optional*): replace what is at `output_dir`.
         evaluate (`bool`, *optional*, defaults to `True`): measure the result, reloaded from its folder.
@@ -289,6 +291,8 @@ def compress(
             report.save(writer.result)
             phases.end("evaluate")
         manifest["phases"] = phases.ended
+        if profile and ready.profile is not None:
+            manifest["profile"] = ready.profile.described(processes.device)
         writer.write_json(MANIFEST, manifest)
         progress.step("drawing", amount=0)
         describe(writer.result, output.name)
@@ -456,6 +460,7 @@ def _run_pass(
         *wider,
         spill,
     )
+    ready.profile = run.profile
     if writer.merged:
         writer.require_whole()
     else:

@@ -108,10 +108,25 @@ def show_run(result) -> None:
         )
     for name, reason in manifest["skipped"].items():
         out.print(f"left alone: {name}, {reason}", soft_wrap=True)
+    if "profile" in manifest:
+        _show_profile(out, manifest["profile"], manifest["phases"]["compress"]["seconds"])
     if "gguf" in manifest:
         _show_gguf(out, manifest["gguf"])
     out.print(f"written to {result.output_dir}", soft_wrap=True)
     out.print(f"report: {result.page}", soft_wrap=True)
+
+
+def _show_profile(out: Console, profile: dict[str, Any], seconds: float) -> None:
+    shown = table("where the time went", "part", "seconds", "share", "GFLOP", "seconds at the machine's rate")
+    parts = profile["parts"]
+    for name, part in sorted(parts.items(), key=lambda item: -item[1]["seconds"]):
+        counted = part["gflop"] > 0
+        floor = [f"{part['gflop']:,.1f}", f"{part['floor_seconds']:.2f}"] if counted else ["", ""]
+        shown.add_row(name, f"{part['seconds']:.2f}", f"{part['seconds'] / seconds:.0%}", *floor)
+    rest = max(0.0, seconds - sum(part["seconds"] for part in parts.values()))
+    shown.add_row("all else", f"{rest:.2f}", f"{rest / seconds:.0%}", "", "")
+    out.print(shown)
+    out.print(f"the machine's rate, of a large float32 product: {profile['gemm_gflops']:.0f} GFLOP/s", soft_wrap=True)
 
 
 def show_plan(plan) -> None:

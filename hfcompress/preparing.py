@@ -36,6 +36,7 @@ from hfcompress.passes.lora_pass import LoraPass
 from hfcompress.passes.narrow_pass import NarrowPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.profile import Profile
 from hfcompress.passes.prune_pass import PrunePass
 from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.rotate import RotationChoice
@@ -67,6 +68,7 @@ class Prepared:
         quantization_config (`dict` or `None`): what config.json will say.
         pruning (`PrunePass`, `NarrowPass` or `None`): what makes the model smaller.
         distilling (`DistillPass` or `None`): what trains the student that the stage before has left.
+        profile (`Profile` or `None`): where the time of the block pass went, once it has been run.
     """
 
     checkpoint: Checkpoint
@@ -84,6 +86,7 @@ class Prepared:
     quantization_config: dict[str, Any] | None
     pruning: PrunePass | NarrowPass | None
     distilling: DistillPass | None
+    profile: Profile | None = None
 
 
 def prepare(

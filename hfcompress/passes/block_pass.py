@@ -38,6 +38,18 @@ from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.profile import (
+    FORWARD,
+    GRADIENTS,
+    READ,
+    SOLVE,
+    SUMS,
+    WRITE,
+    Profile,
+    operations_of_forwards,
+    operations_of_solving,
+    operations_of_sums,
+)
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
 from hfcompress.passes.ratios import settle_ratios
 from hfcompress.passes.rows import first_rows, held_out
@@ -91,6 +103,7 @@ class BlockPass:
         self.walk = walk_suspended if suspended else walk_recomputed
         self.folding: Folding | None = None
         self.first_rows: list[int] = []
+        self.profile = Profile()
         self.curvatures = Curvatures()
 
     @torch.no_grad()
@@ -111,7 +124,8 @@ class BlockPass:
         """
         self.first_rows = first_rows(batches, self.processes)
         if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
-            self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
+            with self.profile.part(GRADIENTS):
+                self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
         settle_ratios(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
         keep = None if self.spill is None else self.spill.put
@@ -127,7 +141,9 @@ class BlockPass:
         for index, name in enumerate(self.model.block_names):
             self.progress.step(f"block {index + 1} of {len(self.model)}", amount=0)
             last = index == len(self.model) - 1 and self.plan.head is None
-            with self.model.block(index) as block:
+            with contextlib.ExitStack() as stack:
+                with self.profile.part(READ):
+                    block = stack.enter_context(self.model.block(index))
                 if self.journal.done(name):
                     streams, dense = self._replay(block, index, streams, dense, last)
                 else:
@@ -221,8 +237,9 @@ class BlockPass:
                 found[name] = _Solved(quantized, scales, result, tuned.get(name), statistics if tuned else None)
 
         if probe is None:
-            for name in linears:
-                solve([name], None)
+            with self.profile.part(SOLVE):
+                for name in linears:
+                    solve([name], None)
         else:
             caches = self._caches(block, index)
             others = {name: cache_of(attention) for name, attention in caches.items()}
@@ -243,18 +260,20 @@ class BlockPass:
                 )
             if tunes:
                 outputs = [self._wanted(s.hidden) for s in dense]
-                streams = self._tune(block, index, linears, received, streams, outputs, first, found)
+                with self.profile.part(SOLVE):
+                    streams = self._tune(block, index, linears, received, streams, outputs, first, found)
         if self.folding is not None:
             dense = ahead
-        for name, each in found.items():
-            packed = self._packed(tasks[name], each.quantized, each.scales)
-            tensors.update({f"{tasks[name].stem}.{local}": tensor for local, tensor in packed.items()})
-            results.append({**each.result, "bytes": sum(t.nbytes for t in packed.values())})
-        stems = {tasks[result["name"]].stem for result in results}
-        for key in self.model.keys_of_block(index):
-            if key.removesuffix(".weight") not in stems:
-                tensors[key] = folded[key] if key in folded else self.model.tensors[key].read()
-        self._commit(self.model.block_names[index], _part(index), tensors, results, folds)
+        with self.profile.part(WRITE):
+            for name, each in found.items():
+                packed = self._packed(tasks[name], each.quantized, each.scales)
+                tensors.update({f"{tasks[name].stem}.{local}": tensor for local, tensor in packed.items()})
+                results.append({**each.result, "bytes": sum(t.nbytes for t in packed.values())})
+            stems = {tasks[result["name"]].stem for result in results}
+            for key in self.model.keys_of_block(index):
+                if key.removesuffix(".weight") not in stems:
+                    tensors[key] = folded[key] if key in folded else self.model.tensors[key].read()
+            self._commit(self.model.block_names[index], _part(index), tensors, results, folds)
         return streams, dense
 
     def _wanted(self, dense: Tensor) -> Tensor:
@@ -336,7 +355,11 @@ class BlockPass:
                     gathered[group] = empty(tasks[name])
                 # as the weight will meet them; where a scale is only found from all of them, as they come
                 rows = held_out(self.first_rows[batch], len(inputs))
-                gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs, rows)
+                with self.profile.part(SUMS):
+                    gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs, rows)
+                tokens = inputs.shape[:-1].numel()
+                width = tasks[name].shape.in_features
+                self.profile.count(SUMS, operations_of_sums(width, tokens, dense_inputs is not None))
             give_back_freed_memory()
 
         def empty(task: LinearTask) -> Statistics:
@@ -351,13 +374,21 @@ class BlockPass:
                 solve_cache(seen_here, caches[names[0]])
                 return
             statistics = gathered.pop(group, None) or empty(tasks[names[0]])
-            statistics.complete(self.processes, names[0])
-            solve(names, statistics)
+            with self.profile.part(SUMS):
+                statistics.complete(self.processes, names[0])
+            with self.profile.part(SOLVE):
+                solve(names, statistics)
+            self.profile.count(SOLVE, operations_of_solving([tasks[name] for name in names if name in tasks]))
 
         def finished(which: int, batch: int, output: Tensor) -> None:
             both[which][batch] = both[which][batch].advanced(output)
 
-        self.walk(leaders, calls, len(streams), seen, solve_seen, None if last else finished)
+        with self.profile.part(FORWARD):
+            self.walk(leaders, calls, len(streams), seen, solve_seen, None if last else finished)
+        sizes = [[get_weight(linears[name]).numel() for name in names if name in linears] for names in groups]
+        tokens = len(calls) * sum(stream.batch.input_ids.numel() for stream in streams)
+        suspended = self.walk is walk_suspended
+        self.profile.count(FORWARD, operations_of_forwards(sizes, tokens, suspended, last))
         return ([], []) if last else (streams, dense)
 
     def _call(self, block: nn.Module, index: int, streams: list[Stream], batch: int) -> Tensor:

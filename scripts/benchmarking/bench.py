@@ -121,7 +121,7 @@ class Bench:
         )
 
     def compress_ours(
-        self, jobs: Sequence[tuple[list[dict] | str, Path]], seed: int = 0, memory_limit: int | None = None
+        self, jobs: Sequence[tuple[list[dict] | str, Path]], seed: int = 0, memory_limit: int | str | None = None
     ) -> Iterator[dict]:
         """
         Recipes of ours, one after the other in one process: for each what [`benchmarking.workers.compress`] says.
@@ -130,7 +130,7 @@ class Bench:
             jobs (`Sequence[tuple[list[dict] or str, Path]]`): the steps as in YAML or the name of a shipped recipe, and
                 the folder to write.
             seed (`int`, *optional*, defaults to 0): which calibration rows.
-            memory_limit (`int`, *optional*): bytes.
+            memory_limit (`int` or `str`, *optional*): bytes, or `LEAST` for the lowest limit that can be kept.
 
         Raises:
             RunError: the process failed.

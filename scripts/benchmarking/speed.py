@@ -21,6 +21,7 @@ from benchmarking.bench import PEER_GPTQ, Bench, Peer, Progress, Setting, over, 
 from benchmarking.errors import RunError
 from benchmarking.ladder import WHOLE, ladder
 from benchmarking.table import number
+from benchmarking.workers import LEAST
 
 
 OURS, RECOMPUTED, FULL = "hfcompress GPTQ", "hfcompress GPTQ, recomputed", "hfcompress GPTQ, full"
@@ -100,7 +101,7 @@ def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, in
         return bench.compress(method, setting, output)
     plain = [{"gptq": {"bits": setting.bits, "group_size": setting.group_size}}]
     whole = next(rung.recipe for rung in ladder(setting) if rung.label == WHOLE)
-    limit = 1 if method == RECOMPUTED else None  # of one byte: nothing can be kept
+    limit = LEAST if method == RECOMPUTED else None
     [told] = bench.compress_ours([(whole if method == FULL else plain, output)], memory_limit=limit)
     if "error" in told or "skipped" in told:
         raise RunError(told.get("error") or told["skipped"])

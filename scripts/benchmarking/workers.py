@@ -32,6 +32,7 @@ from typing import Any
 from benchmarking.processes import without_folders
 
 
+LEAST = "least"  # the lowest limit on memory that can be kept
 MEASURED_AT_ONCE = 4096  # tokens
 MEASURED_TOGETHER = 4  # models beside the dense one
 GEMM_SIZE, GEMM_REPEATS = 2048, 5
@@ -53,13 +54,20 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
             yield {"skipped": lacking}
             continue
         try:
+            job = recipe if isinstance(recipe, str) else job_from_dict({"recipe": recipe})
+            limit = common["memory_limit"]
+            if limit == LEAST:
+                told = hfcompress.plan(
+                    common["model"], job, calibration=common["calibration"], device="cpu", probe=False
+                )
+                limit = told.least_memory
             result = hfcompress.compress(
                 common["model"],
-                recipe if isinstance(recipe, str) else job_from_dict({"recipe": recipe}),
+                job,
                 output,
                 calibration=common["calibration"],
                 device="cpu",
-                memory_limit=common["memory_limit"],
+                memory_limit=limit,
                 overwrite=True,
                 evaluate=False,
             )

@@ -347,7 +347,7 @@ def test_speed_takes_turns_and_outlives_a_failing_peer(bench, monkeypatch, capsy
     assert (gptq.runs, gptq.seconds, gptq.fastest, gptq.slowest) == ([3, 1, 2], 2, 1, 3)
     assert (recomputed.runs, recomputed.seconds, recomputed.ratio) == ([6, 7, 8], 7, 2 / 7)
     assert (full.runs, full.seconds, full.ratio) == ([9, 5, 7], 7, 2 / 7)
-    assert [limit for _, limit in asked[:3]] == [None, 1, None]
+    assert [limit for _, limit in asked[:3]] == [None, "least", None]
     assert asked[0][0] == asked[1][0] == [{"gptq": {"bits": 4, "group_size": 128}}]
     assert asked[2][0][0]["gptq"]["refine"] > 0
     peer = rows["w4g128", "GPTQModel GPTQ"]
