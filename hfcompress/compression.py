@@ -234,11 +234,9 @@ def compress(
             progress=progress,
         )
         check(comparison, names)
-    course = None
-    if ready.pruning is None and ready.library is None and ready.distilling is None:
-        course = choose_course(streamed, ready.plan, layout, calibration_share(ready), processes, memory_limit)
     phases.end("prepare")
 
+    course = None
     writer = CheckpointWriter(output)
     base = described_base(checkpoint)
     journal = Journal(writer.partial / "journal.json", fingerprint(job, base, tokens, streamed, rotation))
@@ -249,6 +247,8 @@ def compress(
             writer.discard()
         if resume:
             journal.resume()
+        if ready.pruning is None and ready.library is None and ready.distilling is None:
+            course = _course(ready, journal, memory_limit)  # refused here where nothing can keep the limit
         if processes.writes:
             writer.open()
         processes.wait()
@@ -441,6 +441,14 @@ def _rows_at_once(tokens: Tokens) -> int:
     return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
 
 
+def _course(ready: Prepared, journal: Journal, memory_limit: int | None, dense_model=None) -> Course:
+    """How the block pass is run; with as many rows at a time as the run that this one goes on with."""
+    where = ready.streamed, ready.plan, ready.layout, calibration_share(ready), ready.processes
+    course = choose_course(*where, memory_limit, dense_model, journal.rows)
+    journal.rows = course.rows
+    return course
+
+
 def _run_pass(
     ready: Prepared, writer, journal: Journal, progress: Progress, memory_limit, course: Course | None
 ) -> list[dict]:
@@ -451,8 +459,7 @@ def _run_pass(
         ready.streamed, ready.plan = ready.pruning.model, ready.pruning.plan
         wider = ready.pruning.dense_model, ready.pruning.basis
     if course is None:
-        where = ready.streamed, ready.plan, ready.layout, batch, processes
-        course = choose_course(*where, memory_limit, wider[0])
+        course = _course(ready, journal, memory_limit, wider[0])
     batches = [] if batch is None else batch.split(course.rows)
     spill = Spill(writer.partial) if course.spilled else None
     run = BlockPass(

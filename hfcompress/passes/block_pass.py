@@ -385,7 +385,7 @@ class BlockPass:
 
         with self.profile.part(FORWARD):
             self.walk(leaders, calls, len(streams), seen, solve_seen, None if last else finished)
-        sizes = [[get_weight(linears[name]).numel() for name in names if name in linears] for names in groups]
+        sizes = [[linears[name].weight.numel() for name in names if name in linears] for names in groups]
         tokens = len(calls) * sum(stream.batch.input_ids.numel() for stream in streams)
         suspended = self.walk is walk_suspended
         self.profile.count(FORWARD, operations_of_forwards(sizes, tokens, suspended, last))

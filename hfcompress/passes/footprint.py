@@ -86,6 +86,8 @@ class Footprint:
         batch (`Batch` or `None`): this process's share of the calibration data; `None` where none is needed.
         processes (`Processes`): who takes part; all look at the same.
         dense_model (`StreamedModel`, *optional*): whose stream is the dense one, where that is of another width.
+        rows (`int`, *optional*): that go through a block together, where that is settled: a run that goes on forms its sums
+            as the one before it did.
     """
 
     def __init__(
@@ -96,7 +98,9 @@ class Footprint:
         batch: Batch | None,
         processes: Processes,
         dense_model: StreamedModel | None = None,
+        rows: int | None = None,
     ):
+        self.settled_rows = rows
         self.model, self.plan, self.layout, self.processes = model, plan, layout, processes
         self.dense_model = dense_model
         self.rows, self.length = (0, 0) if batch is None else batch.input_ids.shape
@@ -235,11 +239,8 @@ class Footprint:
     @property
     def courses(self) -> list[Course]:
         """All ways to run the pass, the fastest first."""
-        most = max(1, MICRO_BATCH_TOKENS // max(1, self.length))
-        if self.plan.tuning is not None:
-            most = max(1, self.plan.tuning.batch_tokens // max(1, self.length))
-        rows = [most]
-        while rows[-1] > 1 and self.plan.tuning is None:
+        rows = [self.settled_rows or _rows_at_once(self.plan, max(1, self.length))]
+        while rows[-1] > 1 and self.plan.tuning is None and self.settled_rows is None:
             rows.append(rows[-1] // 2)
         ways = [(True, False), (False, False), (False, True)]
         return [Course(count, *way) for way in ways for count in rows]
@@ -331,6 +332,7 @@ def choose_course(
     processes: Processes,
     memory_limit: int | None,
     dense_model: StreamedModel | None = None,
+    rows: int | None = None,
 ) -> Course:
     """
     How the block pass is run: under a limit as fast as it allows, else so that it takes about half of what is free. See
@@ -340,10 +342,15 @@ def choose_course(
         InvalidValueError: no way to run it stays below the limit.
     """
     if memory_limit is not None:
-        return Footprint(model, plan, layout, batch, processes, dense_model).course(memory_limit)
+        return Footprint(model, plan, layout, batch, processes, dense_model, rows).course(memory_limit)
     tokens, length = (0, 1) if batch is None else (batch.input_ids.numel(), batch.input_ids.shape[1])
-    at_once = MICRO_BATCH_TOKENS if plan.tuning is None else plan.tuning.batch_tokens
-    return Course(max(1, at_once // length), _fits_suspended(model, plan, tokens, processes.count), spilled=False)
+    suspended = _fits_suspended(model, plan, tokens, processes.count)
+    return Course(rows or _rows_at_once(plan, length), suspended, spilled=False)
+
+
+def _rows_at_once(plan: Plan, length: int) -> int:
+    """How many rows of `length` tokens go through a block together where nothing stands against it."""
+    return max(1, (MICRO_BATCH_TOKENS if plan.tuning is None else plan.tuning.batch_tokens) // length)
 
 
 def _fits_suspended(model: StreamedModel, plan: Plan, tokens: int, processes: int) -> bool:

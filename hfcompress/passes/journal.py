@@ -34,6 +34,7 @@ class Journal:
         budget (`dict` or `None`): what a budget was settled to, once it is.
         stages (`dict[str, dict]`): finished stage after the block pass -> what there is to report of it.
         kept_blocks (`list[int]` or `None`): the decoder blocks that stay, once they are chosen.
+        rows (`int` or `None`): that go through a block together, once that is settled.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, Any]):
@@ -44,6 +45,7 @@ class Journal:
         self.budget: dict[str, Any] | None = None
         self.stages: dict[str, dict[str, Any]] = {}
         self.kept_blocks: list[int] | None = None
+        self.rows: int | None = None
 
     def resume(self) -> None:
         """
@@ -66,7 +68,7 @@ class Journal:
             )
         self.blocks, self.folds, self.witness = found["blocks"], found.get("folds", {}), found["witness"]
         self.budget, self.stages = found.get("budget"), found.get("stages", {})
-        self.kept_blocks = found.get("kept_blocks")
+        self.kept_blocks, self.rows = found.get("kept_blocks"), found.get("rows")
 
     def done(self, name: str) -> bool:
         """Whether block `name` is finished."""
@@ -110,4 +112,5 @@ class Journal:
         if self.path is not None:
             state: dict[str, Any] = {"blocks": self.blocks, "folds": self.folds, "witness": self.witness}
             state |= {"budget": self.budget, "stages": self.stages, "kept_blocks": self.kept_blocks}
+            state["rows"] = self.rows
             write_json(self.path, {"fingerprint": self.fingerprint, **state})

@@ -14,6 +14,7 @@
 """Law 4, as far as this goes: stopped after any block and resumed, the same bytes."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import hfcompress as hfc
 from hfcompress.errors import OutputError
 from hfcompress.formats.writer import partial_path
 from hfcompress.passes import block_pass
+from hfcompress.passes.footprint import Course
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.statistics import Statistics
 from hfcompress.progress import Silent
@@ -195,4 +197,19 @@ def test_a_real_ctrl_c_is_130_and_the_run_goes_on(tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     job = with_changes(load_job("gptq-w4a16"), [f"{key}={str(value).lower()}" for key, value in refined.items()])
     hfc.compress(None, job, tmp_path / "whole", samples=64, evaluate=False)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_as_many_rows_at_a_time(saved_llama, tmp_path, monkeypatch):
+    """Whatever limit is given then: sums are formed in the same order, so that the bytes are the same."""
+    recipe, options = hfc.GPTQ(group_size=32), {"calibration": token_ids(20, 32), "evaluate": False}
+    few = lambda *arguments: Course(4, True, False)  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr("hfcompress.compression.choose_course", few)
+        hfc.compress(str(saved_llama), recipe, tmp_path / "whole", **options)
+        with pytest.raises(KeyboardInterrupt):
+            hfc.compress(str(saved_llama), recipe, tmp_path / "out", **options, progress=StopAfter(1))
+    journal = json.loads((partial_path(tmp_path / "out") / "journal.json").read_text())
+    assert journal["rows"] == 4
+    hfc.compress(str(saved_llama), recipe, tmp_path / "out", **options, memory_limit=10**12, resume=True)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
