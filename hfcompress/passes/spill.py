@@ -18,7 +18,6 @@ They lie in one file that has no name: it is gone with the process, however that
 not through a memory map, whose pages would count as this process's memory for as long as they are in the system's cache.
 """
 
-import os
 import tempfile
 import weakref
 from pathlib import Path
@@ -39,7 +38,7 @@ class Spill:
         self.folder = folder
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it lives as long as this object
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - it lives as long as this object
         self._end = 0
         self._free: dict[int, list[int]] = {}  # bytes -> where
 
@@ -53,11 +52,11 @@ class Spill:
         data = tensor.detach().to("cpu").contiguous().view(torch.uint8).flatten()
         place = self._free[data.nbytes].pop() if self._free.get(data.nbytes) else self._end
         self._end = max(self._end, place + data.nbytes)
-        left, at = memoryview(data.numpy()), place
+        left = memoryview(data.numpy())
         with disk_errors(self.folder):
+            self._file.seek(place)
             while left:
-                written = os.pwrite(self._file.fileno(), left, at)
-                left, at = left[written:], at + written
+                left = left[self._file.write(left) :]
         return Spilled(self, place, tensor)
 
     def give_back(self, place: int, size: int) -> None:
@@ -66,10 +65,10 @@ class Spill:
 
     def read_into(self, data: Tensor, place: int) -> None:
         """Fill a tensor of bytes with what lies at `place`."""
-        left, at = memoryview(data.numpy()), place
+        left = memoryview(data.numpy())
+        self._file.seek(place)
         while left:
-            count = os.preadv(self._file.fileno(), [left], at)
-            left, at = left[count:], at + count
+            left = left[self._file.readinto(left) :]
 
 
 class Spilled:

@@ -15,6 +15,7 @@
 
 import gc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -23,7 +24,7 @@ import torch
 from conftest import CONFIGS, make_model, token_ids
 
 import hfcompress as hfc
-from hfcompress.errors import InvalidValueError
+from hfcompress.errors import InvalidValueError, OutputError
 from hfcompress.formats import get_format
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
@@ -150,3 +151,13 @@ def test_what_is_on_disk_comes_back_bit_for_bit(tmp_path, dtype):
     assert spill._end == end
     assert all(torch.equal(k.read(), t + 1) for k, t in zip(others, tensors, strict=True))
     assert torch.equal(again.read(), tensors[1] * 2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, a disk that is always full, is Linux's")
+def test_a_full_disk_is_told(tmp_path):
+    spill = Spill(tmp_path)
+    spill._file.close()
+    with open("/dev/full", "wb", buffering=0) as full:
+        spill._file = full
+        with pytest.raises(OutputError, match=r"The disk of .* is full; free some space"):
+            spill.put(torch.ones(1000))
