@@ -28,6 +28,7 @@ from benchmarking.bench import PEERS, Bench, Setting
 from benchmarking.errors import RunError, UsageError
 from benchmarking.ladder import ADDED
 from benchmarking.processes import DOOR, answer
+from benchmarking.shapes import SHAPES, make_shape
 from benchmarking.table import number, show
 from benchmarking.tokens import ROWS, cut, described, draw, tokenize
 from benchmarking.workers import WORKERS, versions
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("distillation", parents=[common, drawn], help="what students learn, and what is won back")
     took = commands.add_parser("speed", parents=[common, against], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
+    took.add_argument("--shape", choices=SHAPES, help="a model of this shape with random weights in place of --model")
     return top
 
 
@@ -95,6 +97,10 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
     interpreters = {peer: python.absolute() for peer, python in given.items() if python is not None}
     scripts = check_peers(interpreters, getattr(options, "peer_scripts", None))
     model = options.model.absolute() if options.model is not None else bundled_model()
+    if getattr(options, "shape", None) is not None:
+        if options.model is not None:
+            raise UsageError("--shape makes a model; give it or --model.")
+        model = make_shape(options.shape, folder / options.shape, model)
     if not model.is_dir():
         raise UsageError(f"There is no folder {model}; --model must be one.")
     seeds = getattr(options, "seeds", 1)

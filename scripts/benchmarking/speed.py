@@ -41,6 +41,7 @@ class SpeedRow:
     ratio_recomputed: float | None = None  # the same with RECOMPUTED
     ratio_full: float | None = None  # the same with FULL
     peak_rss_mib: int | None = None  # the largest of the runs
+    floor: float | None = None  # seconds that the same operations take at the machine's rate; the last run's
     error: str | None = None
 
     @property
@@ -53,8 +54,9 @@ class SpeedRow:
         """Why there are no figures."""
         return self.error or ""
 
-    def add(self, seconds: float, peak_rss_mib: int) -> None:
+    def add(self, seconds: float, peak_rss_mib: int, floor: float | None = None) -> None:
         """One more run."""
+        self.floor = floor
         self.runs.append(seconds)
         self.seconds = statistics.median(self.runs)
         self.fastest, self.slowest = min(self.runs), max(self.runs)
@@ -86,9 +88,9 @@ def run_speed(bench: Bench, repeats: int) -> Iterator[list[SpeedRow]]:
         yield list(rows.values())
 
 
-def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, int]:
+def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, int, float | None]:
     """
-    Seconds and peak MiB of one run in a process of its own.
+    Seconds, peak MiB and, of ours, seconds at the machine's rate of one run in a process of its own.
 
     Raises:
         RunError: it failed.
@@ -98,14 +100,14 @@ def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, in
         refused = method.refuses(setting)
         if refused:
             raise RunError(refused)
-        return bench.compress(method, setting, output)
+        return *bench.compress(method, setting, output), None
     plain = [{"gptq": {"bits": setting.bits, "group_size": setting.group_size}}]
     whole = next(rung.recipe for rung in ladder(setting) if rung.label == WHOLE)
     limit = LEAST if method == RECOMPUTED else None
     [told] = bench.compress_ours([(whole if method == FULL else plain, output)], memory_limit=limit)
     if "error" in told or "skipped" in told:
         raise RunError(told.get("error") or told["skipped"])
-    return seconds_and_peak(told)
+    return *seconds_and_peak(told), told.get("floor")
 
 
 COLUMNS: dict[str, Callable[[SpeedRow], str]] = {
@@ -116,5 +118,6 @@ COLUMNS: dict[str, Callable[[SpeedRow], str]] = {
     "hfcompress / it": lambda row: number(row.ratio, ".2f"),
     "recomputed / it": lambda row: number(row.ratio_recomputed, ".2f"),
     "full / it": lambda row: number(row.ratio_full, ".2f"),
+    "its floor s": lambda row: number(row.floor, ".1f"),
     "peak RSS MiB": lambda row: number(row.peak_rss_mib, ""),
 }

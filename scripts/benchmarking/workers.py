@@ -41,7 +41,7 @@ GEMM_SIZE, GEMM_REPEATS = 2048, 5
 def compress(told: str) -> Iterator[dict[str, Any]]:
     """
     hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, and `jobs`, pairs of steps (or
-    the name of a shipped recipe) and output folder. For each job `{"seconds", "peak_mib", "bytes"}`, `{"skipped": why}`
+    the name of a shipped recipe) and output folder. For each job `{"seconds", "peak_mib", "bytes", "floor"}`, `{"skipped": why}`
     or `{"error": what}`.
     """
     import hfcompress
@@ -70,6 +70,7 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
                 memory_limit=limit,
                 overwrite=True,
                 evaluate=False,
+                profile=True,
             )
         except (ValueError, RuntimeError, OSError) as error:  # the other jobs go on; the row says what happened
             message = " ".join(str(error).split())
@@ -80,7 +81,16 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
             "seconds": round(seconds, 3),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "bytes": weight_bytes(Path(output)),
+            "floor": floor_seconds(result.manifest),
         }
+
+
+def floor_seconds(manifest: dict[str, Any]) -> float | None:
+    """What the forwards' linears, the sums of inputs and the solving take at the machine's rate, once each."""
+    profile = manifest.get("profile")
+    if profile is None:
+        return None
+    return round(sum(part["floor_seconds"] for part in profile["parts"].values()), 3)
 
 
 def weight_bytes(folder: Path) -> int:

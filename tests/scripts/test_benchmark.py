@@ -22,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarking import bench as bench_module
 from benchmarking import main as main_module
-from benchmarking import quality, speed
+from benchmarking import quality, shapes, speed
 from benchmarking import tokens as tokens_module
 from benchmarking.bench import Bench, Peer, Setting
 from benchmarking.errors import RunError, UsageError
@@ -483,3 +484,21 @@ def test_wrong_options_are_one_sentence(arguments, told):
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert told in done.stderr
+
+
+def test_a_shape_is_a_model_that_loads(tiny, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setitem(shapes.SHAPES, "wide", {**shapes.SHAPES["wide"], "hidden_size": 64, "intermediate_size": 128})
+    folder = shapes.make_shape("wide", tmp_path / "wide", tiny)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.num_hidden_layers == 2
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(folder) is not None
+    assert np.load(folder / "calibration.npy").shape == (32, 512)
+
+
+def test_a_shape_takes_the_place_of_a_model(tiny, tmp_path):
+    options = main_module.parser().parse_args(["speed", "--shape", "deep", "--model", str(tiny)])
+    with pytest.raises(UsageError, match="--shape makes a model; give it or --model"):
+        main_module.prepare(options, tmp_path)
