@@ -118,6 +118,5 @@ COLUMNS: dict[str, Callable[[SpeedRow], str]] = {
     "hfcompress / it": lambda row: number(row.ratio, ".2f"),
     "recomputed / it": lambda row: number(row.ratio_recomputed, ".2f"),
     "full / it": lambda row: number(row.ratio_full, ".2f"),
-    "its floor s": lambda row: number(row.floor, ".1f"),
     "peak RSS MiB": lambda row: number(row.peak_rss_mib, ""),
 }
