@@ -42,7 +42,7 @@ from hfcompress.models.shallow import merged
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.distill_pass import NAME as DISTILL_STAGE
-from hfcompress.passes.footprint import MICRO_BATCH_TOKENS, Course, choose_course
+from hfcompress.passes.footprint import Course, choose_course, rows_at_once
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.lora_pass import NAME as LORA_STAGE
 from hfcompress.passes.memory import give_back_large_tensors_at_once
@@ -420,7 +420,15 @@ def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress
         return trial_on(ready.streamed, plan, ready.layout, *rows, ready.checkpoint, processes, memory_limit is None)
 
     if journal.budget is None:
-        settled = settle(choices, tokens, job.calibration.seed, processes, progress, _rows_at_once(tokens), run)
+        settled = settle(
+            choices,
+            tokens,
+            job.calibration.seed,
+            processes,
+            progress,
+            rows_at_once(ready.plan, tokens.input_ids.shape[1]),
+            run,
+        )
         journal.settle(settled, write=processes.writes)
     assert journal.budget is not None
     ready.plan = plan_of(choices, journal.budget)
@@ -434,11 +442,6 @@ def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str
     embeddings = plan.embeddings is not None
     every = len(results) + len(plan.untouched) - embeddings
     return {"compressed": len(results) - (embeddings and not tied), "linears": every}
-
-
-def _rows_at_once(tokens: Tokens) -> int:
-    """Rows that go through a block together, of at most `at_once` tokens."""
-    return max(1, MICRO_BATCH_TOKENS // tokens.input_ids.shape[1])
 
 
 def _course(ready: Prepared, journal: Journal, memory_limit: int | None, dense_model=None) -> Course:

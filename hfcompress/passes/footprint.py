@@ -229,17 +229,17 @@ class Footprint:
         for course in self.courses:
             if MARGIN * self.peak(course) <= limit:
                 return course
-        least = self.least
+        least, rows = self.least, self.courses[-1].rows
         raise InvalidValueError(
-            f"--memory-limit {limit / 1e9:.3g}GB is not enough for {self.model.checkpoint.name}: with one row at a time and "
-            f"everything that can be on disk there, {rounded_up(least)} are needed (of which {self.base / 1e9:.3g} GB are in "
+            f"--memory-limit {limit / 1e9:.3g}GB is not enough for {self.model.checkpoint.name}: with {rows} {'rows' if rows > 1 else 'row'} at a time "
+            f"and everything that can be on disk there, {rounded_up(least)} are needed (of which {self.base / 1e9:.3g} GB are in "
             f"use before the work begins); give --memory-limit {rounded_up(least)}."
         )
 
     @property
     def courses(self) -> list[Course]:
         """All ways to run the pass, the fastest first."""
-        rows = [self.settled_rows or _rows_at_once(self.plan, max(1, self.length))]
+        rows = [self.settled_rows or rows_at_once(self.plan, max(1, self.length))]
         while rows[-1] > 1 and self.plan.tuning is None and self.settled_rows is None:
             rows.append(rows[-1] // 2)
         ways = [(True, False), (False, False), (False, True)]
@@ -261,20 +261,19 @@ class Footprint:
         Args:
             course (`Course`): how it is run.
         """
-        streams = 2 if self.plan.needs_dense_stream else 1
-        twin = 2 if self.plan.needs_dense_stream else 1
+        sides = 2 if self.plan.needs_dense_stream else 1  # streams, and blocks that they go through
         whole = self.rows * self.hidden
         at_once = min(course.rows, max(1, self.rows))
         resident = at_once * self.hidden if course.spilled else whole
         block = self.blocks[self.largest]
         largest = max((tensor.nbytes for tensor in self._outside_tensors()), default=0)
         embedding = self.outside - self.head + max(block + self.stored, resident + at_once * self.hidden, largest)
-        frames = self.rows * self.row_frame * streams if course.suspended else 0
-        forward = at_once * self.row_peak * streams
+        frames = self.rows * self.row_frame * sides if course.suspended else 0
+        forward = at_once * self.row_peak * sides
         kept = sum(each.kept for each in self.solving.values())
         solving = max((each.peak for each in self.solving.values()), default=0.0)
         tuned = self._tuned(at_once) if self.plan.tuning is not None else 0
-        walking = (0 if course.spilled else whole * streams) + block * twin + kept + self._curvature()
+        walking = (0 if course.spilled else whole * sides) + block * sides + kept + self._curvature()
         observing = frames + forward + self._sums()
         phases = {
             "embedding": embedding,
@@ -282,7 +281,7 @@ class Footprint:
         }
         closing = self.outside + max(largest, at_once * self.hidden)
         if self.plan.head is not None:
-            closing += (0 if course.spilled else whole * streams) + self.solving[self.plan.head.name].peak
+            closing += (0 if course.spilled else whole * sides) + self.solving[self.plan.head.name].peak
         phases["head"] = closing
         if self.plan.needs_curvature and self.rows:
             phases = {"gradients": self._gradients(at_once), **phases}
@@ -345,10 +344,10 @@ def choose_course(
         return Footprint(model, plan, layout, batch, processes, dense_model, rows).course(memory_limit)
     tokens, length = (0, 1) if batch is None else (batch.input_ids.numel(), batch.input_ids.shape[1])
     suspended = _fits_suspended(model, plan, tokens, processes.count)
-    return Course(rows or _rows_at_once(plan, length), suspended, spilled=False)
+    return Course(rows or rows_at_once(plan, length), suspended, spilled=False)
 
 
-def _rows_at_once(plan: Plan, length: int) -> int:
+def rows_at_once(plan: Plan, length: int) -> int:
     """How many rows of `length` tokens go through a block together where nothing stands against it."""
     return max(1, (MICRO_BATCH_TOKENS if plan.tuning is None else plan.tuning.batch_tokens) // length)
 
