@@ -41,14 +41,11 @@ from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.models.shallow import merged
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
-from hfcompress.passes.distill_pass import NAME as DISTILL_STAGE
 from hfcompress.passes.footprint import Course, choose_course, rows_at_once
-from hfcompress.passes.journal import Journal
-from hfcompress.passes.lora_pass import NAME as LORA_STAGE
+from hfcompress.passes.journal import DISTILL, LORA, QAT, Journal
 from hfcompress.passes.memory import give_back_large_tensors_at_once
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.prune_pass import together
-from hfcompress.passes.qat_pass import NAME as QAT_STAGE
 from hfcompress.passes.spill import Spill
 from hfcompress.passes.trial import trial_on
 from hfcompress.phases import Phases
@@ -386,9 +383,7 @@ def _check_zeros(made: Checkpoint, ready: Prepared, results: list[dict]) -> None
 
 def _trained(ready: Prepared, journal: Journal) -> dict[str, Any] | None:
     """How it was trained, now or in an earlier stage."""
-    now = next(
-        (journal.stages[name] for name in (QAT_STAGE, LORA_STAGE, DISTILL_STAGE) if name in journal.stages), None
-    )
+    now = next((journal.stages[name] for name in (QAT, LORA, DISTILL) if name in journal.stages), None)
     return now or (None if ready.source is ready.checkpoint else read_manifest(ready.source.folder).get("training"))
 
 

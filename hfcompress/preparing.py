@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfcompress.budgeting.choices import Choices
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
@@ -30,15 +30,12 @@ from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.students import MadeStudent, make_student
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
-from hfcompress.passes.distill_pass import DistillPass
 from hfcompress.passes.library_pass import LibraryPass
-from hfcompress.passes.lora_pass import LoraPass
 from hfcompress.passes.narrow_pass import NarrowPass
 from hfcompress.passes.plan import Plan, make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.profile import Profile
 from hfcompress.passes.prune_pass import PrunePass
-from hfcompress.passes.qat_pass import QatPass
 from hfcompress.passes.rotate import RotationChoice
 from hfcompress.passes.smaller import kept_sizes
 from hfcompress.progress import Progress
@@ -47,6 +44,12 @@ from hfcompress.recipes.budget import find_budget
 from hfcompress.recipes.distill import NO_STUDENT, Distill
 from hfcompress.recipes.job import RECOVERY
 from hfcompress.recipes.lora import LoRA
+
+
+if TYPE_CHECKING:
+    from hfcompress.passes.distill_pass import DistillPass
+    from hfcompress.passes.lora_pass import LoraPass
+    from hfcompress.passes.qat_pass import QatPass
 
 
 @dataclass
@@ -81,11 +84,11 @@ class Prepared:
     tokens: Tokens | None
     rotation: RotationChoice | None
     choices: Choices | None
-    training: QatPass | LoraPass | None
+    training: "QatPass | LoraPass | None"
     library: LibraryPass | None
     quantization_config: dict[str, Any] | None
     pruning: PrunePass | NarrowPass | None
-    distilling: DistillPass | None
+    distilling: "DistillPass | None"
     profile: Profile | None = None
 
 
@@ -183,6 +186,8 @@ def prepare(
     distilling = None
     if job.distilling is not None and tokens is not None:
         teacher = StreamedModel(checkpoint, processes.device, streamed.dtype)
+        from hfcompress.passes.distill_pass import DistillPass  # transformers' Trainer takes its time
+
         distilling = DistillPass(teacher, streamed, job.distilling, tokens, made)
         distilling.check(processes, memory_limit)
         plan = distilling.plan
@@ -205,8 +210,11 @@ def calibration_share(ready: Prepared) -> Batch | None:
     return ready.tokens.batch(share) if share.stop > share.start else None
 
 
-def training_pass(streamed: StreamedModel, plan: Plan, layout, step: Any, tokens: Tokens) -> QatPass | LoraPass:
+def training_pass(streamed: StreamedModel, plan: Plan, layout, step: Any, tokens: Tokens) -> "QatPass | LoraPass":
     """What follows the block pass on the whole model."""
+    from hfcompress.passes.lora_pass import LoraPass  # transformers' Trainer takes its time
+    from hfcompress.passes.qat_pass import QatPass
+
     kind = LoraPass if isinstance(step, LoRA) else QatPass
     return kind(streamed, plan, layout, step, tokens)
 

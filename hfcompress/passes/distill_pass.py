@@ -43,6 +43,7 @@ from hfcompress.models.roles import Linear, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.students import MadeStudent
 from hfcompress.models.vocabulary import shared_vocabulary
+from hfcompress.passes.journal import DISTILL as NAME
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
@@ -52,7 +53,6 @@ from hfcompress.progress import Progress
 from hfcompress.solvers.pattern import Pattern
 
 
-NAME = "distill"
 CACHE = "hfcompress/teachers"  # in the Hub's own home
 
 

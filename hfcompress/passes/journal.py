@@ -21,6 +21,9 @@ from hfcompress.errors import OutputError
 from hfcompress.formats.writer import write_json
 
 
+QAT, LORA, DISTILL = "qat", "lora", "distill"  # the stages that train
+
+
 class Journal:
     """
     Args:

@@ -50,6 +50,7 @@ from hfcompress.models.adapter import ADAPTER, require_peft, write_adapter
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_of, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import parts_of
+from hfcompress.passes.journal import LORA as NAME
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
@@ -59,7 +60,6 @@ from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
 
-NAME = "lora"
 DOWN, UP, ERROR = "lora_down", "lora_up", "relative_weight_error"
 
 

@@ -45,6 +45,7 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.roles import linear_of, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import parts_of
+from hfcompress.passes.journal import QAT as NAME
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
@@ -52,9 +53,6 @@ from hfcompress.passes.room import Batches, memory_needed, require_room, steps_o
 from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
-
-
-NAME = "qat"
 
 
 class Training(Batches, Protocol):
