@@ -45,6 +45,13 @@ def test_recipes_and_the_command_line_need_no_torch():
         assert "torch" not in imported_by(code)
 
 
+def test_only_what_trains_needs_the_trainer():
+    """It takes two seconds and 140 MB."""
+    found = imported_by("import hfcompress.compression, hfcompress.preparing")
+    assert "transformers.modeling_utils" in found
+    assert "transformers.trainer" not in found
+
+
 def test_every_shipped_recipe_has_a_script():
     library = {p.stem for p in (ROOT / "hfcompress" / "recipes" / "library").glob("*.yaml")}
     scripts = {p.stem for p in (ROOT / "recipes").glob("*.py")}

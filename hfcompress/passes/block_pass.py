@@ -64,6 +64,7 @@ from hfcompress.solvers.grid import QuantizedWeight
 
 
 HEAD, EMBEDDINGS = "head", "embeddings"
+GIVE_BACK = 4  # batches between two times that freed memory is given back: pages that come anew are cleared anew
 
 
 class BlockPass:
@@ -360,7 +361,8 @@ class BlockPass:
                 tokens = inputs.shape[:-1].numel()
                 width = tasks[name].shape.in_features
                 self.profile.count(SUMS, operations_of_sums(width, tokens, dense_inputs is not None))
-            give_back_freed_memory()
+            if batch % GIVE_BACK == 0:
+                give_back_freed_memory()
 
         def empty(task: LinearTask) -> Statistics:
             width = self._dense_width(task)

@@ -18,8 +18,9 @@ GPTQ's own recursion over the rows of the Cholesky factor of `H^-1` gives the sa
 arithmetic. The factor depends on the inputs alone, so linears that read the same tensor share it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -186,17 +187,37 @@ def sweep(
     """
     errors = torch.zeros_like(weight)
     codes = torch.empty(weight.shape, dtype=grid.dtype, device=weight.device)
-    within = _sweep_compiled if weight.device.type == "cpu" and grid.type == "int" else _sweep_columns
+    within, width = _inner_loop(weight.device, grid)
     for start in range(0, len(weight), BLOCK):
         stop = min(start + BLOCK, len(weight))
         block = torch.addmm(weight[start:stop], feedback[:start, start:stop].T, errors[:start])
-        for sub in range(start, stop, SUB_BLOCK):
-            end = min(sub + SUB_BLOCK, stop)
+        for sub in range(start, stop, width):
+            end = min(sub + width, stop)
             values = block[sub - start : end - start]
             if sub > start:
                 values = torch.addmm(values, feedback[start:sub, sub:end].T, errors[start:sub])
             within(weight, values, feedback, scales, zero_points, group, grid, sub, end, errors, codes)
     return codes
+
+
+def _inner_loop(device: torch.device, grid: Grid) -> tuple[Callable[..., None], int]:
+    """What goes from column to column, and how many it takes at a time."""
+    if grid.type == "int" and device.type == "cpu":
+        return _sweep_compiled, SUB_BLOCK
+    if grid.type == "int" and device.type == "cuda" and find_spec("triton") is not None:
+        return _sweep_on_cuda, BLOCK
+    return _sweep_columns, SUB_BLOCK
+
+
+def _sweep_on_cuda(weight, values, feedback, scales, zero_points, group, grid, start, stop, errors, codes) -> None:
+    """[`_sweep_columns`] on a CUDA device."""
+    from hfcompress.kernels.nearest_cuda import sweep_columns  # Triton is there only with torch for such a device
+
+    part = slice(start, stop)
+    groups = torch.tensor(group[part], device=weight.device)
+    within = feedback[part, part]
+    low, high = grid.q_min, grid.q_max
+    sweep_columns(values, weight[part], scales, zero_points, groups, within, low, high, codes[part], errors[part])
 
 
 def _sweep_compiled(weight, values, feedback, scales, zero_points, group, grid, start, stop, errors, codes) -> None:

@@ -54,6 +54,8 @@ class Peer:
         label (`str`): what the table calls it.
         peer (`str`): whose interpreter runs it: a key of `PEERS`.
         before (`tuple[str, ...]`): arguments of its script before the common ones.
+        after (`tuple[str, ...]`): arguments of its script after them.
+        imports (`str`): Python that imports what its script does.
         per_row (`bool`): it can do one scale per row.
         own_reader (`bool`): only its own interpreter can load what it writes.
     """
@@ -61,6 +63,8 @@ class Peer:
     label: str
     peer: str
     before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    imports: str = ""
     per_row: bool = True
     own_reader: bool = False
 
@@ -69,12 +73,24 @@ class Peer:
         return None if self.per_row or setting.group_size > 0 else "n/a: it refuses one scale per row"
 
 
+LLMCOMPRESSOR = "import datasets, llmcompressor.modifiers.gptq, llmcompressor.modifiers.awq, transformers"
+GPTQMODEL = "import gptqmodel"
 PEER_GPTQ = (
-    Peer("llm-compressor GPTQ", "llmcompressor", before=("gptq",)),
-    Peer("GPTQModel GPTQ", "gptqmodel", per_row=False, own_reader=True),
-    Peer("AutoRound", "autoround"),
+    Peer("llm-compressor GPTQ", "llmcompressor", before=("gptq",), imports=LLMCOMPRESSOR),
+    Peer("GPTQModel GPTQ", "gptqmodel", imports=GPTQMODEL, per_row=False, own_reader=True),
+    Peer("AutoRound", "autoround", imports="import auto_round"),
+)
+PEER_AWQ = (
+    Peer("llm-compressor AWQ", "llmcompressor", before=("awq",), imports=LLMCOMPRESSOR),
+    Peer("GPTQModel AWQ", "gptqmodel", after=("awq",), imports=GPTQMODEL, per_row=False, own_reader=True),
 )
 PEER_RTN = (Peer("llm-compressor RTN", "llmcompressor", before=("rtn",)),)
+# not getrusage: its peak counts the process that started this one
+PEAK = """
+import json, re
+peak = re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())
+print(json.dumps({"mib": int(peak[1]) // 1024}))
+"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,7 @@ class Bench:
         scripts (`Path` or `None`): the folder with the peers' scripts.
         work (`Path`): a folder for what the runs write.
         without (`tuple[str, ...]`, *optional*): steps whose rungs are left out.
+        device (`str`, *optional*, defaults to `"cpu"`): where our own runs compress; peers see the GPU, or see none.
     """
 
     model: Path
@@ -101,6 +118,12 @@ class Bench:
     scripts: Path | None
     work: Path
     without: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    @property
+    def hides_gpu(self) -> bool:
+        """Whether no run may see a GPU."""
+        return self.device == "cpu"
 
     def peers(self, candidates: Sequence[Peer]) -> list[Peer]:
         """Those whose interpreter is given."""
@@ -117,8 +140,23 @@ class Bench:
         grid = (str(setting.bits), str(setting.group_size))
         command = (self.interpreters[peer.peer], self.scripts / f"{peer.peer}_run.py", *peer.before)
         return seconds_and_peak(
-            answer((*command, self.model, self.calibration[seed], output, *grid), self.work, own=False)
+            answer(
+                (*command, self.model, self.calibration[seed], output, *grid, *peer.after),
+                self.work,
+                own=False,
+                hides_gpu=self.hides_gpu,
+            )
         )
+
+    def imports(self, peer: Peer) -> int:
+        """
+        Peak MiB of a process that imports what a peer needs.
+
+        Raises:
+            RunError: it cannot be imported.
+        """
+        command = (self.interpreters[peer.peer], "-c", f"{peer.imports}\n{PEAK}")
+        return int(answer(command, self.work, own=False, hides_gpu=self.hides_gpu)["mib"])
 
     def compress_ours(
         self, jobs: Sequence[tuple[list[dict] | str, Path]], seed: int = 0, memory_limit: int | str | None = None
@@ -141,9 +179,11 @@ class Bench:
             "model": str(self.model),
             "calibration": str(self.calibration[seed]),
             "memory_limit": memory_limit,
+            "device": self.device,
             "jobs": [(recipe, str(output)) for recipe, output in jobs],
         }
-        return answers((sys.executable, DOOR, "compress", json.dumps(told)), self.work, own=True)
+        command = (sys.executable, DOOR, "compress", json.dumps(told))
+        return answers(command, self.work, own=True, hides_gpu=self.hides_gpu)
 
     def measure(self, outputs: Sequence[Path], python: Path | None = None) -> Iterator[dict]:
         """

@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     took = commands.add_parser("speed", parents=[common, against], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
     took.add_argument("--shape", choices=SHAPES, help="a model of this shape with random weights in place of --model")
+    took.add_argument("--blocks", type=positive, help="only so many blocks of the shape")
+    took.add_argument("--methods", metavar="METHOD,...", help="default: all; a part of their names is enough")
+    took.add_argument("--device", default="cpu", help="where hfcompress compresses; default: %(default)s")
     return top
 
 
@@ -100,7 +103,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
     if getattr(options, "shape", None) is not None:
         if options.model is not None:
             raise UsageError("--shape makes a model; give it or --model.")
-        model = make_shape(options.shape, folder / options.shape, model)
+        model = make_shape(options.shape, folder / options.shape, model, options.blocks, options.rows)
     if not model.is_dir():
         raise UsageError(f"There is no folder {model}; --model must be one.")
     seeds = getattr(options, "seeds", 1)
@@ -129,6 +132,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> Bench:
         scripts=scripts,
         work=work,
         without=without,
+        device=getattr(options, "device", "cpu"),
     )
 
 
@@ -178,7 +182,7 @@ def benchmark(options: argparse.Namespace) -> int:
             "recipes": lambda: (recipes.run_recipes(bench, shipped(options.names)), recipes.COLUMNS),
             "sparsity": lambda: (sparsity.run_sparsity(bench), sparsity.COLUMNS),
             "distillation": lambda: (distillation.run_distillation(bench), sparsity.COLUMNS),
-            "speed": lambda: (speed.run_speed(bench, options.repeats), speed.COLUMNS),
+            "speed": lambda: (speed.run_speed(bench, options.repeats, options.methods), speed.COLUMNS),
         }[options.command]()
         found, rows = described_run(bench, options), []
         for more in runs:  # a long benchmark that is interrupted keeps what is done

@@ -28,7 +28,7 @@ from benchmarking.errors import RunError
 DOOR = Path(__file__).absolute().parents[1] / "benchmark.py"  # its first argument may name a worker
 
 
-def answers(command: Sequence[Any], work: Path, own: bool) -> Iterator[dict[str, Any]]:
+def answers(command: Sequence[Any], work: Path, own: bool, hides_gpu: bool = True) -> Iterator[dict[str, Any]]:
     """
     A fresh process; every JSON line that it prints, as it prints it.
 
@@ -36,11 +36,14 @@ def answers(command: Sequence[Any], work: Path, own: bool) -> Iterator[dict[str,
         command (`Sequence`): interpreter, script, arguments.
         work (`Path`): where it runs and puts its temporary files.
         own (`bool`): it is our own interpreter, which keeps its `PYTHONPATH`.
+        hides_gpu (`bool`, *optional*, defaults to `True`): it sees no GPU.
 
     Raises:
         RunError: it failed; what it said before has been handed out.
     """
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "GPTQMODEL_CPU_WORKERS": "2", "TMPDIR": str(work)}
+    environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "TMPDIR": str(work)}
+    if hides_gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     environment["TRANSFORMERS_VERBOSITY"] = "error"
     if not own:
         environment.pop("PYTHONPATH", None)
@@ -78,14 +81,14 @@ def answers(command: Sequence[Any], work: Path, own: bool) -> Iterator[dict[str,
             raise RunError(last_error(said.read()) or f"exit code {process.returncode}")
 
 
-def answer(command: Sequence[Any], work: Path, own: bool) -> dict[str, Any]:
+def answer(command: Sequence[Any], work: Path, own: bool, hides_gpu: bool = True) -> dict[str, Any]:
     """
     What the last JSON line of a fresh process says; see [`answers`].
 
     Raises:
         RunError: it failed, or printed none.
     """
-    told = list(answers(command, work, own))
+    told = list(answers(command, work, own, hides_gpu))
     if not told:
         raise RunError("it printed no JSON line")
     return told[-1]

@@ -17,14 +17,22 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from benchmarking.bench import PEER_GPTQ, Bench, Peer, Progress, Setting, over, seconds_and_peak
-from benchmarking.errors import RunError
+from benchmarking.bench import PEER_AWQ, PEER_GPTQ, Bench, Peer, Progress, Setting, over, seconds_and_peak
+from benchmarking.errors import RunError, UsageError
 from benchmarking.ladder import WHOLE, ladder
 from benchmarking.table import number
 from benchmarking.workers import LEAST
 
 
-OURS, RECOMPUTED, FULL = "hfcompress GPTQ", "hfcompress GPTQ, recomputed", "hfcompress GPTQ, full"
+OURS, RECOMPUTED, SHIFT = "hfcompress GPTQ", "hfcompress GPTQ least memory", "hfcompress GPTQ shift"
+FULL, AWQ = "hfcompress GPTQ full", "hfcompress AWQ"
+RUNGS = {
+    OURS: "+ scale search",
+    RECOMPUTED: "+ scale search",
+    SHIFT: "+ shift",
+    FULL: WHOLE,
+    AWQ: "AWQ, RTN, scale search",
+}
 
 
 @dataclass
@@ -37,40 +45,53 @@ class SpeedRow:
     seconds: float | None = None  # the median
     fastest: float | None = None
     slowest: float | None = None
-    ratio: float | None = None  # median of OURS over median of this
+    ratio: float | None = None  # median of OURS, for AWQ of AWQ, over median of this
     ratio_recomputed: float | None = None  # the same with RECOMPUTED
+    ratio_shift: float | None = None  # the same with SHIFT
     ratio_full: float | None = None  # the same with FULL
     peak_rss_mib: int | None = None  # the largest of the runs
+    imports_mib: int | None = None  # of it, what importing takes
     floor: float | None = None  # seconds that the same operations take at the machine's rate; the last run's
     error: str | None = None
 
     @property
     def ours(self) -> bool:
         """Whether hfcompress did it."""
-        return self.method in (OURS, RECOMPUTED, FULL)
+        return self.method in RUNGS
 
     @property
     def remark(self) -> str:
         """Why there are no figures."""
         return self.error or ""
 
-    def add(self, seconds: float, peak_rss_mib: int, floor: float | None = None) -> None:
+    def add(
+        self, seconds: float, peak_rss_mib: int, imports_mib: int | None = None, floor: float | None = None
+    ) -> None:
         """One more run."""
         self.floor = floor
         self.runs.append(seconds)
         self.seconds = statistics.median(self.runs)
         self.fastest, self.slowest = min(self.runs), max(self.runs)
         self.peak_rss_mib = max(self.peak_rss_mib or 0, peak_rss_mib)
+        self.imports_mib = imports_mib
 
 
-def run_speed(bench: Bench, repeats: int) -> Iterator[list[SpeedRow]]:
-    """The rows of every setting, as soon as they are known; the methods take turns."""
-    methods: list[str | Peer] = [OURS, RECOMPUTED, FULL, *bench.peers(PEER_GPTQ)]
+def run_speed(bench: Bench, repeats: int, asked: str | None = None) -> Iterator[list[SpeedRow]]:
+    """
+    The rows of every setting, as soon as they are known; the methods take turns.
+
+    Args:
+        bench (`Bench`): what all runs share.
+        repeats (`int`): runs of each method.
+        asked (`str`, *optional*): names of methods, or parts of them, with commas between; all of them otherwise.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    methods = _asked([*RUNGS, *bench.peers((*PEER_GPTQ, *PEER_AWQ))], asked)
     progress = Progress(len(bench.settings) * len(methods) * repeats)
     for setting in bench.settings:
-        rows = {
-            method: SpeedRow(method if isinstance(method, str) else method.label, setting.name) for method in methods
-        }
+        rows = {method: SpeedRow(_label(method), setting.name) for method in methods}
         for method in methods * repeats:
             row = rows[method]
             end = progress.begin(f"{setting.name} {row.method}")
@@ -81,16 +102,21 @@ def run_speed(bench: Bench, repeats: int) -> Iterator[list[SpeedRow]]:
                     row.error = str(error)
                 bench.clear()
             end(row.error or f"{row.runs[-1]:.1f} s")
+        seconds = {row.method: row.seconds for row in rows.values()}
         for row in rows.values():
-            row.ratio = over(rows[OURS].seconds, row.seconds)
-            row.ratio_recomputed = over(rows[RECOMPUTED].seconds, row.seconds)
-            row.ratio_full = over(rows[FULL].seconds, row.seconds)
+            by_awq = "AWQ" in row.method
+            row.ratio = over(seconds.get(AWQ if by_awq else OURS), row.seconds)
+            if not by_awq:
+                row.ratio_recomputed = over(seconds.get(RECOMPUTED), row.seconds)
+                row.ratio_shift = over(seconds.get(SHIFT), row.seconds)
+                row.ratio_full = over(seconds.get(FULL), row.seconds)
         yield list(rows.values())
 
 
-def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, int, float | None]:
+def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, int, int | None, float | None]:
     """
-    Seconds, peak MiB and, of ours, seconds at the machine's rate of one run in a process of its own.
+    Seconds, peak MiB, what of it importing takes, and, of ours, seconds at the machine's rate of one run in a process of
+    its own.
 
     Raises:
         RunError: it failed.
@@ -100,14 +126,30 @@ def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, in
         refused = method.refuses(setting)
         if refused:
             raise RunError(refused)
-        return *bench.compress(method, setting, output), None
-    plain = [{"gptq": {"bits": setting.bits, "group_size": setting.group_size}}]
-    whole = next(rung.recipe for rung in ladder(setting) if rung.label == WHOLE)
+        return *bench.compress(method, setting, output), bench.imports(method), None
+    recipe = next(rung.recipe for rung in ladder(setting) if rung.label == RUNGS[method])
     limit = LEAST if method == RECOMPUTED else None
-    [told] = bench.compress_ours([(whole if method == FULL else plain, output)], memory_limit=limit)
+    [told] = bench.compress_ours([(recipe, output)], memory_limit=limit)
     if "error" in told or "skipped" in told:
         raise RunError(told.get("error") or told["skipped"])
-    return *seconds_and_peak(told), told.get("floor")
+    return *seconds_and_peak(told), told.get("imports_mib"), told.get("floor")
+
+
+def _label(method: str | Peer) -> str:
+    return method if isinstance(method, str) else method.label
+
+
+def _asked(methods: list[str | Peer], asked: str | None) -> list[str | Peer]:
+    """Those that are named, or whose names hold what is no name itself."""
+    if asked is None:
+        return methods
+    labels, wanted = [_label(method) for method in methods], set()
+    for part in asked.split(","):
+        found = {part} if part in labels else {label for label in labels if part in label}
+        if not found:
+            raise UsageError(f"--methods {part}: there is no such method; there are {', '.join(labels)}.")
+        wanted |= found
+    return [method for method in methods if _label(method) in wanted]
 
 
 COLUMNS: dict[str, Callable[[SpeedRow], str]] = {
@@ -115,8 +157,10 @@ COLUMNS: dict[str, Callable[[SpeedRow], str]] = {
     "setting": lambda row: row.setting,
     "median s": lambda row: number(row.seconds, ".1f"),
     "min-max s": lambda row: "-" if not row.runs else f"{row.fastest:.1f}-{row.slowest:.1f}",
-    "hfcompress / it": lambda row: number(row.ratio, ".2f"),
-    "recomputed / it": lambda row: number(row.ratio_recomputed, ".2f"),
-    "full / it": lambda row: number(row.ratio_full, ".2f"),
-    "peak RSS MiB": lambda row: number(row.peak_rss_mib, ""),
+    "ours / it": lambda row: number(row.ratio, ".2f"),
+    "least": lambda row: number(row.ratio_recomputed, ".2f"),
+    "shift": lambda row: number(row.ratio_shift, ".2f"),
+    "full": lambda row: number(row.ratio_full, ".2f"),
+    "MiB": lambda row: number(row.peak_rss_mib, ""),
+    "imports": lambda row: number(row.imports_mib, ""),
 }

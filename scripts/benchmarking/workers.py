@@ -22,7 +22,6 @@ import json
 import os
 import platform
 import re
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -40,14 +39,18 @@ GEMM_SIZE, GEMM_REPEATS = 2048, 5
 
 def compress(told: str) -> Iterator[dict[str, Any]]:
     """
-    hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, and `jobs`, pairs of steps (or
-    the name of a shipped recipe) and output folder. For each job `{"seconds", "peak_mib", "bytes", "floor"}`, `{"skipped": why}`
-    or `{"error": what}`.
+    hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, `device`, and `jobs`, pairs of
+    steps (or the name of a shipped recipe) and output folder. For each job `{"seconds", "peak_mib", "imports_mib",
+    "bytes", "floor"}`, `{"skipped": why}` or `{"error": what}`; on a GPU `peak_mib` is of its memory.
     """
     import hfcompress
+    import hfcompress.compression
+    import hfcompress.kernels.nearest  # and numba with it
+    from hfcompress.phases import peak_rss_bytes
     from hfcompress.recipes import job_from_dict
 
     common = json.loads(told)
+    device, imports = common["device"], peak_rss_bytes() >> 20
     for recipe, output in common["jobs"]:
         lacking = None if isinstance(recipe, str) else missing(recipe)
         if lacking is not None:
@@ -58,7 +61,7 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
             limit = common["memory_limit"]
             if limit == LEAST:
                 told = hfcompress.plan(
-                    common["model"], job, calibration=common["calibration"], device="cpu", probe=False
+                    common["model"], job, calibration=common["calibration"], device=device, probe=False
                 )
                 limit = told.least_memory
             result = hfcompress.compress(
@@ -66,7 +69,7 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
                 job,
                 output,
                 calibration=common["calibration"],
-                device="cpu",
+                device=device,
                 memory_limit=limit,
                 overwrite=True,
                 evaluate=False,
@@ -76,10 +79,12 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
             message = " ".join(str(error).split())
             yield {"error": without_folders(f"{type(error).__name__}: {message}")}
             continue
-        seconds = sum(phase["seconds"] for phase in result.manifest["phases"].values())
+        phases = result.manifest["phases"].values()
+        on_gpu = max(phase.get("peak_cuda_bytes", 0) for phase in phases)
         yield {
-            "seconds": round(seconds, 3),
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "seconds": round(sum(phase["seconds"] for phase in phases), 3),
+            "peak_mib": on_gpu >> 20 if device != "cpu" else peak_rss_bytes() >> 20,
+            "imports_mib": 0 if device != "cpu" else imports,
             "bytes": weight_bytes(Path(output)),
             "floor": floor_seconds(result.manifest),
         }

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarking import bench as bench_module
 from benchmarking import main as main_module
@@ -179,7 +180,7 @@ def test_quality(tmp_path):
 def test_quality_of_a_short_ladder_over_two_seeds(tmp_path, monkeypatch, capsys):
     """The workers do real work, if in this process: two rungs, a step that there is not, and one that fails."""
     monkeypatch.setattr(
-        bench_module, "answers", lambda command, work, own: WORKERS[command[2]](*map(str, command[3:]))
+        bench_module, "answers", lambda command, work, own, **_: WORKERS[command[2]](*map(str, command[3:]))
     )
     rtn, gptq = {"rtn": {"bits": 2, "group_size": 64}}, {"gptq": {"bits": 2, "group_size": 64}}
     rungs = [
@@ -335,33 +336,46 @@ def test_an_interrupted_benchmark_keeps_the_settings_that_are_done(tmp_path, mon
 
 
 def test_speed_takes_turns_and_outlives_a_failing_peer(bench, monkeypatch, capsys):
-    times = iter([3.0, 6.0, 9.0, 1.0, 7.0, 5.0, 2.0, 8.0, 7.0] * 2)
+    times = iter([3.0, 6.0, 4.0, 9.0, 1.5, 1.0, 7.0, 4.0, 5.0, 1.5, 2.0, 8.0, 4.0, 7.0, 1.5] * 2)
     asked = []
 
     def ours(self, jobs, seed=0, memory_limit=None):
         asked.append((jobs[0][0], memory_limit))
-        yield {"seconds": next(times), "peak_mib": 50}
+        yield {"seconds": next(times), "peak_mib": 50, "imports_mib": 30}
 
     monkeypatch.setattr(Bench, "compress_ours", ours)
+    monkeypatch.setattr(Bench, "imports", lambda self, peer: 40)
     rows = {(row.setting, row.method): row for rows in speed.run_speed(bench, repeats=3) for row in rows}
     gptq, recomputed, full = (rows["w4g128", label] for label in (speed.OURS, speed.RECOMPUTED, speed.FULL))
     assert (gptq.runs, gptq.seconds, gptq.fastest, gptq.slowest) == ([3, 1, 2], 2, 1, 3)
     assert (recomputed.runs, recomputed.seconds, recomputed.ratio) == ([6, 7, 8], 7, 2 / 7)
     assert (full.runs, full.seconds, full.ratio) == ([9, 5, 7], 7, 2 / 7)
-    assert [limit for _, limit in asked[:3]] == [None, "least", None]
+    assert (gptq.peak_rss_mib, gptq.imports_mib) == (50, 30)
+    assert rows["w4g128", speed.AWQ].ratio == 1
+    assert [limit for _, limit in asked[:5]] == [None, "least", None, None, None]
     assert asked[0][0] == asked[1][0] == [{"gptq": {"bits": 4, "group_size": 128}}]
-    assert asked[2][0][0]["gptq"]["refine"] > 0
+    assert asked[2][0][0]["gptq"]["shift"] > 0
+    assert asked[3][0][0]["gptq"]["refine"] > 0
+    assert list(asked[4][0][0]) == ["awq"]
     peer = rows["w4g128", "GPTQModel GPTQ"]
     assert (peer.runs, peer.peak_rss_mib, peer.ratio) == ([2.5] * 3, 100, 2 / 2.5)
-    assert (peer.ratio_recomputed, peer.ratio_full) == (7 / 2.5, 7 / 2.5)
+    assert (peer.ratio_recomputed, peer.ratio_shift, peer.ratio_full) == (7 / 2.5, 4 / 2.5, 7 / 2.5)
+    assert peer.imports_mib == 40
+    peer = rows["w4g128", "GPTQModel AWQ"]
+    assert (peer.ratio, peer.ratio_full) == (1.5 / 2.5, None)
     failed = rows["w4g128", "llm-compressor GPTQ"]
     assert (failed.error, failed.seconds, failed.ratio) == ("ValueError: no kernel in kernel.so", None, None)
     assert rows["w4channel", "GPTQModel GPTQ"].error.startswith("n/a")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 * 3 * 5
-    assert lines[0] == "[1/30] w4g128 hfcompress GPTQ: 3.0 s"
+    assert len(lines) == 2 * 3 * 9
+    assert lines[0] == "[1/54] w4g128 hfcompress GPTQ: 3.0 s"
     show(speed.COLUMNS, list(rows.values()), "speed")
     assert "ValueError:" in capsys.readouterr().out
+
+
+def test_what_importing_a_peer_takes(bench):
+    nothing, much = (bench.imports(Peer("", "gptqmodel", imports=code)) for code in ("", "import torch"))
+    assert 0 < nothing < much
 
 
 def test_a_peer_that_tells_no_seconds_failed(bench):
@@ -446,7 +460,7 @@ def test_a_text_is_tokenized_by_the_model(tmp_path):
 
 def test_a_text_too_short_for_one_row(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        tokens_module, "answer", lambda command, work, own: next(WORKERS[command[2]](*map(str, command[3:])))
+        tokens_module, "answer", lambda command, work, own, **_: next(WORKERS[command[2]](*map(str, command[3:])))
     )
     (tmp_path / "some.txt").write_text("Short.")
     with pytest.raises(UsageError, match="not one full row of 64"):
@@ -460,6 +474,13 @@ def test_options_are_told_without_folders():
         "model": "m",
         "rows": 3,
     }
+
+
+def test_methods_are_asked_for_by_name_or_by_a_part_of_it(bench):
+    labels = [speed._label(method) for method in speed._asked([*speed.RUNGS], "hfcompress GPTQ,AWQ")]
+    assert labels == [speed.OURS, speed.AWQ]
+    with pytest.raises(UsageError, match="--methods magic: there is no such method; there are hfcompress GPTQ"):
+        speed._asked([*speed.RUNGS], "magic")
 
 
 @pytest.mark.parametrize(
@@ -491,11 +512,23 @@ def test_a_shape_is_a_model_that_loads(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setitem(shapes.SHAPES, "wide", {**shapes.SHAPES["wide"], "hidden_size": 64, "intermediate_size": 128})
     folder = shapes.make_shape("wide", tmp_path / "wide", tiny)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(told.values())
+    assert sum(parameter.nbytes for parameter in model.parameters()) == sum(
+        load_file(path)[key].nbytes for path in folder.glob("*.safetensors") for key in load_file(path)
+    )
     assert model.config.num_hidden_layers == 2
     assert model.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(folder) is not None
     assert np.load(folder / "calibration.npy").shape == (32, 512)
+
+
+def test_a_shape_of_fewer_blocks_and_rows(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(shapes.SHAPES, "8b", {**shapes.SHAPES["8b"], "hidden_size": 64, "intermediate_size": 128})
+    options = main_module.parser().parse_args(["speed", "--shape", "8b", "--blocks", "1", "--rows", "2"])
+    bench = main_module.prepare(options, tmp_path)
+    assert json.loads((bench.model / "config.json").read_text())["num_hidden_layers"] == 1
+    assert np.load(bench.calibration[0]).shape == (2, 2048)
 
 
 def test_a_shape_takes_the_place_of_a_model(tiny, tmp_path):
