@@ -469,13 +469,15 @@ def _run_pass(
     if writer.merged:
         writer.require_whole()
     else:
-        run.forget_lost_parts()
-        if journal.witness is None:
-            run.run(batches)
-        if ready.training is not None:
-            ready.training.run(writer, journal, progress)
-        if ready.pruning is not None and processes.writes:
-            ready.pruning.cut(writer, journal)
+        if not writer.merging:
+            run.forget_lost_parts()
+            if journal.witness is None:
+                run.run(batches)
+            if ready.training is not None:
+                ready.training.run(writer, journal, progress)
+            if ready.pruning is not None and processes.writes:
+                ready.pruning.cut(writer, journal)
+            processes.wait()  # before the first part is turned into a shard, all know that none was
         if processes.writes:
             progress.step("writing", amount=0)
             writer.merge()

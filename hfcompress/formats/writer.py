@@ -14,9 +14,9 @@
 """The writer of a checkpoint folder: parts as they come, shards at the end, one rename when all is there.
 
 How it works: everything happens in `.NAME.partial` beside the final folder. Each part (a block, or what lies outside
-the blocks) is a safetensors file of its own, written under a temporary name and renamed. At the end the parts' bytes
-are copied into shards a few megabytes at a time, and then the parts are deleted. The folder gets its final name when
-all is there.
+the blocks) is a safetensors file of its own, written under a temporary name and renamed. At the end it is noted which bytes of which part go where, they
+are copied into shards a few megabytes at a time, and a part is deleted as soon as all of it is in shards. The folder
+gets its final name when all is there.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from hfcompress.errors import InvalidValueError, OutputError
 
 MAX_SHARD_BYTES = 5_000_000_000
 COPY_BYTES = 1 << 24
+MERGING = "merging.json"
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}
 SAFETENSORS_NAMES = {
     torch.float64: "F64",
@@ -102,6 +103,11 @@ class CheckpointWriter:
     def merged(self) -> bool:
         """Whether an earlier run has turned all parts into shards."""
         return any(self.result.glob("model*.safetensors")) and not any(self.parts.glob("*.safetensors"))
+
+    @property
+    def merging(self) -> bool:
+        """Whether an earlier run has begun to turn parts into shards, so that some may be gone."""
+        return (self.partial / MERGING).is_file()
 
     def claim(self) -> None:
         """
@@ -187,26 +193,53 @@ class CheckpointWriter:
             shutil.copyfile(source, target)
 
     def merge(self) -> None:
-        """Turn the parts into `model.safetensors`, or into shards with an index."""
+        """
+        Turn the parts into `model.safetensors`, or into shards with an index; on the disk there is never more than one
+        shard beside them.
+
+        Raises:
+            OutputError: a part is gone or has been cut short.
+        """
         if not self.parts.exists():
             return
         for leftover in self.parts.glob("*.tmp"):
             leftover.unlink()
+        shards = self._planned()
+        with disk_errors(self.output):
+            if len(shards) > 1:
+                weight_map = {e.name: name for name, shard in shards.items() for e in shard}
+                total = {"total_size": sum(e.size for shard in shards.values() for e in shard)}
+                self.write_json("model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
+            left = list(shards.items())
+            while left:
+                name, shard = left.pop(0)
+                if not _whole(self.result / name):
+                    _write_shard(self.result / name, shard)
+                needed = {e.path for _, later in left for e in later}
+                for path in {e.path for e in shard} - needed:
+                    path.unlink(missing_ok=True)
+            shutil.rmtree(self.parts)
+            (self.partial / MERGING).unlink()
+
+    def _planned(self) -> "dict[str, list[_Entry]]":
+        """What goes into which shard: settled now, or by an earlier run that had begun."""
+        note = self.partial / MERGING
+        if note.is_file():
+            told = json.loads(note.read_text())
+            return {
+                name: [_Entry(**{**entry, "path": self.parts / entry["path"]}) for entry in shard]
+                for name, shard in told.items()
+            }
         entries = [e for path in sorted(self.parts.glob("*.safetensors")) for e in _entries(path)]
         shards = _shards(entries, self.max_shard_bytes)
         names = ["model.safetensors"]
         if len(shards) > 1:
             names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-        with disk_errors(self.output):
-            for name, shard in zip(names, shards, strict=True):
-                _write_shard(self.result / name, shard)
-            if len(shards) > 1:
-                weight_map = {e.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
-                total = {"total_size": sum(e.size for e in entries)}
-                self.write_json("model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
-            done = self.partial / "merged"
-            os.replace(self.parts, done)  # from here on the shards are all there
-            shutil.rmtree(done)
+        planned = dict(zip(names, shards, strict=True))
+        write_json(
+            note, {name: [{**asdict(e), "path": e.path.name} for e in shard] for name, shard in planned.items()}
+        )
+        return planned
 
     def finish(self) -> None:
         """Give the folder its final name; what was there before is replaced."""
@@ -400,7 +433,10 @@ def _write_shard(path: Path, entries: list[_Entry]) -> None:
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as target, contextlib.ExitStack() as stack:
         target.write(_header(entries))
-        sources = {p: stack.enter_context(open(p, "rb")) for p in {e.path for e in entries}}
+        try:
+            sources = {p: stack.enter_context(open(p, "rb")) for p in {e.path for e in entries}}
+        except FileNotFoundError as error:
+            raise OutputError(f"{error.filename} is gone; start again with --overwrite.") from error
         for entry in entries:
             source = sources[entry.path]
             source.seek(entry.start)

@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The walk that compresses: embed, then block by block fold, observe, solve, write, replay. Each block is in memory alone.
+The walk that compresses: embed, then block by block fold, observe, solve, write, replay. Each block is in memory alone,
+and is written while the next one is read.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.passes.background import Background
 from hfcompress.passes.curvature import Curvatures, output_curvatures
 from hfcompress.passes.folding import Folding
 from hfcompress.passes.journal import Journal
@@ -105,6 +107,7 @@ class BlockPass:
         self.folding: Folding | None = None
         self.first_rows: list[int] = []
         self.profile = Profile()
+        self.writing = Background()
         self.curvatures = Curvatures()
 
     @torch.no_grad()
@@ -123,6 +126,15 @@ class BlockPass:
         Returns:
             `list[dict]`: what there is to report of every linear.
         """
+        with self.writing:
+            return self._run(batches, held_out, judge)
+
+    def _run(
+        self,
+        batches: list[Batch],
+        held_out: Sequence[Batch],
+        judge: Callable[[PreTrainedModel, list[Stream]], None] | None,
+    ) -> list[dict[str, Any]]:
         self.first_rows = first_rows(batches, self.processes)
         if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
             with self.profile.part(GRADIENTS):
@@ -145,6 +157,8 @@ class BlockPass:
             with contextlib.ExitStack() as stack:
                 with self.profile.part(READ):
                     block = stack.enter_context(self.model.block(index))
+                with self.profile.part(WRITE):
+                    self.writing.wait()
                 if self.journal.done(name):
                     streams, dense = self._replay(block, index, streams, dense, last)
                 else:
@@ -159,6 +173,7 @@ class BlockPass:
             said = testimony(witness, self.model.logits(model, witness))
             if judge is not None:
                 judge(model, others)
+        self.writing.wait()
         self._write_outside()
         if self.processes.writes:
             self.journal.testify(said)
@@ -554,12 +569,15 @@ class BlockPass:
         folds: list[dict[str, Any]],
     ) -> None:
         if self.writer is not None and self.processes.writes:
-            self.writer.write_part(part, tensors)
-            self.journal.commit(name, results, folds)
+            self.writing.start(partial(self._write, self.writer, name, part, tensors, results, folds))
         else:
             self.journal.blocks[name] = results
         give_back_freed_memory()
         self.processes.wait()
+
+    def _write(self, writer: CheckpointWriter, name, part, tensors, results, folds) -> None:
+        writer.write_part(part, tensors)
+        self.journal.commit(name, results, folds)
 
 
 def _part(index: int) -> str:

@@ -247,14 +247,57 @@ def test_a_merge_that_stops_halfway_is_done_again(tmp_path, monkeypatch):
     again = CheckpointWriter(tmp_path / "model", 150)
     again.open()
     assert not again.merged
-    for name, tensors in parts.items():
-        assert_equal(again.read_part(name), tensors)
+    assert again.merging
     again.merge()
     assert again.merged
+    assert not again.merging
     found = {}
     for path in again.result.glob("*.safetensors"):
         found |= load_file(path)
     assert_equal(found, all_tensors(parts))
+
+
+def test_a_merge_has_one_shard_at_most_beside_the_parts(tmp_path, monkeypatch):
+    parts = {f"block-{i:05d}": {f"x{i}": torch.full((10_000,), float(i))} for i in range(8)}
+    writer = write(tmp_path, parts, 80_000)
+    before, most, whole = sum(map(size, writer.parts.iterdir())), [], module._write_shard
+
+    def measured(path, entries):
+        whole(path, entries)
+        most.append(sum(size(file) for folder in (writer.parts, writer.result) for file in folder.iterdir()))
+
+    monkeypatch.setattr(module, "_write_shard", measured)
+    writer.merge()
+    assert len(most) == 4
+    assert max(most) <= before + 1.05 * 80_000
+
+
+def size(path):
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_what_is_gone_halfway_through_a_merge_is_told(tmp_path, monkeypatch, shard):
+    writer = write(tmp_path, {name: {name: torch.ones(100)} for name in ("a", "b")}, 400)
+    whole = module._write_shard
+
+    def stop_at_the_second(path, entries):
+        if entries[0].name == "b":
+            raise KeyboardInterrupt
+        whole(path, entries)
+
+    monkeypatch.setattr(module, "_write_shard", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        writer.merge()
+    monkeypatch.undo()
+    made = writer.result / "model-00001-of-00002.safetensors"
+    assert made.is_file()
+    assert not writer.part("a").exists()
+    (made if shard else writer.part("b")).unlink()
+    with pytest.raises(
+        OutputError, match=rf"{'a' if shard else 'b'}.safetensors is gone; start again with --overwrite"
+    ):
+        CheckpointWriter(tmp_path / "model", 400).merge()
 
 
 def test_merged_is_true_only_when_shards_are_there_and_parts_are_not(tmp_path):
@@ -461,7 +504,7 @@ def test_a_part_that_does_not_fit_on_the_disk(small_disk):
 
 def test_a_merge_that_does_not_fit_can_go_on_when_there_is_room(small_disk):
     tensors = {f"x{i}": torch.full((50_000,), float(i)) for i in range(3)}
-    writer = CheckpointWriter(small_disk / "model", max_shard_bytes=250_000)
+    writer = CheckpointWriter(small_disk / "model", max_shard_bytes=700_000)
     writer.open()
     for name, tensor in tensors.items():
         writer.write_part(name, {name: tensor})
@@ -470,7 +513,7 @@ def test_a_merge_that_does_not_fit_can_go_on_when_there_is_room(small_disk):
     assert not writer.merged
     assert not writer.output.exists()
     assert mount("-o", "remount,size=4m", str(small_disk)).returncode == 0
-    again = CheckpointWriter(small_disk / "model", max_shard_bytes=250_000)
+    again = CheckpointWriter(small_disk / "model", max_shard_bytes=700_000)
     again.open()
     again.merge()
     again.finish()
