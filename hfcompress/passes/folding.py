@@ -30,6 +30,7 @@ from hfcompress.solvers.smoothing import Magnitudes, gram_losses, migration_loss
 
 
 PROBE = (4, 8)  # rows and tokens on which a block is looked at
+FINALISTS = 5  # of the factors that are tried: those that are looked at closely
 
 
 class Folding:
@@ -141,7 +142,9 @@ class Folding:
         """
         The report of a pair, and the best factors for the producer's channels unless none are better.
 
-        All candidates are compared by rounding to nearest. A step with error feedback rounds in another way, so the
+        All candidates are compared by rounding to nearest: by the error of the linears' own output with the scales of the
+        grid as they come, and then the best few with these searched, and, where that output does not go into the
+        residual as it is, by the error of the block's. A step with error feedback rounds in another way, so the
         best of them must then beat leaving everything as it is once more, by the step that will round.
         """
         linears = {n: m for n, m in modules.items() if n in fold.consumers and isinstance(m, Linear)}
@@ -161,10 +164,15 @@ class Folding:
         spread = [fold.spread(scales) for scales in factors]
         if step.rounds_inputs:
             losses = migration_losses(stacked, spread, channels.peak, channels.squares)
-        elif fold.offset is None:
-            losses = self._output_losses(weights, spread, channels, index)
         else:
-            losses = self._block_losses(weights, linears, spread, channels, block, index, self._nearest)
+            losses = self._output_losses(weights, spread, channels, index, searches=False).nan_to_num(nan=float("inf"))
+            last = sorted({0, *losses.argsort(stable=True)[:FINALISTS].tolist()})  # and none at all
+            few = [spread[number] for number in last]
+            if fold.offset is None:
+                found = self._output_losses(weights, few, channels, index, searches=True)
+            else:
+                found = self._block_losses(weights, linears, few, channels, block, index, self._nearest)
+            losses = torch.full_like(losses, float("inf")).scatter(0, torch.tensor(last, device=losses.device), found)
         losses = losses.nan_to_num(nan=float("inf"))
         best = int(losses.argmin())
         if losses[best] < losses[0] and not step.rounds_inputs:
@@ -191,11 +199,13 @@ class Folding:
         return quantized.dequantize() / scales
 
     def _output_losses(
-        self, weights: dict[str, Tensor], spread: list[Tensor], channels: "_Channels", index: int
+        self, weights: dict[str, Tensor], spread: list[Tensor], channels: "_Channels", index: int, searches: bool
     ) -> Tensor:
-        """The error of the linears' own output, which goes into the residual as it is."""
+        """The error of the linears' own output; `searches` lets the grid's scales be searched where the task has it so."""
         tasks = self.plan.blocks[index]
-        settings = [(w, tasks[n].grid, tasks[n].scale_dtype, tasks[n].searches) for n, w in weights.items()]
+        settings = [
+            (w, tasks[n].grid, tasks[n].scale_dtype, searches and tasks[n].searches) for n, w in weights.items()
+        ]
         losses = [gram_losses(w, spread, channels.gram, grid, dtype, search) for w, grid, dtype, search in settings]
         return torch.stack(losses).sum(0)
 

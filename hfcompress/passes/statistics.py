@@ -14,6 +14,8 @@
 """What a group of linears that read the same tensor knows of its inputs: one Gram matrix, one factor, their range."""
 
 from collections.abc import Callable
+from functools import cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ from hfcompress.solvers.observers import Histogram
 from hfcompress.solvers.shift import capped, shift_strength, target_shift
 
 
-PANEL = 256
+PANEL, WIDE_PANEL = 256, 2048  # columns of a Gram matrix that are computed together: on a CPU, on a GPU
+TRIED_ROWS = 512  # of a weight, which say what share of a correction helps
 
 
 class Statistics:
@@ -86,20 +89,29 @@ class Statistics:
             dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
             held_out (`Tensor` or `None`): bool `(rows,)`: rows that are also kept by themselves, to judge by.
         """
+        if self.magnitudes is not None:
+            self.magnitudes = self.magnitudes.add(flat_tokens(inputs, mask))
         if self.cross is not None and held_out is not None and dense_inputs is not None and held_out.any():
             self.held_out = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
-            kept = held_out.to(inputs.device)
-            self.held_out.add(inputs[kept], None if mask is None else mask[held_out], dense_inputs[kept])
-        x = flat_tokens(inputs, mask)
-        _add_gram(self.gram, x)
+            start = 0
+            for held, run in groupby(held_out.tolist()):  # in slices, which copy nothing
+                rows = slice(start, start := start + len(list(run)))
+                own = self.held_out if held else self
+                own._add(inputs[rows], None if mask is None else mask[rows], dense_inputs[rows])
+        else:
+            self._add(inputs, mask, dense_inputs)
+
+    def _add(self, inputs: Tensor, mask: Tensor | None, dense_inputs: Tensor | None) -> None:
+        raw = _tokens(inputs, mask)
+        exact = sums_in_float32(raw.device, raw.dtype)
+        x = raw if exact and self.cross is None and self.joint is None else raw.float()
+        _add_gram(self.gram, raw if exact else x)
         if self.cross is not None and dense_inputs is not None:
             self.cross.addmm_((flat_tokens(dense_inputs, mask) - x).T, x)
         if self.joint is not None and self.dense_gram is not None and dense_inputs is not None:
             dense = flat_tokens(dense_inputs, mask)
             self.joint.addmm_(dense.T, x)
             _add_gram(self.dense_gram, dense)
-        if self.magnitudes is not None:
-            self.magnitudes = self.magnitudes.add(x)
         self.tokens += len(x)
 
     def complete(self, processes: Processes, name: str) -> None:
@@ -110,6 +122,11 @@ class Statistics:
             CalibrationError: an input holds NaN or infinity.
         """
         self._processes = processes
+        judge = self.held_out
+        if judge is not None and self.cross is not None and judge.cross is not None:
+            self.gram += judge.gram
+            self.cross += judge.cross
+            self.tokens += judge.tokens
         self._average(processes)
         if not torch.isfinite(self.gram).all():
             raise CalibrationError(
@@ -141,8 +158,9 @@ class Statistics:
         """
         What a weight is rounded towards, so that it makes up for what was lost before it.
 
-        The correction is computed from the tokens that are not held out, and weighed on those that are; then it is
-        taken from all of them. Without held-out rows half of it is taken.
+        How the inputs differ from the dense model's is summed over the tokens that are not held out, the correction that
+        follows is weighed on those that are, in a few rows of the weight, and then it is taken from all of them. Without
+        held-out rows half of it is taken.
 
         Args:
             weight (`Tensor`): `(out_features, in_features)` float32.
@@ -159,12 +177,11 @@ class Statistics:
         share = most / 2
         judge = self.held_out
         if judge is not None and judge.cross is not None and judge.tokens < self.tokens:
-            others = Statistics(len(self.gram), self.gram.device)
-            others.tokens = self.tokens - judge.tokens
-            others.gram = (self.gram * self.tokens - judge.gram * judge.tokens) / others.tokens
-            cross = (self.cross * self.tokens - judge.cross * judge.tokens) / others.tokens
-            trial = target_shift(weight, cross, others.factor(damping, act_order, name))
-            share = shift_strength(weight, trial, judge.gram, judge.cross, most)
+            few = weight[:: max(1, len(weight) // TRIED_ROWS)]
+            cross = torch.sub(self.cross, judge.cross, alpha=judge.tokens / self.tokens)
+            cross *= self.tokens / (self.tokens - judge.tokens)
+            trial = target_shift(few, cross, self.factor(damping, act_order, name))
+            share = shift_strength(few, trial, judge.gram, judge.cross, most)
         if not share:
             return weight, 0.0
         shift = target_shift(weight, self.cross, self.factor(damping, act_order, name))
@@ -205,13 +222,38 @@ def over_all(histogram: Histogram, processes: Processes) -> Histogram:
 
 
 def _add_gram(gram: Tensor, x: Tensor) -> None:
-    """`gram += x^T x`, in panels of columns and only from the diagonal down: the upper part follows by symmetry."""
-    for start in range(0, gram.shape[0], PANEL):
-        stop = start + PANEL
-        gram[start:, start:stop].addmm_(x[:, start:].T, x[:, start:stop])
+    """
+    `gram += x^T x`, in panels of columns and only from the diagonal down: the upper part follows by symmetry. Where `x` is
+    of 16 bits, the products are exact in float32, and the device adds them up in it.
+    """
+    panel = PANEL if x.device.type == "cpu" else WIDE_PANEL
+    for start in range(0, gram.shape[0], panel):
+        stop = start + panel
+        rows, columns = x[:, start:].T, x[:, start:stop]
+        if x.dtype == gram.dtype:
+            gram[start:, start:stop].addmm_(rows, columns)
+        else:
+            gram[start:, start:stop] += torch.mm(rows, columns, out_dtype=gram.dtype)
+
+
+@cache
+def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device multiplies matrices of 16 bits into a float32 one; a CPU does not."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    ones = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
+    except RuntimeError:  # which is what a missing kernel is, too
+        return False
 
 
 def flat_tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
     """The tokens of a batch as float32 rows, padding left out."""
-    flat = inputs.reshape(-1, inputs.shape[-1]).float()
+    return _tokens(inputs, mask).float()
+
+
+def _tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """The same in the dtype that they have."""
+    flat = inputs.reshape(-1, inputs.shape[-1])
     return flat if mask is None else flat[mask.reshape(-1).to(flat.device)]

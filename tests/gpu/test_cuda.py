@@ -19,7 +19,11 @@ import torch
 
 import hfcompress as hfc
 from hfcompress.models.tiny import tiny_folder
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.statistics import Statistics, sums_in_float32
 from hfcompress.recipes.job import load_job
+from hfcompress.solvers import gptq
+from hfcompress.solvers.grid import Grid
 
 
 pytestmark = [
@@ -78,3 +82,25 @@ def test_speed_and_memory_are_measured(calibration, tmp_path):
     ).report
     assert report["speed"]
     assert report["memory"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_gram_is_added_up_in_float32(dtype):
+    device = torch.device("cuda", 0)
+    assert sums_in_float32(device, torch.bfloat16)
+    inputs = torch.randn(4, 512, 3000, device=device, dtype=dtype)
+    statistics = Statistics(3000, device)
+    statistics.add(inputs, None)
+    statistics.complete(Processes(torch.device("cpu")), "a linear")
+    x = inputs.double().view(-1, 3000)
+    torch.testing.assert_close(statistics.gram.double(), x.T @ x / len(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_sweep_in_triton_gives_the_codes_of_the_plain_one(symmetric, monkeypatch):
+    weight, inputs = torch.randn(1000, 700, device="cuda"), torch.randn(4096, 700, device="cuda")
+    factor, grid = gptq.factorize(inputs.T @ inputs / len(inputs)), Grid(4, 70, symmetric)
+    triton = gptq.gptq(weight, factor, grid, torch.float32)
+    monkeypatch.setattr(gptq, "_inner_loop", lambda device, grid: (gptq._sweep_columns, gptq.SUB_BLOCK))
+    plain = gptq.gptq(weight, factor, grid, torch.float32)
+    assert (triton.codes == plain.codes).float().mean() > 0.995
