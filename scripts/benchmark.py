@@ -18,6 +18,7 @@
         [--rows N] [--seeds N] [--without awq,tune] [--output FILE.json]
         [--peer-scripts DIR] [--llmcompressor PYTHON] [--gptqmodel PYTHON] [--autoround PYTHON]
     python scripts/benchmark.py speed [the same options, but --repeats 3 instead of --seeds and --without]
+        [--shape wide|deep|8b in place of --model] [--blocks N] [--methods "hfcompress GPTQ,llm"] [--device cuda]
 
 `quality` climbs a ladder in every setting: rounding to nearest, then one step more on each rung, then each further
 step alone on top of all that (`benchmarking/ladder.py`). Every result is measured with plain transformers: KL
@@ -28,7 +29,13 @@ deviations are printed, and the change from one rung to the next is taken seed b
 same rows.
 
 `speed` takes the methods in turn, `--repeats` times, so that a busy moment of the machine hits all of them; hfcompress
-runs with halted forwards and with recomputed ones, and with all the steps of the ladder's GPTQ.
+runs GPTQ as it comes, under the least limit on memory, with the target shift, and with all the steps of the ladder's,
+and AWQ, each beside the peers' of its kind. The table tells the peak of memory and what of it importing takes; the file
+also the seconds that the operations take at the machine's rate. A shape is a Llama with random weights. For a GPU:
+
+    python scripts/benchmark.py speed --shape 8b --device cuda --settings w4g128 --peer-scripts DIR --llmcompressor PYTHON
+
+and, to see that it runs, on a CPU: `speed --shape 8b --blocks 1 --rows 2 --settings w4g128 --methods "hfcompress GPTQ"`.
 
 `--text` takes two UTF-8 files, which the model's own tokenizer makes into rows. Without `--model` it is the bundled
 tiny model; the tokens are by default `calibration.npy` and `evaluation.npy` in the model's folder.
@@ -36,7 +43,7 @@ tiny model; the tokens are by default `calibration.npy` and `evaluation.npy` in 
 A peer takes part if the Python of its environment is given; `--peer-scripts` is the folder with
 `llmcompressor_run.py`, `gptqmodel_run.py` and `autoround_run.py`. Such a script gets the model, the token file and the
 output folder, bits and group size (-1: a scale per row), and ends with a JSON line `{"seconds": ..., "peak_mib": ...}`.
-Runs are processes of their own, on the CPU, in a temporary folder; those of one ladder and seed share one, so trust
+Runs are processes of their own, on the CPU unless `--device` says otherwise, in a temporary folder; those of one ladder and seed share one, so trust
 the seconds of `speed`. Seconds of hfcompress are those of reading, compressing and writing; of a peer, what its script
 counts. The file of results grows setting by setting, so that of an interrupted benchmark the settings that are done
 remain.

@@ -28,9 +28,10 @@ class AWQ(Recipe):
     of norms and the weights change. A step that rounds must follow; the linears that it leaves alone are not touched.
 
     Args:
-        grid (`int`, *optional*, defaults to 20): how many strengths are tried, besides leaving everything as it is.
-        rows (`int`, *optional*, defaults to 8): calibration rows on which the block's output is compared, for linears
-            whose own output does not tell (queries, keys, values, gate and up).
+        grid (`int`, *optional*, defaults to 20): how many strengths are tried, besides leaving everything as it is; the
+            best few by the error of the linears' output are compared closely.
+        rows (`int`, *optional*, defaults to 8): calibration rows on which the block's output is then compared, for
+            linears whose own output does not tell (queries, keys, values, gate and up).
         targets (`tuple[str, ...]`, *optional*): see [`Recipe`]; here the linears whose inputs are scaled.
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
         overrides (`Mapping[str, Mapping]`, *optional*): see [`Recipe`]; of linears that read the same tensor, the
