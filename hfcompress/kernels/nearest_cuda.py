@@ -16,6 +16,7 @@ The column sweep of [`hfcompress.kernels.nearest`] on a CUDA device: one program
 one another, with a block of columns in registers. With `TRITON_INTERPRET=1` it runs on a CPU, slowly.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def sweep_columns(
     """
     columns, rows = values.shape
     kernel: Any = _sweep
-    with torch.cuda.device(values.device) if values.is_cuda else torch.no_grad():
+    with torch.cuda.device(values.device) if values.is_cuda else nullcontext():
         kernel[(-(-rows // ROWS),)](
             values,
             targets,
