@@ -197,7 +197,7 @@ def test_each_addition_pays_on_the_trained_model(tmp_path):
 def test_the_shipped_recipes_keep_what_they_promise(tmp_path):
     found = {}
     for name in ("sparse24", "sparse24-w4a16", "unstructured50"):
-        result = hfc.compress(None, load_job(name), tmp_path / name, samples=16, eval_data=bundled("evaluation", 16))
+        result = hfc.compress(None, load_job(name), tmp_path / name, samples=24, eval_data=bundled("evaluation", 16))
         found[name] = result.report["kl_mean"]
         share = sum(row["sparsity"] * np.prod(row["shape"]) for row in result.manifest["linears"])
         assert share / sum(np.prod(row["shape"]) for row in result.manifest["linears"]) >= 0.499
@@ -206,7 +206,7 @@ def test_the_shipped_recipes_keep_what_they_promise(tmp_path):
         assert ("quantization_config" in config) == (name == "sparse24-w4a16")
         card = (tmp_path / name / "README.md").read_text()
         assert "zeros are stored like any other" in card
-    assert found["sparse24-w4a16"] < 1.25 * found["sparse24"]  # from 16 rows: 1.17 to 1.20 by the order of sums
+    assert found["sparse24-w4a16"] < 1.2 * found["sparse24"]
     assert found["unstructured50"] < 0.6 * found["sparse24"]
     card = (tmp_path / "sparse24" / "README.md").read_text()
     assert "in 2:4-sparse weights: " in card
