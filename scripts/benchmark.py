@@ -43,10 +43,10 @@ tiny model; the tokens are by default `calibration.npy` and `evaluation.npy` in 
 A peer takes part if the Python of its environment is given; `--peer-scripts` is the folder with
 `llmcompressor_run.py`, `gptqmodel_run.py` and `autoround_run.py`. Such a script gets the model, the token file and the
 output folder, bits and group size (-1: a scale per row), and ends with a JSON line `{"seconds": ..., "peak_mib": ...}`.
-Runs are processes of their own, on the CPU unless `--device` says otherwise, in a temporary folder; those of one ladder and seed share one, so trust
-the seconds of `speed`. Seconds of hfcompress are those of reading, compressing and writing; of a peer, what its script
-counts. The file of results grows setting by setting, so that of an interrupted benchmark the settings that are done
-remain.
+Runs are processes of their own, on the CPU unless `--device` says otherwise, in a temporary folder; those of one ladder
+and seed share one, so trust the seconds of `speed`. Seconds of hfcompress are those of reading, compressing and
+writing; of a peer, what its script counts. The file of results grows setting by setting, so that of an interrupted
+benchmark the settings that are done remain.
 """
 
 import sys

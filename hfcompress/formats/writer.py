@@ -14,9 +14,9 @@
 """The writer of a checkpoint folder: parts as they come, shards at the end, one rename when all is there.
 
 How it works: everything happens in `.NAME.partial` beside the final folder. Each part (a block, or what lies outside
-the blocks) is a safetensors file of its own, written under a temporary name and renamed. At the end it is noted which bytes of which part go where, they
-are copied into shards a few megabytes at a time, and a part is deleted as soon as all of it is in shards. The folder
-gets its final name when all is there.
+the blocks) is a safetensors file of its own, written under a temporary name and renamed. At the end it is noted which
+bytes of which part go where, they are copied into shards a few megabytes at a time, and a part is deleted as soon as all
+of it is in shards. The folder gets its final name when all is there.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ class CheckpointWriter:
         shard beside them.
 
         Raises:
-            OutputError: a part is gone or has been cut short.
+            OutputError: a part is gone or has been cut short, or what was noted is damaged.
         """
         if not self.parts.exists():
             return
@@ -225,11 +225,13 @@ class CheckpointWriter:
         """What goes into which shard: settled now, or by an earlier run that had begun."""
         note = self.partial / MERGING
         if note.is_file():
-            told = json.loads(note.read_text())
-            return {
-                name: [_Entry(**{**entry, "path": self.parts / entry["path"]}) for entry in shard]
-                for name, shard in told.items()
-            }
+            try:
+                told = {
+                    Path(n).name: [_Entry(**e) for e in shard] for n, shard in json.loads(note.read_text()).items()
+                }
+                return {n: [replace(e, path=self.parts / Path(e.path).name) for e in own] for n, own in told.items()}
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise OutputError(f"{note} is damaged; start again with --overwrite.") from error
         entries = [e for path in sorted(self.parts.glob("*.safetensors")) for e in _entries(path)]
         shards = _shards(entries, self.max_shard_bytes)
         names = ["model.safetensors"]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 
 ROWS = 32  # of a weight per program: with a block of 128 columns, 32 registers in each of 128 threads
-HALF = tl.constexpr(12582912.0)  # 1.5 * 2**23: a float32 that this is added to has no digits after the point
+ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2**23: a float32 that this is added to has no digits after the point
 
 
 @triton.jit
@@ -58,8 +58,8 @@ def _sweep(
         own = tl.load(group + j) * rows + row
         scale = tl.load(scales + own, mask=inside, other=1.0)
         code = (
-            tl.div_rn(value, scale) + HALF
-        ) - HALF  # to the nearest, and to the even one of two; clamped if too large
+            tl.div_rn(value, scale) + ROUNDING
+        ) - ROUNDING  # to the nearest, of two to the even; clamped if too large
         zero = tl.load(zeros + own, mask=inside & HAS_ZEROS, other=0.0)
         code = tl.minimum(tl.maximum(code + zero, low), high)
         error = tl.load(targets + j * rows + row, mask=inside, other=0.0) - (code - zero) * scale

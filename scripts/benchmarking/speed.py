@@ -126,7 +126,8 @@ def timed(bench: Bench, method: str | Peer, setting: Setting) -> tuple[float, in
         refused = method.refuses(setting)
         if refused:
             raise RunError(refused)
-        return *bench.compress(method, setting, output), bench.imports(method), None
+        imports = bench.imports(method)
+        return *bench.compress(method, setting, output), imports, None
     recipe = next(rung.recipe for rung in ladder(setting) if rung.label == RUNGS[method])
     limit = LEAST if method == RECOMPUTED else None
     [told] = bench.compress_ours([(recipe, output)], memory_limit=limit)

@@ -23,7 +23,7 @@ import subprocess
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hfcompress.errors import OutputError
 from hfcompress.formats import writer as module
@@ -298,6 +298,27 @@ def test_what_is_gone_halfway_through_a_merge_is_told(tmp_path, monkeypatch, sha
         OutputError, match=rf"{'a' if shard else 'b'}.safetensors is gone; start again with --overwrite"
     ):
         CheckpointWriter(tmp_path / "model", 400).merge()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model.safetensors": [{}]}', '{"model.safetensors": [{"path": 1}]}'])
+def test_a_damaged_note_of_a_merge_is_told(tmp_path, text):
+    writer = write(tmp_path, make_parts())
+    (writer.partial / module.MERGING).write_text(text)
+    with pytest.raises(OutputError, match=r"merging.json is damaged; start again with --overwrite"):
+        writer.merge()
+    assert writer.holds(next(iter(make_parts())))
+
+
+def test_a_note_of_a_merge_leads_to_no_other_folder(tmp_path):
+    """A file elsewhere is neither read nor deleted."""
+    writer = write(tmp_path, {"a": {"x": torch.ones(4)}})
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(4)}, other)
+    entry = {"name": "x", "dtype": "F32", "shape": [4], "size": 16, "path": str(other), "start": 72}
+    (writer.partial / module.MERGING).write_text(json.dumps({"model.safetensors": [entry]}))
+    with pytest.raises(OutputError, match=r"parts/other.safetensors is gone"):
+        writer.merge()
+    assert other.is_file()
 
 
 def test_merged_is_true_only_when_shards_are_there_and_parts_are_not(tmp_path):

@@ -61,6 +61,15 @@ def test_a_cpu_does_not_add_up_in_another_dtype():
     assert not any(sums_in_float32(CPU, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
 
 
+def test_a_torch_that_knows_no_other_dtype_is_not_asked_for_it(monkeypatch):
+    def older(rows, columns):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "mm", older)
+    sums_in_float32.cache_clear()
+    assert not sums_in_float32(CPU, torch.bfloat16)
+
+
 def test_a_device_that_adds_up_in_float32_is_given_the_16_bits(monkeypatch):
     """As a GPU does it; what it would be given, computed by a CPU."""
     asked, mm = [], torch.mm
