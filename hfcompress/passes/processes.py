@@ -13,6 +13,7 @@
 # limitations under the License.
 """One process or several: who holds which samples, how sums are formed, who writes."""
 
+import atexit
 import contextlib
 import os
 from collections.abc import Generator, MutableMapping, Sequence
@@ -56,6 +57,7 @@ class Processes:
             from accelerate import Accelerator
 
             self._accelerator = Accelerator(cpu=device.type == "cpu")
+            atexit.register(_leave)  # left to the interpreter's end, gloo's threads abort one run in ten
             if self._accelerator.num_processes != self.count:
                 raise HfcompressError(
                     f"The launcher started {self.count} processes, but accelerate sees "
@@ -124,7 +126,7 @@ class Processes:
         """From here on no library takes this process for one of several."""
         if self._accelerator is not None:
             self.wait()
-            torch.distributed.destroy_process_group()
+            _leave()
             self._accelerator = None
 
     @contextlib.contextmanager
@@ -137,6 +139,11 @@ class Processes:
                 f"Process {self.rank} of {self.count} lost another one, which has ended or cannot be reached; see what it said, "
                 "start them again, and go on with --resume."
             ) from error
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def take_over_slurm(environment: MutableMapping[str, str]) -> None:

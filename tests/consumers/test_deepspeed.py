@@ -57,6 +57,7 @@ for name, parameter in student.named_parameters():
 if rank == 0:
     with open({folder!r} + "/off.json", "w") as file:
         json.dump(off, file)
+torch.distributed.destroy_process_group()
 """
 
 

@@ -195,6 +195,7 @@ measured = hfc.DistillationTrainer(*pair(), args=config(Path({folder!r})), eval_
 moved["eval_kl"] = torch.tensor(measured["eval_kl"])
 if PartialState().is_main_process:
     save_file({{key: value.contiguous() for key, value in moved.items()}}, {folder!r} + "/moved.safetensors")
+torch.distributed.destroy_process_group()  # gloo aborts some of those that only end
 """
 
 
@@ -232,6 +233,7 @@ measured = trainer.evaluate()
 trainer.save_model({folder!r} + "/student")
 if state.is_main_process:
     save_file({{**moved, "eval_kl": torch.tensor(measured["eval_kl"])}}, {folder!r} + "/moved.safetensors")
+torch.distributed.destroy_process_group()
 """
 
 
