@@ -21,6 +21,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from transformers import (
 )
 
 from hfcompress.models.tiny import tiny_folder
+from hfcompress.progress import Silent
 
 
 VOCABULARY = 128
@@ -139,6 +141,23 @@ def saved_llama(llama, tmp_path) -> Path:
     folder = tmp_path / "llama"
     llama.save_pretrained(folder)
     return folder
+
+
+class StopAfter(Silent):
+    """Interrupts a run when so many units are done, as Ctrl-C would."""
+
+    def __init__(self, units: int):
+        self.left = units
+
+    def step(self, description: str, amount: int = 1) -> None:
+        self.left -= amount
+        if self.left == 0 and amount:
+            raise KeyboardInterrupt
+
+
+def digest(folder: Path) -> str:
+    """Of a result's weights, to the byte."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids, with_outliers
+from conftest import CONFIGS, StopAfter, in_fresh_process, make_model, token_ids, with_outliers
 from safetensors.torch import load_file
 
 import hfcompress as hfc
@@ -34,7 +34,6 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import set_weight
 from hfcompress.models.rotation import rotated
 from hfcompress.models.streaming import Batch, StreamedModel
-from hfcompress.progress import Silent
 from hfcompress.solvers.grid import Grid
 
 
@@ -102,18 +101,6 @@ def test_from_the_command_line_to_plain_transformers(tiny, tmp_path):
 
 
 # the laws, on a small random model
-
-
-class StopAfter(Silent):
-    """Interrupts a run when so many units are done."""
-
-    def __init__(self, units: int):
-        self.left = units
-
-    def step(self, description: str, amount: int = 1) -> None:
-        self.left -= amount
-        if self.left == 0 and amount:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")

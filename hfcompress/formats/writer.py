@@ -25,39 +25,23 @@ import json
 import math
 import os
 import shutil
-import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, OutputError
+from hfcompress.formats.tensor_files import SAFETENSORS_NAMES, Entry, alignment, entries_of, header_of, is_whole
 
 
 MAX_SHARD_BYTES = 5_000_000_000
 COPY_BYTES = 1 << 24
 MERGING = "merging.json"
-DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2}
-SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
 
 
 @contextlib.contextmanager
@@ -152,7 +136,7 @@ class CheckpointWriter:
 
     def holds(self, name: str) -> bool:
         """Whether part `name` is there and whole."""
-        return _whole(self.part(name))
+        return is_whole(self.part(name))
 
     def require_whole(self) -> None:
         """
@@ -160,7 +144,7 @@ class CheckpointWriter:
             OutputError: a shard is not as long as it says.
         """
         for shard in sorted(self.result.glob("model*.safetensors")):
-            if not _whole(shard):
+            if not is_whole(shard):
                 raise OutputError(f"{shard} has been cut short; start again with --overwrite.")
 
     def write_stage(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -173,7 +157,7 @@ class CheckpointWriter:
 
     def holds_stage(self, name: str) -> bool:
         """Whether stage `name` is there and whole."""
-        return _whole(self.partial / f"{name}.safetensors")
+        return is_whole(self.partial / f"{name}.safetensors")
 
     def _write(self, final: Path, tensors: dict[str, Tensor]) -> None:
         temporary = final.with_suffix(".tmp")
@@ -213,7 +197,7 @@ class CheckpointWriter:
             left = list(shards.items())
             while left:
                 name, shard = left.pop(0)
-                if not _whole(self.result / name):
+                if not is_whole(self.result / name):
                     _write_shard(self.result / name, shard)
                 needed = {e.path for _, later in left for e in later}
                 for path in {e.path for e in shard} - needed:
@@ -221,18 +205,16 @@ class CheckpointWriter:
             shutil.rmtree(self.parts)
             (self.partial / MERGING).unlink()
 
-    def _planned(self) -> "dict[str, list[_Entry]]":
+    def _planned(self) -> "dict[str, list[Entry]]":
         """What goes into which shard: settled now, or by an earlier run that had begun."""
         note = self.partial / MERGING
         if note.is_file():
             try:
-                told = {
-                    Path(n).name: [_Entry(**e) for e in shard] for n, shard in json.loads(note.read_text()).items()
-                }
+                told = {Path(n).name: [Entry(**e) for e in shard] for n, shard in json.loads(note.read_text()).items()}
                 return {n: [replace(e, path=self.parts / Path(e.path).name) for e in own] for n, own in told.items()}
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise OutputError(f"{note} is damaged; start again with --overwrite.") from error
-        entries = [e for path in sorted(self.parts.glob("*.safetensors")) for e in _entries(path)]
+        entries = [e for path in sorted(self.parts.glob("*.safetensors")) for e in entries_of(path)]
         shards = _shards(entries, self.max_shard_bytes)
         names = ["model.safetensors"]
         if len(shards) > 1:
@@ -334,52 +316,6 @@ def _finite(value):
     return [_finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """
-    One tensor inside a part.
-
-    Args:
-        name (`str`): its name.
-        dtype (`str`): as safetensors call it.
-        shape (`list[int]`): its shape.
-        size (`int`): its bytes.
-        path (`Path`): the part.
-        start (`int`): where its bytes begin there.
-    """
-
-    name: str
-    dtype: str
-    shape: list[int]
-    size: int
-    path: Path = Path()
-    start: int = 0
-
-
-def _entries(path: Path) -> list[_Entry]:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    entries = []
-    for name, value in header.items():
-        if name != "__metadata__":
-            begin, end = value["data_offsets"]
-            entries.append(_Entry(name, value["dtype"], value["shape"], end - begin, path, 8 + length + begin))
-    return entries
-
-
-def _whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-            ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
-            return file.seek(0, os.SEEK_END) == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, MemoryError):
-        return False
-
-
 def merged_bytes(parts: Iterable[Mapping[str, Any]], max_shard_bytes: int = MAX_SHARD_BYTES) -> int:
     """
     What all shards will take, headers included, told from the shapes alone.
@@ -391,14 +327,14 @@ def merged_bytes(parts: Iterable[Mapping[str, Any]], max_shard_bytes: int = MAX_
     """
     entries = []
     for part in parts:
-        own = [_Entry(n, SAFETENSORS_NAMES[t.dtype], list(t.shape), t.nbytes) for n, t in part.items()]
-        entries += sorted(own, key=_alignment)
+        own = [Entry(n, SAFETENSORS_NAMES[t.dtype], list(t.shape), t.nbytes) for n, t in part.items()]
+        entries += sorted(own, key=alignment)
     shards = _shards(entries, max_shard_bytes)
-    return sum(len(_header(sorted(shard, key=_alignment))) + sum(e.size for e in shard) for shard in shards)
+    return sum(len(header_of(sorted(shard, key=alignment))) + sum(e.size for e in shard) for shard in shards)
 
 
-def _shards(entries: list[_Entry], limit: int) -> list[list[_Entry]]:
-    shards: list[list[_Entry]] = [[]]
+def _shards(entries: list[Entry], limit: int) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
         if shards[-1] and size + entry.size > limit:
@@ -409,32 +345,11 @@ def _shards(entries: list[_Entry], limit: int) -> list[list[_Entry]]:
     return shards
 
 
-def _alignment(entry: _Entry) -> tuple[int, str]:
-    """Widest dtypes first, so that every tensor is aligned."""
-    return -DTYPE_BYTES.get(entry.dtype, 1), entry.name
-
-
-def _header(entries: list[_Entry]) -> bytes:
-    """What comes before the bytes of the entries."""
-    header: dict = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for entry in entries:
-        header[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": entry.shape,
-            "data_offsets": [offset, offset + entry.size],
-        }
-        offset += entry.size
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _write_shard(path: Path, entries: list[_Entry]) -> None:
-    entries = sorted(entries, key=_alignment)
+def _write_shard(path: Path, entries: list[Entry]) -> None:
+    entries = sorted(entries, key=alignment)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as target, contextlib.ExitStack() as stack:
-        target.write(_header(entries))
+        target.write(header_of(entries))
         try:
             sources = {p: stack.enter_context(open(p, "rb")) for p in {e.path for e in entries}}
         except FileNotFoundError as error:

@@ -73,6 +73,10 @@ class Batch:
 class Kept(Protocol):
     """A tensor that is not in memory."""
 
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
     def read(self) -> Tensor:
         """The tensor."""
         ...

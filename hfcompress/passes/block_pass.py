@@ -60,6 +60,7 @@ from hfcompress.passes.solving import errors, solve_group
 from hfcompress.passes.spill import Spill
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.tuning import BlockTuner, first_half, watch_output
+from hfcompress.passes.waypoint import Waypoint
 from hfcompress.passes.witness import testimony, witness_ids
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -108,6 +109,9 @@ class BlockPass:
         self.first_rows: list[int] = []
         self.profile = Profile()
         self.writing = Background()
+        self.waypoint: Waypoint | None = None
+        if writer is not None:
+            self.waypoint = Waypoint(writer.partial, processes, sum(t.nbytes for t in model.tensors.values()))
         self.curvatures = Curvatures()
 
     @torch.no_grad()
@@ -138,7 +142,9 @@ class BlockPass:
         self.first_rows = first_rows(batches, self.processes)
         if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
             with self.profile.part(GRADIENTS):
-                self.curvatures = output_curvatures(self.model, self.plan, batches, self.processes, self.progress)
+                self.curvatures = output_curvatures(
+                    self.model, self.plan, batches, self.processes, self.progress, self.waypoint
+                )
         settle_ratios(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
         keep = None if self.spill is None else self.spill.put
@@ -150,9 +156,14 @@ class BlockPass:
             dense = [stream.advanced(hidden) for stream, hidden in zip(dense, unrounded_hidden, strict=True)]
         probe = self.model.probe() if self.plan.needs_inputs else None
         self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
-        witness, *others = self.model.embed([Batch(witness_ids(self.model)), *held_out])
+        watched = self.model.embed([Batch(witness_ids(self.model)), *held_out])
+        behind, streams, dense, watched = self._reached(streams, dense, watched)
         for index, name in enumerate(self.model.block_names):
+            if index < behind:
+                self.progress.step(f"block {index + 1} of {len(self.model)}")
+                continue
             self.progress.step(f"block {index + 1} of {len(self.model)}", amount=0)
+            began = self.profile.spent(READ, FORWARD)
             last = index == len(self.model) - 1 and self.plan.head is None
             with contextlib.ExitStack() as stack:
                 with self.profile.part(READ):
@@ -160,24 +171,53 @@ class BlockPass:
                 with self.profile.part(WRITE):
                     self.writing.wait()
                 if self.journal.done(name):
-                    streams, dense = self._replay(block, index, streams, dense, last)
+                    with self.profile.part(FORWARD):
+                        streams, dense = self._replay(block, index, streams, dense, last)
                 else:
                     streams, dense = self._compress(block, index, streams, dense, probe, last)
-                witness, *others = [s.advanced(self.model.call(block, index, s)) for s in (witness, *others)]
+                watched = [s.advanced(self.model.call(block, index, s)) for s in watched]
                 if self.folding is not None:
                     self.folding.advance(block, index)
+            if self.waypoint is not None and not last:
+                ahead = self._all(streams, dense, watched)
+                if self.waypoint.due(self.profile.spent(READ, FORWARD) - began, ahead):
+                    with self.profile.part(WRITE):
+                        self.writing.wait()
+                        self.waypoint.keep(index, ahead)
             self.progress.step(f"block {index + 1} of {len(self.model)}")
         with self.model.outside(head=True) as model:
             if self.plan.head is not None:
                 self._finish_head(model, self.plan.head, streams, dense)
-            said = testimony(witness, self.model.logits(model, witness))
+            said = testimony(watched[0], self.model.logits(model, watched[0]))
             if judge is not None:
-                judge(model, others)
+                judge(model, watched[1:])
         self.writing.wait()
         self._write_outside()
         if self.processes.writes:
             self.journal.testify(said)
+        if self.waypoint is not None:
+            self.waypoint.forget()
         return [result for results in self.journal.blocks.values() for result in results]
+
+    def _all(self, *lanes: list[Stream]) -> list[Stream]:
+        """What goes from block to block."""
+        return [s for lane in (*lanes, [] if self.folding is None else self.folding.streams) for s in lane]
+
+    def _reached(
+        self, streams: list[Stream], dense: list[Stream], watched: list[Stream]
+    ) -> tuple[int, list[Stream], list[Stream], list[Stream]]:
+        """How many blocks an earlier run has put behind it for good, and the streams behind them."""
+        if self.waypoint is None:
+            return 0, streams, dense, watched
+        names = self.model.block_names
+        behind, found = self.waypoint.reached(
+            self._all(streams, dense, watched), lambda index: self.journal.done(names[index])
+        )
+        left = iter(found)
+        streams, dense, watched = ([next(left) for _ in lane] for lane in (streams, dense, watched))
+        if self.folding is not None:
+            self.folding.streams = list(left)
+        return behind, streams, dense, watched
 
     @torch.no_grad()
     def rehearse(self, batches: list[Batch]) -> float:

@@ -13,7 +13,8 @@
 # limitations under the License.
 """What the outputs of the linears are worth, found before anything is rounded by one backward pass through the model."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,11 +26,13 @@ from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import spread_rows
+from hfcompress.passes.waypoint import Waypoint
 from hfcompress.progress import Progress
 
 
 ROWS = 64  # calibration rows that are gone back through; twice as many gained less than one part in a hundred
 ROW_BLOCK = 512  # outputs whose curvature with one another is kept; half as many cost two parts in a hundred
+KEPT = "curvature"  # as a file
 LABELS = 0  # the seed of the labels
 
 
@@ -45,18 +48,44 @@ class Curvatures:
     linears: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> "Curvatures":
+        """What [`Curvatures.named`] gave."""
+        found = cls()
+        for name, block in named.items():
+            linear, _, _ = name.rpartition(".")
+            (found.linears.setdefault(linear, []) if linear else found.outputs).append(block)
+        return found
+
+    def named(self) -> dict[str, Tensor]:
+        """The blocks of linears by the linear's name and a number, those of outputs by their number alone."""
+        named = {f"{name}.{i}": block for name, blocks in self.linears.items() for i, block in enumerate(blocks)}
+        return named | {str(i): block for i, block in enumerate(self.outputs)}
+
 
 def output_curvatures(
-    model: StreamedModel, plan: Plan, batches: Sequence[Batch], processes: Processes, progress: Progress
+    model: StreamedModel,
+    plan: Plan,
+    batches: Sequence[Batch],
+    processes: Processes,
+    progress: Progress,
+    waypoint: Waypoint | None = None,
 ) -> Curvatures:
     """
+    Found now, or by an earlier run that kept them.
+
     Args:
         model (`StreamedModel`): the dense model.
         plan (`Plan`): which linears want to know.
         batches (`Sequence[Batch]`): this process's share of the calibration data.
         processes (`Processes`): over which the sums are formed.
         progress (`Progress`): is told that it goes on.
+        waypoint (`Waypoint`, *optional*): keeps them where that is worth it.
     """
+    kept = None if waypoint is None else waypoint.found(KEPT, model.device)
+    if kept is not None:
+        return Curvatures.of(kept)
+    began = time.perf_counter()
     tasks: list[LinearTask] = [task for block in plan.blocks for task in block.values()]
     widths = {task.name: task.shape.out_features for task in tasks if task.needs_curvature}
     rows = max((task.curvature_rows or ROWS for task in tasks if task.needs_curvature), default=ROWS)
@@ -70,4 +99,7 @@ def output_curvatures(
     def mean(sums: Sequence[Tensor]) -> list[Tensor]:
         return [processes.sum(each).div_(max(positions, 1)) for each in sums]
 
-    return Curvatures({name: mean(blocks) for name, blocks in found.blocks.items()}, mean(found.outputs))
+    curvatures = Curvatures({name: mean(blocks) for name, blocks in found.blocks.items()}, mean(found.outputs))
+    if waypoint is not None:
+        waypoint.keep_found(KEPT, curvatures.named(), time.perf_counter() - began)
+    return curvatures

@@ -116,6 +116,10 @@ class Processes:
         with self._told():
             return self._accelerator.gather(tensor[None]).amax(0)
 
+    def all(self, says: bool) -> bool:
+        """Whether all processes say so."""
+        return not self.max(torch.tensor(float(not says), device=self.device)).item()
+
     def wait(self) -> None:
         """Until all are here."""
         if self._accelerator is not None:

@@ -65,6 +65,10 @@ class Profile:
         """Part `name` has done so many operations."""
         self._of(name).operations += operations
 
+    def spent(self, *names: str) -> float:
+        """Seconds that these parts have taken so far."""
+        return sum(self._of(name).seconds for name in names)
+
     def _of(self, name: str) -> _Part:
         return self.parts.setdefault(name, _Part())
 

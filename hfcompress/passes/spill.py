@@ -72,18 +72,18 @@ class Spill:
 
 
 class Spilled:
-    """A tensor that is kept on disk for as long as this object lives."""
+    """A tensor that is kept on disk for as long as this object lives; its `shape`, `dtype` and `device` are those it had."""
 
     def __init__(self, spill: Spill, place: int, tensor: Tensor):
         self._spill, self._place = spill, place
-        self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
         weakref.finalize(self, spill.give_back, place, tensor.nbytes)
 
     def read(self) -> Tensor:
         """The tensor, where it was."""
-        tensor = torch.empty(self._shape, dtype=self._dtype)
+        tensor = torch.empty(self.shape, dtype=self.dtype)
         self._spill.read_into(tensor.view(torch.uint8).flatten(), self._place)
-        return tensor.to(self._device)
+        return tensor.to(self.device)
 
     def instead(self, tensor: Tensor) -> "Spilled":
         """Another tensor, kept likewise."""

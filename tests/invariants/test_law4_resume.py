@@ -13,7 +13,6 @@
 # limitations under the License.
 """Law 4, as far as this goes: stopped after any block and resumed, the same bytes."""
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -22,7 +21,7 @@ import time
 
 import pytest
 import torch
-from conftest import CONFIGS, make_model, token_ids
+from conftest import CONFIGS, StopAfter, digest, make_model, token_ids
 
 import hfcompress as hfc
 from hfcompress.errors import OutputError
@@ -31,29 +30,12 @@ from hfcompress.passes import block_pass
 from hfcompress.passes.footprint import Course
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.statistics import Statistics
-from hfcompress.progress import Silent
 from hfcompress.recipes import load_job, with_changes
-
-
-class StopAfter(Silent):
-    """Interrupts a run when so many units are done, as Ctrl-C would."""
-
-    def __init__(self, units: int):
-        self.left = units
-
-    def step(self, description: str, amount: int = 1) -> None:
-        self.left -= amount
-        if self.left == 0 and amount:
-            raise KeyboardInterrupt
 
 
 def run(model, output, recipe=None, **options):
     recipe = recipe or hfc.Job(steps=(hfc.GPTQ(group_size=32),), format=options.pop("layout", "compressed-tensors"))
     return hfc.compress(model, recipe, output, calibration=token_ids(9, 32), evaluate=False, **options)
-
-
-def digest(folder) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "dense"])

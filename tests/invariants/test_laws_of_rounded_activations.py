@@ -14,7 +14,6 @@
 """Laws 1 to 4 where activations are rounded: what is calibrated is what runs, and what is saved is what was solved."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, StopAfter, digest, in_fresh_process, make_model, token_ids
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -35,7 +34,6 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, watch_inputs
 from hfcompress.models.streaming import Batch
 from hfcompress.passes.statistics import Statistics
-from hfcompress.progress import Silent
 
 
 ROOT = Path(__file__).parents[2]
@@ -314,10 +312,6 @@ def test_padding_enters_no_range(llama, tmp_path):
 # the same however it is run
 
 
-def digest(folder) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
 def test_suspended_and_recomputed_forwards_give_the_same_bytes(llama, tmp_path, run_in):
     options = {"calibration": CALIBRATION, "evaluate": False}
     recipe = RECIPES["int-static-kv-int"]
@@ -325,18 +319,6 @@ def test_suspended_and_recomputed_forwards_give_the_same_bytes(llama, tmp_path, 
     run_in(suspended=False)
     hfc.compress(llama, recipe, tmp_path / "recomputed", **options)
     assert digest(tmp_path / "suspended") == digest(tmp_path / "recomputed")
-
-
-class StopAfter(Silent):
-    """Interrupts a run when so many units are done."""
-
-    def __init__(self, units: int):
-        self.left = units
-
-    def step(self, description: str, amount: int = 1) -> None:
-        self.left -= amount
-        if self.left == 0 and amount:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("case", ["int-static-kv-int", "mixed"])

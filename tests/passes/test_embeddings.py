@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, StopAfter, in_fresh_process, make_model, token_ids
 from safetensors.torch import load_file
 
 import hfcompress as hfc
@@ -37,7 +37,6 @@ from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.forecast import Forecast
 from hfcompress.passes.plan import make_plan
 from hfcompress.passes.statistics import Statistics
-from hfcompress.progress import Silent
 
 
 LOGITS = """
@@ -265,21 +264,13 @@ def test_the_dense_stream_keeps_the_dense_embeddings(tmp_path, monkeypatch):
     assert cross.abs().max() > 1e-3
 
 
-class StopAfterOne(Silent):
-    """Interrupts a run when one block is done, as Ctrl-C would."""
-
-    def step(self, description: str, amount: int = 1) -> None:
-        if amount:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(("layout", "dense_stream"), [("compressed-tensors", True), ("dense", False)])
 def test_a_run_goes_on(tmp_path, monkeypatch, layout, dense_stream):
     monkeypatch.setattr(hfc.GPTQ, "needs_dense_stream", dense_stream)
     model = model_of("llama", True, torch.bfloat16)
     whole = run(model, ONE_GRID, tmp_path / "whole", layout)
     with pytest.raises(KeyboardInterrupt):
-        run(model, ONE_GRID, tmp_path / "out", layout, progress=StopAfterOne())
+        run(model, ONE_GRID, tmp_path / "out", layout, progress=StopAfter(1))
     result = run(model, ONE_GRID, tmp_path / "out", layout, resume=True)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert first.keys() == second.keys()

@@ -13,13 +13,12 @@
 # limitations under the License.
 """LoRA recovery, end to end: an adapter that PEFT loads on the compressed base, or zeros that remain where it is merged."""
 
-import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, digest, in_fresh_process, make_model, token_ids
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -57,10 +56,6 @@ def run(model, output, *steps, **options):
     for step in steps[1:]:
         recipe = recipe >> step
     return hfc.compress(model, recipe, output, calibration=IDS, eval_data=UNSEEN, **options)
-
-
-def digest(folder) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def logits_with_adapter(folder, ids) -> torch.Tensor:

@@ -13,13 +13,12 @@
 # limitations under the License.
 """Quantization-aware training, end to end: from the solver's codes exactly, never to worse, and what is reported is true."""
 
-import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, digest, in_fresh_process, make_model, token_ids
 from safetensors.torch import load_file
 
 import hfcompress as hfc
@@ -62,10 +61,6 @@ print(json.dumps(True))
 def run(model, output, recipe=None, **options):
     recipe = recipe or START >> hfc.QAT(**QUICK)
     return hfc.compress(model, recipe, output, calibration=IDS, evaluate=False, **options)
-
-
-def digest(folder) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
