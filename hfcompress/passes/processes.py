@@ -15,8 +15,11 @@
 
 import atexit
 import contextlib
+import math
 import os
+from bisect import bisect_left
 from collections.abc import Generator, MutableMapping, Sequence
+from itertools import accumulate, pairwise
 
 import psutil
 import torch
@@ -78,29 +81,41 @@ class Processes:
     def _shares(self, rows: int) -> list[slice]:
         return [slice(rows * rank // self.count, rows * (rank + 1) // self.count) for rank in range(self.count)]
 
-    def part(self, rows: int) -> slice:
-        """The rows of a weight that this process solves: its share, or all of them where they are few."""
-        return self.share(rows) if rows >= FEW_ROWS * self.count else slice(0, rows)
+    def shares(self, rows: int, blocks: Sequence[int] | None = None) -> list[slice]:
+        """
+        Which blocks of a weight's rows each process solves, so that all have about as many rows; all of them each where
+        that is not worth it.
 
-    def together(self, part: Tensor, rows: int) -> Tensor:
+        Args:
+            rows (`int`): of the weight.
+            blocks (`Sequence[int]`, *optional*): the rows of each block; one each without it.
+        """
+        if self.count == 1 or rows < FEW_ROWS * self.count:
+            return [slice(0, rows if blocks is None else len(blocks))] * self.count
+        if blocks is None:
+            return self._shares(rows)
+        middles = [end - size / 2 for end, size in zip(accumulate(blocks), blocks, strict=True)]
+        cuts = [bisect_left(middles, rows * rank / self.count) for rank in range(self.count + 1)]
+        return [slice(start, stop) for start, stop in pairwise(cuts)]
+
+    def together(self, part: Tensor, counts: Sequence[int]) -> Tensor:
         """
         A weight's rows of all processes, the same on each, bit for bit.
 
         Args:
-            part (`Tensor`): those that [`Processes.part`] gave to this process, `(rows, ...)` of any dtype.
-            rows (`int`): of all of them.
+            part (`Tensor`): those of this process, `(rows, ...)` of any dtype.
+            counts (`Sequence[int]`): the rows of each process.
         """
-        if self._accelerator is None or rows < FEW_ROWS * self.count:
+        if self._accelerator is None:
             return part
-        shares = self._shares(rows)
-        most = max(share.stop - share.start for share in shares)
-        data = part.contiguous().view(torch.uint8).reshape(len(part), -1)
-        padded = data.new_zeros(most, data.shape[1])
-        padded[: len(data)] = data
+        width = math.prod(part.shape[1:]) * part.dtype.itemsize
+        padded = torch.zeros(max(counts), width, dtype=torch.uint8, device=part.device)
+        if len(part):
+            padded[: len(part)] = part.contiguous().view(torch.uint8).reshape(len(part), width)
         with self._told():
-            every = self._accelerator.gather(padded).view(self.count, most, -1)
-        own = [every[rank, : share.stop - share.start] for rank, share in enumerate(shares)]
-        return torch.cat(own).contiguous().view(part.dtype).reshape(rows, *part.shape[1:])
+            every = self._accelerator.gather(padded).view(self.count, max(counts), -1)
+        own = [every[rank, :count] for rank, count in enumerate(counts)]
+        return torch.cat(own).contiguous().view(part.dtype).reshape(sum(counts), *part.shape[1:])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, the same on each."""

@@ -13,9 +13,9 @@
 # limitations under the License.
 """What a group of linears that read the same tensor knows of its inputs: one Gram matrix, one factor, their range."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from torch import Tensor
 from hfcompress.errors import CalibrationError
 from hfcompress.passes.processes import Processes
 from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
-from hfcompress.solvers.grid import QuantizedWeight
 from hfcompress.solvers.observers import Histogram
 from hfcompress.solvers.shift import capped, shift_strength, target_shift
 
@@ -187,21 +186,32 @@ class Statistics:
         shift = target_shift(weight, self.cross, self.factor(damping, act_order, name))
         return weight + capped(share * shift, weight), share
 
-    def in_parts(self, solve: Callable[[slice], QuantizedWeight], rows: int) -> QuantizedWeight:
+    def in_parts(
+        self, solve: Callable[[slice, slice], Sequence[Tensor | None]], rows: int, blocks: Sequence[int] | None = None
+    ) -> list[Tensor | None]:
         """
-        Let every process solve a part of a weight's rows, which do not depend on one another, and put them together.
+        Let every process solve a part of a weight's rows, and put them together.
 
         Args:
-            solve (`Callable`): solves some of the rows.
+            solve (`Callable`): is told some of the rows, and which blocks these are; gives tensors of these rows, or `None`.
             rows (`int`): of the weight.
+            blocks (`Sequence[int]`, *optional*): of rows that depend on one another, how many they are; without it none do.
         """
         processes = self._processes
-        if processes is None or processes.count == 1:
-            return solve(slice(0, rows))
-        own = solve(processes.part(rows))
-        zero_points = None if own.zero_points is None else processes.together(own.zero_points, rows)
-        codes, scales = (processes.together(each, rows) for each in (own.codes, own.scales))
-        return QuantizedWeight(codes, scales, zero_points, own.grid)
+        if processes is None:
+            return list(solve(slice(0, rows), slice(None)))
+        shares = processes.shares(rows, blocks)
+        ends = range(rows + 1) if blocks is None else [0, *accumulate(blocks)]
+        parts = [slice(ends[share.start], ends[share.stop]) for share in shares]
+        if parts[0] == slice(0, rows) == parts[-1]:
+            return list(solve(parts[0], shares[0]))
+        counts = [part.stop - part.start for part in parts]
+        share = shares[processes.rank]
+        if share.start == share.stop:  # there are fewer blocks than processes: one is solved for its shape
+            share = slice(0, 1)
+        own = solve(slice(ends[share.start], ends[share.stop]), share)
+        count = counts[processes.rank]
+        return [None if each is None else processes.together(each[:count], counts) for each in own]
 
     def factor(self, damping: float, act_order: bool, name: str) -> Factor:
         """The factor of the Gram matrix, computed once for each setting."""

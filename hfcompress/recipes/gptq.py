@@ -75,20 +75,28 @@ class GPTQ(Quantization):
         """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.curvature import factorize_rows, indifferent
         from hfcompress.solvers.gptq import gptq
+        from hfcompress.solvers.grid import QuantizedWeight
         from hfcompress.solvers.two_sided import gptq_two_sided
 
         factor = statistics.factor(self.damping, self.act_order, linears)
         target, share = statistics.target(weight, self.damping, self.act_order, linears, self.shift)
         search = self.scales == "search"
-        if curvature is None and not self.refine and keep is None:
-            quantized = statistics.in_parts(
-                lambda part: gptq(weight[part], factor, grid, scale_dtype, search, target[part]), len(weight)
-            )
-        else:
-            rows = indifferent(len(weight)) if curvature is None else factorize_rows(curvature)
-            quantized = gptq_two_sided(
-                weight, target, statistics.gram, factor, rows, grid, scale_dtype, search, self.refine, keep
-            )
+        plain = curvature is None and not self.refine and keep is None
+
+        def solve(part: slice, blocks: slice):
+            if plain:
+                found = gptq(weight[part], factor, grid, scale_dtype, search, target[part])
+            else:
+                own = weight[part]
+                rows = indifferent(len(own)) if curvature is None else factorize_rows(curvature[blocks])
+                stays = None if keep is None else keep[part]
+                found = gptq_two_sided(
+                    own, target[part], statistics.gram, factor, rows, grid, scale_dtype, search, self.refine, stays
+                )
+            return found.codes, found.scales, found.zero_points
+
+        blocks = None if curvature is None else [len(block) for block in curvature]
+        quantized = QuantizedWeight(*statistics.in_parts(solve, len(weight), blocks), grid)
         raised = factor.damping > self.damping
         details = {
             "damping": factor.damping,

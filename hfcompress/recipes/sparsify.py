@@ -192,22 +192,33 @@ class Sparsify(Recipe):
             return weight * keep, keep, details
         factor = statistics.factor(self.damping, False, linears)
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
-        rows = factorize_rows(curvature) if curvature is not None and self.curvature else indifferent(len(weight))
-        fit = SparseFit.of(target, statistics.gram, factor, rows, pattern)
-        if keep is not None:
-            fit.take(keep)
-        elif self.method == "sparsegpt":
-            fit.values, fit.keep = sparsegpt(fit.target, factor, rows, pattern)
+        worth = curvature if self.curvature else None
+
+        def solve(part: slice, blocks: slice):
+            own = target[part]
+            rows = indifferent(len(own)) if worth is None else factorize_rows(worth[blocks])
+            fit = SparseFit.of(own, statistics.gram, factor, rows, pattern)
+            if keep is not None:
+                fit.take(keep[part])
+            elif self.method == "sparsegpt":
+                fit.values, fit.keep = sparsegpt(fit.target, factor, rows, pattern)
+            else:
+                fit.values, fit.keep = alps(fit.target, fit.gram, rows, pattern)
+            if self.method in SOLVERS:
+                fit.refine(self.rounds)
+            if self.refit:
+                fit.refit()
+            return fit.unordered(weight.device)
+
+        if keep is None and not pattern.is_grouped:  # which entries stay depends on all rows
+            values, stays = solve(slice(None), slice(None))
         else:
-            fit.values, fit.keep = alps(fit.target, fit.gram, rows, pattern)
-        if self.method in SOLVERS:
-            fit.refine(self.rounds)
-        if self.refit:
-            fit.refit()
+            blocks = None if worth is None else [len(block) for block in worth]
+            values, stays = statistics.in_parts(solve, len(weight), blocks)
         raised = factor.damping > self.damping
         details |= {
             "damping": factor.damping,
             "dead_columns": factor.dead,
             "fallback": f"damping raised to {factor.damping:g}" if raised else None,
         }
-        return *fit.unordered(weight.device), {**details, "shift": share} if self.shift else details
+        return values, stays, {**details, "shift": share} if self.shift else details

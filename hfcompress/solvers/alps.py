@@ -16,7 +16,7 @@ ALPS (Meng et al., arXiv 2406.07831), two-sided: mask and values together by the
 
 `min tr(C (V - W) H (V - W)^T)` with `W` in the pattern is split in two copies of the weight, one that knows the
 objective and one that has the zeros, drawn together by a multiplier and a penalty that grows as long as the mask still
-changes. With `H = Q L Q^T` and `C = P M P^T`, found once, the first copy is a division in the basis of eigenvectors.
+changes, for every block of rows by itself where the pattern lets it. With `H = Q L Q^T` and `C = P M P^T`, found once, the first copy is a division in the basis of eigenvectors.
 """
 
 import torch
@@ -54,25 +54,34 @@ def alps(target: Tensor, gram: Tensor, rows: RowFactor, pattern: Pattern) -> tup
     worth = torch.cat([values for values, _ in bases]) if bases else torch.ones(target.shape[1])
     curvature = levels.clamp(min=0)[:, None] * worth.clamp(min=0)
     pull = curvature * curved
-    values, multiplier, penalty = wanted, torch.zeros_like(wanted), PENALTY
+    together = rows.averages if pattern.is_grouped else _over_all  # blocks are only apart where their masks are
+    values, multiplier = wanted, torch.zeros_like(wanted)
+    penalty = torch.full(target.shape[1:], PENALTY)
     keep = choose(pattern, values.abs(), rows)
     values = values * keep
-    since = keep
+    since, going = keep, torch.ones(target.shape[1:], dtype=torch.bool)
     for step in range(1, STEPS + 1):
         free = _out_of(
             (pull + _into(penalty * values - multiplier, basis, bases)) / (curvature + penalty), basis, bases
         )
         drawn = free + multiplier / penalty
-        keep = choose(pattern, drawn.square(), rows)
-        values = drawn * keep
+        keep = torch.where(going, choose(pattern, drawn.square(), rows), keep)
+        values = torch.where(going, drawn * keep, values)
         multiplier += penalty * (free - values)
         if step % EVERY == 0:
-            changed = (keep != since).float().mean().item()
-            if not changed:
+            changed = together((keep != since).float())
+            going &= changed > 0
+            if not going.any():
                 break
-            penalty *= GROWTH[0] if changed > CHANGES[0] else GROWTH[1] if changed > CHANGES[1] else GROWTH[2]
+            some = torch.where(changed > CHANGES[1], GROWTH[1], GROWTH[2])
+            penalty *= torch.where(changed > CHANGES[0], GROWTH[0], some)
             since = keep
     return (values / size).contiguous(), keep.contiguous()
+
+
+def _over_all(columns: Tensor) -> Tensor:
+    """The mean of all entries, for every row."""
+    return columns.mean().expand(columns.shape[1])
 
 
 def _into(columns: Tensor, basis: Tensor, bases: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -80,6 +80,26 @@ class RowFactor:
             parts.append(columns[:, start:stop] @ self.curvature[start:stop, : stop - start])
         return torch.cat(parts, 1)
 
+    def totals(self, columns: Tensor) -> Tensor:
+        """
+        Sums of `(n, out_features)` over all rows of a block, in float64: `(out_features,)`, the same for all of them.
+        """
+        own = columns.sum(0, dtype=torch.float64)
+        if self.curvature.shape[1] == 1:
+            return own
+        sizes = self.stops - self.starts
+        block = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        return own.new_zeros(len(sizes)).index_add_(0, block, own)[block]
+
+    def averages(self, columns: Tensor) -> Tensor:
+        """Likewise the means, in float32."""
+        return (self.totals(columns) / self.totals(torch.ones_like(columns))).float()
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Of float64 numbers, in float32; zero where there is nothing to divide by."""
+    return torch.where(below > 0, above / below, torch.zeros_like(above)).float()
+
 
 def indifferent(rows: int) -> RowFactor:
     """The factor of outputs that are all worth the same: every row is a block of its own."""

@@ -18,6 +18,9 @@ The scales of all rows and groups enter the objective quadratically, so with the
 linear system, found by a few steps of conjugate gradients from the scales at hand (the closed form of Two-Stage Grid,
 arXiv 2602.02126, for scales that are coupled across rows). With the scales held, the codes are gone through one by
 one, each moved to its best value (cyclic coordinate descent). Neither is kept if the objective did not fall.
+
+Rows in different blocks of `C` have nothing to do with one another: each block has its own steps and keeps what is better
+for it, so that it does not matter which blocks are solved together.
 """
 
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfcompress.solvers.curvature import RowFactor
+from hfcompress.solvers.curvature import RowFactor, ratio
 from hfcompress.solvers.gptq import BLOCK
 from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.scales import storable
@@ -64,15 +67,20 @@ class Rounded:
     keep: Tensor
 
     def __post_init__(self):
-        self.slopes, self.loss = self._slopes(self.codes, self.scales)
+        self.slopes, self.losses = self._slopes(self.codes, self.scales)
+
+    @property
+    def loss(self) -> float:
+        """The objective."""
+        return self.losses[self.rows.starts].sum().item()
 
     def refine(self, rounds: int) -> None:
         """Scales and codes in turn, `rounds` times, and the scales once more; given up when a turn gains nothing."""
         for _ in range(rounds):
-            before = self.loss
+            before = self.losses
             self.refit_scales()
             self.descend_codes()
-            if self.loss >= before:
+            if not (self.losses < before).any():
                 return
         if rounds:
             self.refit_scales()
@@ -83,18 +91,17 @@ class Rounded:
         residual = self._by_group(self.slopes * levels)
         diagonal = self._scale_curvature(levels)
         step, moved = torch.zeros_like(residual), residual / diagonal
-        direction, norm = moved.clone(), (residual * moved).sum()
+        direction, norm = moved.clone(), self.rows.totals(residual * moved)
         for _ in range(CG_STEPS):
             bent = self._by_group(self._curved(direction[self.group] * levels) * levels)
-            along = (direction * bent).sum()
-            if not along > 0:
+            length = ratio(norm, self.rows.totals(direction * bent))
+            if not length.any():
                 break
-            length = norm / along
             step += length * direction
             residual -= length * bent
             moved = residual / diagonal
-            norm, last = (residual * moved).sum(), norm
-            direction = moved + (norm / last) * direction
+            norm, last = self.rows.totals(residual * moved), norm
+            direction = moved + ratio(norm, last) * direction
         scales = storable(self.scales + step, self.dtype)
         self._offer(self.codes, torch.where(torch.isfinite(scales), scales, self.scales))
 
@@ -123,15 +130,21 @@ class Rounded:
         self._offer(codes, self.scales)
 
     def _offer(self, codes: Tensor, scales: Tensor) -> None:
-        slopes, loss = self._slopes(codes, scales)
-        if loss < self.loss:
-            self.codes, self.scales, self.slopes, self.loss = codes, scales, slopes, loss
+        """Take what is better for a block."""
+        slopes, losses = self._slopes(codes, scales)
+        better = losses < self.losses
+        if not better.any():
+            return
+        self.losses = torch.where(better, losses, self.losses)
+        self.codes = torch.where(better, codes, self.codes)
+        self.scales = torch.where(better, scales, self.scales)
+        self.slopes = torch.where(better, slopes, self.slopes)
 
-    def _slopes(self, codes: Tensor, scales: Tensor) -> tuple[Tensor, float]:
-        """`(C E H)^T`, and the objective."""
+    def _slopes(self, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        """`(C E H)^T`, and each row's block's part of the objective."""
         error = self.target - self._levels(codes) * scales[self.group]
         slopes = self._curved(error)
-        return slopes, torch.dot(slopes.flatten(), error.flatten()).item()
+        return slopes, self.rows.totals(slopes * error)
 
     def _curved(self, columns: Tensor) -> Tensor:
         return self.rows.times(self.gram @ columns)
@@ -151,4 +164,4 @@ class Rounded:
             part = levels[own]
             diagonal[index] = ((self.gram[own][:, own] @ part) * part).sum(0)
         diagonal *= self.rows.worth
-        return diagonal.clamp_(min=diagonal.mean() * 1e-6 + 1e-30)
+        return diagonal.clamp_(min=diagonal.mean(0) * 1e-6 + 1e-30)

@@ -15,7 +15,8 @@
 The best values for a mask, and a better mask for the values.
 
 With the mask held, `tr(C (V - W) H (V - W)^T)` is a quadratic form of the entries that stay: masked least squares. It is
-solved for all rows at once by conjugate gradients. With all other entries held, those of one group of N:M are few
+solved for all rows at once by conjugate gradients, in steps of its own for every block of rows that belong together, so
+that it does not matter which are solved together. With all other entries held, those of one group of N:M are few
 enough to be chosen anew, best set and best values together, group after group (block coordinate descent). Both only
 ever lower the objective.
 """
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfcompress.solvers.curvature import RowFactor
+from hfcompress.solvers.curvature import RowFactor, ratio
 from hfcompress.solvers.gptq import BLOCK, Factor
 from hfcompress.solvers.pattern import Pattern
 from hfcompress.solvers.sparsegpt import diagonal_blocks
@@ -99,32 +100,33 @@ class SparseFit:
         residual = self._slopes(self.values) * self.keep
         scale = self.gram.diagonal()[:, None] * self.rows.worth
         moved = residual / scale
-        direction, norm = moved.clone(), torch.dot(residual.flatten(), moved.flatten())
+        direction, norm = moved.clone(), self.rows.totals(residual * moved)
         enough = tolerance**2 * norm
         for step in range(steps):
-            if not norm > enough:
+            going = norm > enough
+            if not going.any():
                 return step
             bent = self._curved(direction).mul_(self.keep)
-            length = norm / torch.dot(direction.flatten(), bent.flatten())
-            self.values.add_(direction, alpha=length.item())
-            residual.sub_(bent, alpha=length.item())
-            moved = residual / scale
-            norm, last = torch.dot(residual.flatten(), moved.flatten()), norm
-            direction.mul_(norm / last).add_(moved)
+            length = going * ratio(norm, self.rows.totals(direction * bent))
+            self.values.addcmul_(direction, length)
+            residual.addcmul_(bent, length, value=-1)
+            torch.div(residual, scale, out=moved)
+            norm, last = self.rows.totals(residual * moved), norm
+            direction.mul_(ratio(norm, last)).add_(moved)
         return steps
 
     def descend(self) -> bool:
         """
-        Choose every group of N:M anew, one after the other.
+        Choose every group of N:M anew, one after the other; taken where a block of rows gains by it.
 
         Returns:
-            `bool`: whether anything was gained.
+            `bool`: whether any did.
         """
         from hfcompress.kernels.pruning import descend_groups
 
         size = self.pattern.columns
         inverses = torch.linalg.inv(diagonal_blocks(self.gram, size)).contiguous()
-        before, moved = self.loss(), torch.zeros_like(self.target)
+        before, moved = self._losses(self.values), torch.zeros_like(self.target)
         all_slopes, values = self._slopes(self.values), self.values.clone()
         width = BLOCK - BLOCK % size
         for start in range(0, len(values), width):
@@ -141,17 +143,19 @@ class SparseFit:
                 values[part].numpy(),
                 moved[part].numpy(),
             )
-        kept, self.values = self.values, values
-        if not self.loss() < before:
-            self.values = kept
-            return False
-        self.keep = values != 0
-        return True
+        better = self._losses(values) < before
+        self.values = torch.where(better, values, self.values)
+        self.keep = torch.where(better, values != 0, self.keep)
+        return bool(better.any())
 
     def loss(self) -> float:
         """The objective."""
-        error = self.target - self.values
-        return torch.dot(self._curved(error).flatten(), error.flatten()).item()
+        return self._losses(self.values)[self.rows.starts].sum().item()
+
+    def _losses(self, values: Tensor) -> Tensor:
+        """Each row's block's part of the objective."""
+        error = self.target - values
+        return self.rows.totals(self._curved(error).mul_(error))
 
     def _slopes(self, values: Tensor) -> Tensor:
         """Half the objective's derivatives by the values, with the sign of descent."""

@@ -23,11 +23,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import token_ids
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import hfcompress as hfc
 from hfcompress.formats.packing import unpack
-from hfcompress.passes.processes import asked_of_accelerate
+from hfcompress.passes.processes import FEW_ROWS, Processes, asked_of_accelerate
 
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +79,7 @@ import atexit, hashlib, torch
 import hfcompress as hfc
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.statistics import Statistics
+from hfcompress.solvers import gptq, sparse_fit, two_sided
 from hfcompress.solvers.grid import Grid
 
 atexit.register(lambda: print("left") if processes.writes and not torch.distributed.is_initialized() else None)
@@ -90,20 +93,51 @@ for row in inputs[mine].split(1):
     statistics.add(row, None)
 statistics.complete(processes, "a linear")
 step, grid = hfc.GPTQ(group_size=32), Grid(4, 32)
+parts, scales = [], gptq.gptq_scales
+gptq.gptq_scales = two_sided.gptq_scales = lambda rows, *others: parts.append(rows) or scales(rows, *others)
 quantized, _ = step.quantize(weight, statistics, grid, torch.bfloat16, "a linear")
+blocks = [torch.eye(size) + 0.1 for size in (64, 100, 36)]
+refined, _ = hfc.GPTQ(bits=3, group_size=32, refine=2).quantize(weight, statistics, Grid(3, 32), torch.bfloat16, "a linear")
+weighed, _ = hfc.GPTQ(bits=3, group_size=32, refine=2, curvature=True).quantize(
+    weight, statistics, Grid(3, 32), torch.bfloat16, "a linear", blocks
+)
+fit = sparse_fit.SparseFit.of
+sparse_fit.SparseFit.of = lambda rows, *others: parts.append(rows) or fit(rows, *others)
+_, kept, _ = hfc.Sparsify("2:4", method="sparsegpt").sparsify(weight, statistics, "a linear", blocks)
+_, free, _ = hfc.Sparsify("unstructured", method="sparsegpt").sparsify(weight, statistics, "a linear", blocks)
+solved = [len(rows) for rows in parts]
 if processes.writes:
     found = [statistics.gram, quantized.codes, quantized.scales.float()]
+    found += [refined.codes, refined.scales.float(), weighed.codes, weighed.scales.float(), kept, free]
+    wanted = {1: 5 * [200], 2: [100, 100, 64, 64, 200], 4: [50, 50, 64, 64, 200]}
+    assert solved == wanted[processes.count], solved
     print([hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in found])
 """
 
 
 def test_sums_of_whole_numbers_give_the_same_bits_in_any_number_of_processes(tmp_path):
-    """Such sums do not depend on their order; the rows of the weight are divided among the processes."""
+    """Such sums do not depend on their order; the rows of the weight, or blocks of them, are divided among the processes."""
     (tmp_path / "whole_numbers.py").write_text(WHOLE_NUMBERS)
     one, two, four = (launch(tmp_path / "whole_numbers.py", processes=count).stdout for count in (1, 2, 4))
     assert one == two == four
     assert len(one) > 100
     assert one.endswith("left\n")  # gloo's threads abort some of the processes that end in the midst of it
+
+
+@given(
+    blocks=st.lists(st.integers(1, 600), min_size=1, max_size=40),
+    count=st.integers(1, 9),
+)
+def test_blocks_of_rows_are_divided_whole_and_evenly(blocks, count):
+    processes = Processes(torch.device("cpu"))
+    processes.count, rows = count, sum(blocks)
+    shares = processes.shares(rows, blocks)
+    solved = [sum(blocks[share]) for share in shares]
+    if solved[0] == solved[-1] == rows:
+        assert count == 1 or rows < FEW_ROWS * count
+    else:
+        assert [index for share in shares for index in range(len(blocks))[share]] == list(range(len(blocks)))
+        assert max(abs(own - rows / count) for own in solved) <= max(blocks)
 
 
 DYING = """
@@ -272,9 +306,9 @@ def test_two_processes_measure_what_one_does(tmp_path):
 def test_two_processes_leave_the_zeros_of_one(tiny, tmp_path):
     """
     Where the inputs are the same most masks are, though the alternating directions may end on another of equals; the
-    loss stays what it was.
+    loss stays what it was: from 23 rows it moves by half a percent with the order of sums, from nine by two.
     """
-    np.save(tmp_path / "calibration.npy", np.load(tiny / "calibration.npy")[:9])
+    np.save(tmp_path / "calibration.npy", np.load(tiny / "calibration.npy")[:23])
     options = ["run", "sparse24", "--calibration", tmp_path / "calibration.npy", "--output"]
     found = {}
     for processes, name in ((1, "one"), (2, "two")):

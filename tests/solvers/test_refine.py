@@ -24,6 +24,7 @@ from hfcompress.solvers.curvature import factorize_rows, indifferent
 from hfcompress.solvers.gptq import factorize
 from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.refine import Rounded
+from hfcompress.solvers.two_sided import gptq_two_sided
 
 
 def make_rounded(
@@ -113,6 +114,26 @@ def test_no_round_makes_it_worse_and_codes_stay_on_the_grid(seed, bits, rows, gr
     assert rounded.codes.max() <= rounded.grid.q_max
     assert torch.isfinite(rounded.scales).all()
     assert (rounded.scales != 0).all()
+
+
+@pytest.mark.parametrize("sizes", [(5, 2, 9), (1,) * 6], ids=["blocks", "rows"])
+def test_blocks_do_not_mind_what_is_solved_beside_them(sizes):
+    """So that several processes may each have some of them."""
+    weight, gram = make_problem(3, sum(sizes), 96)
+    factor, grid = factorize(gram), Grid(2, 32, symmetric=False)
+    curvatures = [make_curvature(size, seed) for seed, size in enumerate(sizes)]
+
+    def solved(rows, blocks):
+        found = factorize_rows(blocks, 0.1) if max(sizes) > 1 else indifferent(len(rows))
+        return gptq_two_sided(rows, rows, gram, factor, found, grid, torch.float32, True, rounds=4)
+
+    whole = solved(weight, curvatures)
+    start = 0
+    for size, curvature in zip(sizes, curvatures, strict=True):
+        alone = solved(weight[start : start + size], [curvature])
+        assert torch.equal(whole.codes[start : start + size], alone.codes)
+        torch.testing.assert_close(whole.scales[start : start + size], alone.scales, rtol=1e-4, atol=0)
+        start += size
 
 
 def test_scales_are_those_that_are_stored():
