@@ -158,11 +158,11 @@ def _rehearsed(ready: Prepared, course: Course, batch, progress: Progress) -> fl
             course.suspended,
         )
     )
-    run.rehearse(batches[:1])  # what is imported and compiled by it is there for the next
+    few = min(len(batches), PROBED)
+    run.rehearse(batches[:few])  # what is imported and compiled by it is there for the next
     one = run.rehearse(batches[:1])
     each = 0.0
     if len(batches) > 1:
-        few = min(len(batches), PROBED)
         each = max(0.0, (run.rehearse(batches[:few]) - one) / (few - 1))
     seconds = len(ready.streamed) * (one + each * max(0, len(batches) - 1))
     if ready.plan.needs_curvature and batches:

@@ -269,7 +269,7 @@ class Footprint:
         largest = max((tensor.nbytes for tensor in self._outside_tensors()), default=0)
         embedding = self.outside - self.head + max(block + self.stored, resident + at_once * self.hidden, largest)
         frames = self.rows * self.row_frame * sides if course.suspended else 0
-        forward = at_once * self.row_peak * sides
+        forward = at_once * (self.row_peak + (sides - 1) * self._widest_input())  # one after the other
         kept = sum(each.kept for each in self.solving.values())
         solving = max((each.peak for each in self.solving.values()), default=0.0)
         tuned = self._tuned(at_once) if self.plan.tuning is not None else 0
@@ -297,6 +297,11 @@ class Footprint:
         head = self.outside + LOGIT_COPIES * at_once * logits
         back = self.blocks[self.largest] + BACKWARD * at_once * self.row_peak
         return self._curvature() + together * (passed + self.hidden) + max(head, back)
+
+    def _widest_input(self) -> float:
+        """What a linear reads of one row, at most."""
+        widest = max((task.shape.in_features for task in self.plan.blocks[self.largest].values()), default=0)
+        return self.length * widest * self.model.dtype.itemsize
 
     def _sums(self) -> float:
         """The largest statistics."""
