@@ -110,8 +110,6 @@ class BlockPass:
         self.profile = Profile()
         self.writing = Background()
         self.waypoint: Waypoint | None = None
-        if writer is not None:
-            self.waypoint = Waypoint(writer.partial, processes, sum(t.nbytes for t in model.tensors.values()))
         self.curvatures = Curvatures()
 
     @torch.no_grad()
@@ -140,6 +138,9 @@ class BlockPass:
         judge: Callable[[PreTrainedModel, list[Stream]], None] | None,
     ) -> list[dict[str, Any]]:
         self.first_rows = first_rows(batches, self.processes)
+        if self.writer is not None:
+            room = sum(tensor.nbytes for tensor in self.model.tensors.values())
+            self.waypoint = Waypoint(self.writer.partial, self.processes, room)
         if self.plan.needs_curvature and not all(map(self.journal.done, self.model.block_names)):
             with self.profile.part(GRADIENTS):
                 self.curvatures = output_curvatures(
