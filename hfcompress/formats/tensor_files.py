@@ -152,11 +152,21 @@ def read_entry(file: FileIO, entry: Entry) -> Tensor:
         entry (`Entry`): the tensor.
     """
     tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    fill(tensor, file, entry.start)
+    return tensor
+
+
+def fill(tensor: Tensor, file: FileIO, start: int) -> None:
+    """
+    Fill a contiguous tensor on the CPU with the bytes of a file that begin at `start`.
+
+    Raises:
+        EOFError: there are too few of them.
+    """
     left = memoryview(tensor.view(torch.uint8).flatten().numpy())
-    file.seek(entry.start)
+    file.seek(start)
     while left:
         count = file.readinto(left)
         if not count:
-            raise EOFError(f"{entry.path} has been cut short")
+            raise EOFError(f"{file.name} has been cut short")
         left = left[count:]
-    return tensor

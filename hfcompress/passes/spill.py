@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hfcompress.formats.tensor_files import fill
 from hfcompress.formats.writer import disk_errors
 
 
@@ -65,10 +66,7 @@ class Spill:
 
     def read_into(self, data: Tensor, place: int) -> None:
         """Fill a tensor of bytes with what lies at `place`."""
-        left = memoryview(data.numpy())
-        self._file.seek(place)
-        while left:
-            left = left[self._file.readinto(left) :]
+        fill(data, self._file, place)
 
 
 class Spilled:

@@ -92,7 +92,8 @@ class Waypoint:
         if not is_whole(self.path):
             return 0, list(streams)
         entries = {entry.name: entry for entry in entries_of(self.path)}
-        index = int(next(iter(entries), "-1.").split(".")[0])
+        told = next(iter(entries), "").split(".")[0]
+        index = int(told) if told.isdecimal() else -1
         wanted = {f"{index}.{place}": stream for place, stream in enumerate(streams)}
         if entries.keys() != wanted.keys() or not all(map(done, range(index + 1))):
             return 0, list(streams)
@@ -155,5 +156,5 @@ def _size(tensor: Tensor | Readable) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _kind(entry: Entry) -> tuple[torch.dtype, list[int]]:
-    return DTYPES[entry.dtype], entry.shape
+def _kind(entry: Entry) -> tuple[torch.dtype | None, list[int]]:
+    return DTYPES.get(entry.dtype), entry.shape

@@ -18,6 +18,7 @@ import json
 import pytest
 import torch
 from conftest import CONFIGS, StopAfter, digest, make_model, token_ids
+from safetensors.torch import save_file
 
 import hfcompress as hfc
 from hfcompress.formats.writer import partial_path
@@ -160,6 +161,9 @@ def test_states_come_back_bit_for_bit(tmp_path, dtype):
     assert not isinstance(after[1].held, torch.Tensor)  # on disk as before
     assert point(tmp_path).reached(blank, lambda index: index < 4) == (0, blank)
     assert point(tmp_path).reached(blank[:2], lambda index: True)[0] == 0
+    save_file({"model.norm": torch.ones(3)}, tmp_path / "waypoint-0-of-1.safetensors")  # something else
+    assert point(tmp_path).reached(blank, lambda index: True)[0] == 0
+    point(tmp_path).keep(4, before)
     other = [each.advanced(each.hidden.to(torch.float16)) for each in blank]
     assert point(tmp_path).reached(other, lambda index: True)[0] == 0
 
