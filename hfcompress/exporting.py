@@ -155,6 +155,10 @@ def export(
     if plain:
         streamed = streamed.reading(_sparse_weights(streamed))
     packed = _packed_linears(streamed, layout)
+    if not packed and not isinstance(layout, Dense):
+        raise InvalidValueError(
+            f"{checkpoint.name} holds the values of the original, which have no codes to export; give --format dense."
+        )
     grids = {name: tensor.grid for name, tensor in packed.items()}
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
     embeddings = [name for name in packed if isinstance(streamed.skeleton.get_submodule(name), nn.Embedding)]
@@ -242,6 +246,7 @@ def _packed_linears(streamed: StreamedModel, layout: Layout) -> dict[str, Packed
         tensor = streamed.tensors.get(streamed.sources.get(f"{name}.weight", ""))
         if isinstance(module, (nn.Linear, nn.Embedding)) and isinstance(tensor, PackedTensor):
             rows, columns = tensor.shape
+            layout.check_coded(name, tensor.grid)
             layout.check(LinearShape(name, columns, rows, False), tensor.grid)
             if isinstance(module, nn.Embedding):
                 layout.check_embeddings(name, tensor.grid)

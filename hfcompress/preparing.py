@@ -327,7 +327,7 @@ def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
     """What config.json will say of a plan's linears."""
     grids = {name: task.grid for name, task in plan.tasks.items() if layout.of(task.grid) is layout}
     plain = [name for name in plan.tasks if name not in grids]
-    if not grids:
+    if not grids and not layout.codes_beside:
         if plan.kv_cache is not None:
             raise InvalidValueError("kv_cache needs a step beside it that rounds weights, such as rtn or gptq.")
         return None

@@ -30,6 +30,7 @@ FORMATS = {
     "awq": ("awq", "AWQ"),
     "gguf": ("gguf", "GGUF"),
     "sparse24": ("sparse24", "Sparse24"),
+    "hfcompress": ("native", "Native"),
     "dense": ("dense", "Dense"),
 }
 NAMES = tuple(FORMATS)

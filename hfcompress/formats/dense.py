@@ -57,6 +57,9 @@ class Dense(Layout):
                 "compressed-tensors, or set activations to none."
             )
 
+    def check_coded(self, name: str, grid: Grid) -> None:
+        """Any grid fits."""
+
     def check_embeddings(self, name: str, grid: Grid) -> None:
         """Any grid fits."""
 

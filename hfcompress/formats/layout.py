@@ -35,12 +35,14 @@ class Layout(ABC):
         quant_method (`str` or `None`): what config.json calls its family; `None` for an ordinary checkpoint.
         packages (`tuple[str, ...]`): what transformers needs beside itself to load it.
         plugin (`str` or `None`): the module of hfcompress that teaches it to transformers.
+        codes_beside (`bool`): whether [`Layout.beside`] makes something else of a tensor.
     """
 
     name: ClassVar[str]
     quant_method: ClassVar[str | None]
     packages: ClassVar[tuple[str, ...]]
     plugin: ClassVar[str | None] = None
+    codes_beside: ClassVar[bool] = False
 
     def check_model(self, checkpoint: Any) -> None:  # noqa: B027 (most hold every model)
         """
@@ -60,6 +62,17 @@ class Layout(ABC):
         Raises:
             InvalidValueError: this format cannot hold the linear.
         """
+
+    def check_coded(self, name: str, grid: Grid) -> None:
+        """
+        Raises:
+            InvalidValueError: the linear is on a grid whose codes are entropy-coded, which this format cannot hold.
+        """
+        if grid.type == "coded":
+            raise InvalidValueError(
+                f"{self.name} has no place for entropy-coded weights, which {name} has; leave the format at hfcompress, or "
+                "write plain weights with the format dense."
+            )
 
     def check_pattern(self, name: str, pattern: str | None) -> None:  # noqa: B027 (most hold any)
         """
@@ -90,6 +103,25 @@ class Layout(ABC):
     @abstractmethod
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         """The tensors of one linear by their local names."""
+
+    def expected(self, shape: LinearShape, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
+        """
+        What [`Layout.pack`] will make of a linear, without values: tensors on the device `meta`.
+
+        Args:
+            shape (`LinearShape`): the linear.
+            grid (`Grid`): its grid.
+            dtype (`torch.dtype`): of its scales.
+        """
+        groups = shape.in_features // grid.columns(shape.in_features)
+        codes = torch.empty(shape.out_features, shape.in_features, dtype=torch.int8, device="meta")
+        scales = torch.empty(shape.out_features, groups, dtype=dtype, device="meta")
+        zeros = None if grid.symmetric else torch.empty_like(scales, dtype=torch.int8)
+        return self.pack(QuantizedWeight(codes, scales, zeros, grid))
+
+    def beside(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """What is written of a tensor that lies outside the blocks and is left alone, by names on disk."""
+        return {name: tensor}
 
     def values(self, weight: QuantizedWeight) -> Tensor:
         """What a reader will compute with: float32 `(out_features, in_features)`."""

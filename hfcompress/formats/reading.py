@@ -19,10 +19,20 @@ from importlib.util import find_spec
 from typing import Any
 
 from hfcompress.errors import CheckpointError, MissingExtraError, UnsupportedModelError
-from hfcompress.formats import FORMATS, awq, bitsandbytes, compressed_tensors, get_format, gptq, sparse24, torchao
+from hfcompress.formats import (
+    FORMATS,
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    get_format,
+    gptq,
+    native,
+    sparse24,
+    torchao,
+)
 
 
-OURS = (gptq, awq, sparse24)  # read by code of our own; the others through the library that wrote them
+OURS = (gptq, awq, sparse24, native)  # read by code of our own; the others through the library that wrote them
 # `quant_method` in config.json -> who reads it
 READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, *OURS, bitsandbytes, torchao)}
 

@@ -12,27 +12,30 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Import this, and `from_pretrained` reads the layout [`sparse24`][hfcompress.formats.sparse24]:
+Import this, and `from_pretrained` reads the layout [`sparse24`][hfcompress.formats.sparse24] and the format
+[`hfcompress`][hfcompress.formats.native]:
 
     import hfcompress.integrations.transformers
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained("a-checkpoint-in-sparse24")
 
-The weights are unpacked while they are loaded, so the model is an ordinary one.
+The weights are unpacked one by one while they are loaded, so the model is an ordinary one.
 """
 
 from typing import Any
 
+from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hfcompress.formats.sparse24 import LOCALS, QUANT_METHOD, Sparse24, grid_of, require_version
+from hfcompress.formats import native, sparse24
+from hfcompress.formats.native.layout import EVERY_LOCAL, dense_of, require_version
 
 
-@register_quantization_config(QUANT_METHOD)
+@register_quantization_config(sparse24.QUANT_METHOD)
 class Sparse24Config(QuantizationConfigMixin):
     """
     The `quantization_config` of such a checkpoint.
@@ -43,21 +46,32 @@ class Sparse24Config(QuantizationConfigMixin):
     """
 
     def __init__(self, version: int = 1, groups: list[dict[str, Any]] | None = None, **kwargs):
-        self.quant_method: Any = QUANT_METHOD
+        self.quant_method: Any = sparse24.QUANT_METHOD
         self.version, self.groups, self.dequantize = version, groups or [], True
 
 
-@register_quantizer(QUANT_METHOD)
-class Sparse24HfQuantizer(HfQuantizer):
-    """Unpacks 2:4 weights while they are loaded."""
+@register_quantization_config(native.QUANT_METHOD)
+class NativeConfig(QuantizationConfigMixin):
+    """
+    The `quantization_config` of a checkpoint in the native format.
+
+    Args:
+        version (`int`): of the format.
+    """
+
+    def __init__(self, version: int = 1, **kwargs):
+        self.quant_method: Any = native.QUANT_METHOD
+        self.version, self.dequantize = version, True
+
+
+class UnpackingHfQuantizer(HfQuantizer):
+    """The base of those that unpack weights while they are loaded."""
 
     requires_calibration = True
-    serialized_names = {"weight": list(LOCALS)}
 
-    def __init__(self, quantization_config: Sparse24Config, **kwargs):
-        super().__init__(quantization_config, **kwargs)
-        require_version(quantization_config.to_dict())
-        self.grids = {name: grid_of(group) for group in quantization_config.groups for name in group["targets"]}
+    def unpacked(self, found: dict[str, Tensor], name: str) -> Tensor:
+        """The weight of the module `name`, of what is stored of it by local names."""
+        raise NotImplementedError
 
     def get_load_operations(self) -> dict:
         return {"dequantize": _Unpack}
@@ -70,10 +84,42 @@ class Sparse24HfQuantizer(HfQuantizer):
         return True
 
 
+@register_quantizer(sparse24.QUANT_METHOD)
+class Sparse24HfQuantizer(UnpackingHfQuantizer):
+    """Unpacks 2:4 weights."""
+
+    serialized_names = {"weight": list(sparse24.LOCALS)}
+
+    def __init__(self, quantization_config: Sparse24Config, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        sparse24.require_version(quantization_config.to_dict())
+        groups = quantization_config.groups
+        self.grids = {name: sparse24.grid_of(group) for group in groups for name in group["targets"]}
+
+    def unpacked(self, found: dict[str, Tensor], name: str) -> Tensor:
+        if "weight_index" not in found:
+            return found["weight"]
+        return sparse24.Sparse24().unpack(found, self.grids[name]).dequantize()
+
+
+@register_quantizer(native.QUANT_METHOD)
+class NativeHfQuantizer(UnpackingHfQuantizer):
+    """Decodes weights."""
+
+    serialized_names = {"weight": list(EVERY_LOCAL)}
+
+    def __init__(self, quantization_config: NativeConfig, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        require_version(quantization_config.to_dict())
+
+    def unpacked(self, found: dict[str, Tensor], name: str) -> Tensor:
+        return dense_of(found)
+
+
 class _Unpack(ConversionOps):
     """The dense weight of one module, of the tensors that were stored for it."""
 
-    def __init__(self, hf_quantizer: Sparse24HfQuantizer):
+    def __init__(self, hf_quantizer: UnpackingHfQuantizer):
         self.hf_quantizer = hf_quantizer
 
     def convert(
@@ -82,8 +128,20 @@ class _Unpack(ConversionOps):
         model, full_layer_name = kwargs["model"], kwargs["full_layer_name"]
         found = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
         found = {name.rpartition(".")[2]: value for name, value in found.items()}
-        weight = found["weight"]
-        if "weight_index" in found:
-            grid = self.hf_quantizer.grids[full_layer_name.removesuffix(".weight")]
-            weight = Sparse24().unpack(found, grid).dequantize()
+        weight = self.hf_quantizer.unpacked(found, full_layer_name.removesuffix(".weight"))
         return {full_layer_name: weight.to(model.get_parameter(full_layer_name).dtype)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """What `save_pretrained` writes: the model is an ordinary one now, and is saved as such."""
+        return _Keep()
+
+
+class _Keep(ConversionOps):
+    """A weight as it is."""
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs
+    ) -> dict[str, Any]:
+        [weight] = input_dict.values()
+        return {kwargs["full_layer_name"]: weight}

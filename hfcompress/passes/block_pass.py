@@ -53,6 +53,7 @@ from hfcompress.passes.profile import (
     operations_of_sums,
 )
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
+from hfcompress.passes.rates import settle_rates
 from hfcompress.passes.ratios import settle_ratios
 from hfcompress.passes.rows import first_rows, held_out
 from hfcompress.passes.solved_weight import SolvedWeight
@@ -147,6 +148,7 @@ class BlockPass:
                     self.model, self.plan, batches, self.processes, self.progress, self.waypoint
                 )
         settle_ratios(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
+        settle_rates(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
         keep = None if self.spill is None else self.spill.put
         streams = self.model.embed(batches, keep) if self.plan.needs_inputs else []
@@ -462,8 +464,9 @@ class BlockPass:
         linears = find_linears(block, self.model.block_names[index])
         assert self.writer is not None
         stored = self.writer.read_part(_part(index))
+        solved = {f"{task.stem}.weight" for task in self.plan.blocks[index].values()}  # of any shape, and set below
         for name, parameter in block.named_parameters(prefix=self.model.block_names[index]):
-            if self.model.sources.get(name) in stored:  # a fold may have changed it
+            if self.model.sources.get(name) in stored.keys() - solved:  # a fold may have changed it
                 parameter.data.copy_(stored[self.model.sources[name]])
         for name, task in self.plan.blocks[index].items():
             set_weight(linears[name], self._restored(stored, task))
@@ -588,7 +591,8 @@ class BlockPass:
         if self.writer is not None and self.processes.writes:
             for number, key in enumerate(self.model.outside_keys):
                 if key not in replaced:
-                    self.writer.write_part(f"outside-{number:05d}", {key: self.model.tensors[key].read()})
+                    own = self.layout.beside(key, self.model.tensors[key].read())
+                    self.writer.write_part(f"outside-{number:05d}", own)
         self.processes.wait()
 
     def _restored(self, stored: Mapping[str, Tensor], task: LinearTask) -> Tensor:

@@ -15,14 +15,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from hfcompress.formats.writer import merged_bytes
 from hfcompress.models.checkpoint import StoredTensor
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan
-from hfcompress.solvers.grid import QuantizedWeight
 
 
 Stored = Tensor | StoredTensor
@@ -63,21 +61,23 @@ class Forecast:
         outside = [task for task in (plan.embeddings, plan.head) if task is not None]
         yield from (self._named([task]) for task in outside)
         replaced = {f"{task.stem}.weight" for task in outside}
-        yield from ({key: stored[key]} for key in self.model.outside_keys if key not in replaced)
+        for key in self.model.outside_keys:
+            if key not in replaced:
+                yield self._beside(key, stored[key])
 
     def _named(self, tasks: Iterable[LinearTask]) -> dict[str, Tensor]:
         return {f"{task.stem}.{local}": t for task in tasks for local, t in self._tensors(task).items()}
+
+    def _beside(self, key: str, tensor: StoredTensor) -> Mapping[str, Stored]:
+        """What is written of a tensor that is left alone."""
+        return self.layout.beside(key, tensor.read()) if self.layout.codes_beside else {key: tensor}
 
     def _tensors(self, task: LinearTask) -> dict[str, Tensor]:
         """What the format makes of a weight without values, by local names."""
         shape = task.shape
         key = (shape.out_features, shape.in_features, task.grid, task.scale_dtype, shape.transposed)
         if key not in self._packed:
-            groups = shape.in_features // task.grid.columns(shape.in_features)
-            codes = torch.empty(shape.out_features, shape.in_features, dtype=torch.int8, device="meta")
-            scales = torch.empty(shape.out_features, groups, dtype=task.scale_dtype, device="meta")
-            zeros = None if task.grid.symmetric else torch.empty_like(scales, dtype=torch.int8)
-            packed = self.layout.of(task.grid).pack(QuantizedWeight(codes, scales, zeros, task.grid))
+            packed = self.layout.of(task.grid).expected(shape, task.grid, task.scale_dtype)
             if shape.transposed:
                 packed["weight"] = packed["weight"].T
             self._packed[key] = packed

@@ -84,7 +84,7 @@ class Quantizer(Protocol):
     needs_inputs: ClassVar[bool]
     needs_dense_stream: bool
     needs_curvature: bool
-    bits: int
+    bits: Any
     group_size: int
     symmetric: bool
     type: str
@@ -327,8 +327,9 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
             settings, grid = sparsity, Grid(8 * dtype.itemsize, type="plain")
         else:
             group_size = -1 if fallback else settings.group_size
-            grid = Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
-            dtype = layout.scale_dtype(dtype)
+            grid = _grid(settings, group_size, dtype)
+            dtype = dtype if grid.is_plain else layout.scale_dtype(dtype)
+        layout.check_coded(shape.name, grid)
         layout.of(grid).check(shape, grid)
         layout.check_pattern(shape.name, None if sparsity is None else sparsity.pattern)
         tasks[shape.name] = LinearTask(shape, settings, grid, stem, dtype, fallback, sparsity)
@@ -356,6 +357,15 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         folds=folds,
         tuning=tuning,
     )
+
+
+def _grid(settings: Any, group_size: int, stored: torch.dtype) -> Grid:
+    """The grid that a step's settings for a linear, whose weight is stored in a dtype, ask for."""
+    if settings.type == "plain":
+        return Grid(8 * stored.itemsize, type="plain")
+    if settings.type == "coded":
+        return Grid(8, type="coded", rate=settings.bits)
+    return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
 
 
 def _steps_before_rounding(steps: Sequence[Step]) -> list[Any]:

@@ -107,7 +107,7 @@ def _report(
     return {
         "name": task.name,
         "method": "+".join(dict.fromkeys(step.name for step in (task.sparsity, task.settings) if step is not None)),
-        "bits": task.grid.bits,
+        "bits": task.grid.bits_on_average,
         "group_size": None if task.grid.is_plain else task.grid.group_size,
         "symmetric": task.grid.symmetric,
         "type": task.grid.type,

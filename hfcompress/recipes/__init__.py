@@ -18,10 +18,12 @@ from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget
 from hfcompress.recipes.distill import Distill
+from hfcompress.recipes.entropy import Entropy
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes, with_changes
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.lora import LoRA
+from hfcompress.recipes.lossless import Lossless
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
@@ -40,9 +42,11 @@ __all__ = [
     "BitsAndBytes",
     "Budget",
     "Distill",
+    "Entropy",
     "Job",
     "KVCache",
     "LoRA",
+    "Lossless",
     "Prune",
     "Recipe",
     "Rotate",

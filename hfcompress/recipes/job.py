@@ -32,11 +32,14 @@ from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget, find_budget
+from hfcompress.recipes.coded import Coded
 from hfcompress.recipes.distill import Distill
+from hfcompress.recipes.entropy import Entropy
 from hfcompress.recipes.gptq import GPTQ
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.library_step import LibraryStep
 from hfcompress.recipes.lora import LoRA
+from hfcompress.recipes.lossless import Lossless
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
@@ -56,6 +59,8 @@ EVERY_STEP = (
     Smooth,
     Sparsify,
     GPTQ,
+    Entropy,
+    Lossless,
     Tune,
     Rotate,
     Budget,
@@ -67,6 +72,7 @@ EVERY_STEP = (
 )
 STEPS: dict[str, type[Recipe]] = {step.name: step for step in EVERY_STEP}
 DEFAULT_FORMAT = "compressed-tensors"
+OWN_FORMAT = "hfcompress"
 RECOVERY = "recovery"  # the mean over the tasks
 LOWER_BOUNDS = ("top1_agreement", RECOVERY)
 GATED = (
@@ -206,6 +212,8 @@ class Job:
             if self.format not in (DEFAULT_FORMAT, self.library.name):
                 raise InvalidValueError(f"{self.library.name} writes its own format; leave out format={self.format}.")
             object.__setattr__(self, "format", self.library.name)
+        if self.format == DEFAULT_FORMAT and any(isinstance(step, Coded) for step in self.steps):
+            object.__setattr__(self, "format", OWN_FORMAT)  # the one that has a place for it
 
     @property
     def rotation(self) -> Rotate | None:

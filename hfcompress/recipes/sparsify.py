@@ -130,8 +130,8 @@ class Sparsify(Recipe):
         for step in after:
             if getattr(step, "shift", 0):
                 raise InvalidValueError(
-                    f"Behind sparsify the weights already make up for what was lost before them; leave {step.name}.shift "
-                    "out, and set sparsify.shift."
+                    f"Behind sparsify the weights already make up for what was lost before them; set "
+                    f"{step.name}.shift to 0, and sparsify.shift instead."
                 )
 
     @property

@@ -40,6 +40,9 @@ class RowFactor:
         feedback (`Tensor`): float32 `(out_features, width)`: the strictly upper triangular part of `V`, for every row
             the part in its block; `width` is that of the widest block.
         curvature (`Tensor`): float32 `(out_features, width)`: likewise `C`, damped.
+        importance (`Tensor`): float32 `(out_features,)`: what a squared error in each row costs once the rows after it have
+            made up for it, the diagonal `F` of the factorization, with the rows in their original order and in the units
+            of the curvature, in which blocks compare.
     """
 
     order: Tensor
@@ -47,6 +50,7 @@ class RowFactor:
     stops: Tensor
     feedback: Tensor
     curvature: Tensor
+    importance: Tensor
 
     @property
     def worth(self) -> Tensor:
@@ -104,7 +108,7 @@ def ratio(above: Tensor, below: Tensor) -> Tensor:
 def indifferent(rows: int) -> RowFactor:
     """The factor of outputs that are all worth the same: every row is a block of its own."""
     each = torch.arange(rows)
-    return RowFactor(each, each, each + 1, torch.zeros(rows, 1), torch.ones(rows, 1))
+    return RowFactor(each, each, each + 1, torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(rows))
 
 
 def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> RowFactor:
@@ -118,12 +122,13 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
         NotPositiveDefiniteError: a block holds no finite numbers.
     """
     width = max(len(block) for block in curvatures)
-    orders, feedbacks, damped = [], [], []
+    orders, feedbacks, damped, importance = [], [], [], []
     first = 0
     for block in curvatures:
         block = block.cpu()  # where the sweep runs
         largest = block.diagonal().max()
-        block = block / largest if largest > 0 else block
+        largest = largest if largest > 0 else torch.ones_like(largest)
+        block = block / largest
         factor = factorize(block, damping)
         ordered = block[factor.order][:, factor.order]
         mean = ordered.diagonal().mean().item() or 1.0
@@ -131,9 +136,10 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
         # a row without any gradient decides nothing: it is rounded by its inputs alone
         ordered.diagonal().clamp_(min=1e-6 * mean)
         orders.append(factor.order + first)
+        importance.append(factor.importance * largest)
         first += len(block)
         for kept, matrix in ((feedbacks, factor.feedback), (damped, ordered)):
             kept.append(torch.nn.functional.pad(matrix, (0, width - len(block))))
     stops = torch.tensor([len(block) for block in curvatures]).cumsum(0)
     starts = torch.cat([stops.new_zeros(1), stops[:-1]])
-    return RowFactor(torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped))
+    return RowFactor(torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped), torch.cat(importance))

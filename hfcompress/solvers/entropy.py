@@ -12,7 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Symbols in as many bits as they are worth: rANS with one table of frequencies, in chunks that decode by themselves.
+Symbols in as many bits as they are worth: rANS with tables of frequencies, in chunks of rows that decode by themselves.
+
+Which table a symbol has is told by the classes of its row and of its column, which add up, so that what is spread more
+widely in some rows and columns than in others is coded there as such ([`classes_of`]).
 
 A stream is three tensors, as they are stored: its words, where the words of every chunk begin, with a checksum of each,
 and the frequencies.
@@ -29,8 +32,35 @@ from hfcompress.errors import CheckpointError, InvalidValueError
 
 
 SYMBOLS = 256
-CHUNK = 1 << 16  # symbols that are decoded together
-TOTAL = 1 << 12  # the sum of the frequencies
+CHUNK = 1 << 16  # symbols that are decoded together, rounded down to whole rows
+TOTAL = 1 << 12  # the sum of a table's frequencies
+TABLES = 64  # at most
+PER_OCTAVE = (1, 2, 4)  # classes, of which the cheapest are taken
+NARROWEST = 2.0**-16  # spread of a row or column that is told from a narrower one, of the widest's
+
+
+@dataclass(frozen=True)
+class Classes:
+    """
+    Which table of frequencies symbols have: number `rows[i] + columns[j]`.
+
+    Args:
+        rows (`Tensor`): uint8 `(rows,)`.
+        columns (`Tensor`): uint8 `(columns,)`.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def single(cls, shape: tuple[int, int] | torch.Size) -> "Classes":
+        """One table for all."""
+        return cls(torch.zeros(shape[0], dtype=torch.uint8), torch.zeros(shape[1], dtype=torch.uint8))
+
+    @property
+    def tables(self) -> int:
+        """How many there are."""
+        return int(self.rows.max()) + int(self.columns.max()) + 1
 
 
 @dataclass(frozen=True)
@@ -41,20 +71,26 @@ class Stream:
     Args:
         words (`Tensor`): uint16 `(words,)`.
         index (`Tensor`): int64 `(2, chunks)`: how many words each chunk has, and the CRC-32 of its words behind that of the
-            table.
-        frequencies (`Tensor`): uint16 `(symbols,)`: of the symbols 0, 1, ..., with the sum 4096.
-        count (`int`): symbols.
+            table, of the classes and of what belongs to them.
+        frequencies (`Tensor`): uint16 `(sizes,)`: for one table after the other how many symbols it has, and the
+            frequencies of the symbols 0, 1, ..., which have the sum 4096; a table that nothing has is of none.
+        classes (`Classes`): which table each symbol has.
     """
 
     words: Tensor
     index: Tensor
     frequencies: Tensor
-    count: int
+    classes: Classes
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors but the classes."""
         return self.words.nbytes + self.index.nbytes + self.frequencies.nbytes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the symbols."""
+        return len(self.classes.rows), len(self.classes.columns)
 
 
 def entropy(counts: Tensor) -> float:
@@ -98,85 +134,172 @@ def frequencies_of(counts: Tensor) -> Tensor:
     return found
 
 
-def encode(symbols: Tensor) -> Stream:
+def counted(symbols: Tensor, classes: Classes) -> Tensor:
+    """How often each symbol occurs in each table: int64 `(tables, 256)`."""
+    from hfcompress.kernels.rans import count_symbols
+
+    counts = torch.zeros(classes.tables, SYMBOLS, dtype=torch.int64)
+    count_symbols(symbols.numpy(), classes.rows.numpy(), classes.columns.numpy(), counts.numpy())
+    return counts
+
+
+def bits_of(counts: Tensor) -> float:
+    """What a stream of symbols that occur so often takes in all, its tables included; its index is left out."""
+    totals = counts.sum(1, keepdim=True).clamp(min=1).double()
+    shares = counts.double() / totals
+    tables = 16 * (len(counts) + int(_used(counts).sum()))
+    return -(counts.double() * shares.clamp(min=1e-300).log2()).sum().item() + tables
+
+
+def index_bits(shape: tuple[int, int] | torch.Size) -> int:
+    """What the index of a stream takes, told from the shape of its symbols."""
+    return 2 * 64 * (len(_bounds(shape)) - 1)
+
+
+def classes_of(symbols: Tensor, magnitudes: Tensor) -> Classes:
+    """
+    The classes by which symbols take the fewest bits, tables included: rows and columns by how far their magnitudes are
+    spread, in steps of a part of an octave.
+
+    The mean magnitude of an entry is taken as proportional to that of its row and to that of its column.
+
+    Args:
+        symbols (`Tensor`): uint8 `(rows, columns)`.
+        magnitudes (`Tensor`): float32 `(SYMBOLS,)`: what each symbol stands for.
+    """
+    best = Classes.single(symbols.shape)
+    least = bits_of(counted(symbols, best))
+    spread = magnitudes[symbols.int()]
+    for steps in PER_OCTAVE:
+        found = Classes(*(_classes(spread.mean(dim), steps) for dim in (1, 0)))
+        bits = bits_of(counted(symbols, found))
+        if bits < least:
+            best, least = found, bits
+    return best
+
+
+def encode(symbols: Tensor, classes: Classes | None = None, beside: bytes = b"") -> Stream:
     """
     Args:
-        symbols (`Tensor`): uint8, of any shape.
+        symbols (`Tensor`): uint8 `(rows, columns)`.
+        classes (`Classes`, *optional*): which table each has; one for all if not given.
+        beside (`bytes`, *optional*): what makes sense with this stream alone, so that its alteration is an error too.
 
     Raises:
         InvalidValueError: there are none.
     """
     from hfcompress.kernels.rans import STATES, encode_chunks
 
-    flat = symbols.cpu().flatten()
-    if not len(flat):
+    symbols = symbols.cpu().contiguous()
+    if not symbols.numel():
         raise InvalidValueError("There are no symbols to encode.")
-    counts = torch.bincount(flat, minlength=1)
-    frequencies = frequencies_of(counts)
-    padded = np.zeros(SYMBOLS, np.uint32)
-    padded[: len(frequencies)] = frequencies.numpy()
-    bounds = _bounds(len(flat))
-    words = np.empty((len(bounds) - 1, STATES + min(CHUNK, len(flat))), np.uint16)
+    classes = classes or Classes.single(symbols.shape)
+    counts = counted(symbols, classes)
+    frequencies = torch.stack([frequencies_of(own) if own.any() else own for own in counts])
+    padded = frequencies.numpy().astype(np.uint32)
+    bounds = _bounds(symbols.shape)
+    words = np.empty((len(bounds) - 1, STATES + (bounds[1] - bounds[0]) * symbols.shape[1]), np.uint16)
     lengths = np.empty(len(words), np.int64)
-    starts = (padded.cumsum() - padded).astype(np.uint32)
-    encode_chunks(flat.numpy(), bounds, padded, starts, words, lengths)
+    starts = (padded.cumsum(1) - padded).astype(np.uint32)
+    told = (classes.rows.numpy(), classes.columns.numpy())
+    encode_chunks(symbols.numpy(), bounds, *told, padded, starts, words, lengths)
     chunks = [row[len(row) - length :] for row, length in zip(words, lengths, strict=True)]
-    stored = frequencies.to(torch.uint16)
-    sums = [_checksum(chunk, stored) for chunk in chunks]
-    index = torch.tensor([lengths.tolist(), sums])
-    return Stream(torch.from_numpy(np.concatenate(chunks)), index, stored, len(flat))
+    used = _used(frequencies).tolist()
+    stored = torch.cat([torch.cat([torch.tensor([n]), own[:n]]) for n, own in zip(used, frequencies, strict=True)])
+    stored = stored.to(torch.uint16)
+    seal = _seal(stored, classes, beside)
+    index = torch.tensor([lengths.tolist(), [zlib.crc32(chunk.tobytes(), seal) for chunk in chunks]])
+    return Stream(torch.from_numpy(np.concatenate(chunks)), index, stored, classes)
 
 
-def decode(stream: Stream, first: int = 0, last: int | None = None) -> Tensor:
+def decode(stream: Stream, beside: bytes = b"", first: int = 0, last: int | None = None) -> Tensor:
     """
     The symbols of some chunks, all of them without more said.
 
     Args:
         stream (`Stream`): from [`encode`].
+        beside (`bytes`, *optional*): what it was encoded with.
         first (`int`, *optional*, defaults to 0): the first chunk.
         last (`int`, *optional*): the chunk behind the last.
 
     Returns:
-        `Tensor`: uint8 `(symbols,)`.
+        `Tensor`: uint8 `(rows of these chunks, columns)`.
 
     Raises:
         CheckpointError: the stream has been cut short or altered.
     """
     from hfcompress.kernels.rans import decode_chunks
 
-    words, frequencies = stream.words.numpy(), stream.frequencies.long()
-    bounds = _bounds(stream.count)
+    words, classes = stream.words.numpy(), stream.classes
     damaged = CheckpointError("An entropy-coded tensor is damaged; download or copy its file again.")
-    if stream.index.shape != (2, len(bounds) - 1) or not 0 < len(frequencies) <= SYMBOLS:
+    if not all(stream.shape):
+        raise damaged
+    bounds = _bounds(stream.shape)
+    frequencies = _tables(stream.frequencies, classes.tables)
+    if stream.index.shape != (2, len(bounds) - 1) or frequencies is None:
         raise damaged
     lengths, sums = stream.index
-    if frequencies.sum() != TOTAL or lengths.min() < 0 or lengths.sum() != len(words):
+    if lengths.min() < 0 or lengths.sum() != len(words):
         raise damaged
     chosen = slice(first, len(lengths) if last is None else last)
     offsets = np.concatenate([[0], lengths.numpy().cumsum()])[chosen.start : chosen.stop + 1]
     bounds = bounds[chosen.start : chosen.stop + 1]
+    seal = _seal(stream.frequencies, classes, beside)
     for begin, end, told in zip(offsets, offsets[1:], sums[chosen].tolist(), strict=False):
-        if _checksum(words[begin:end], stream.frequencies) != told:
+        if zlib.crc32(words[begin:end].tobytes(), seal) != told:
             raise damaged
-    symbols = np.empty(bounds[-1] - bounds[0], np.uint8)
+    rows = classes.rows[bounds[0] : bounds[-1]].numpy().astype(np.int64) * TOTAL
+    columns = classes.columns.numpy().astype(np.int64) * TOTAL
+    symbols = np.empty((len(rows), len(columns)), np.uint8)
     whole = np.empty(len(bounds) - 1, np.bool_)
-    decode_chunks(words, offsets, _table(frequencies), symbols, bounds - bounds[0], whole)
+    decode_chunks(words, offsets, _table(frequencies), rows, columns, symbols, bounds - bounds[0], whole)
     if not whole.all():
         raise damaged
     return torch.from_numpy(symbols)
 
 
-def _bounds(count: int) -> np.ndarray:
-    return np.append(np.arange(0, count, CHUNK), count)
+def _classes(spreads: Tensor, per_octave: int) -> Tensor:
+    """Numbers from 0 on for the octaves of spreads or parts of them, the narrowest of too many together."""
+    steps = (per_octave * (spreads / spreads.max().clamp(min=1e-30)).clamp(min=NARROWEST).log2()).round().int()
+    steps = steps.clamp(min=1 - TABLES // 2)
+    return (steps - steps.min()).to(torch.uint8)
 
 
-def _checksum(words: np.ndarray, frequencies: Tensor) -> int:
-    return zlib.crc32(words.tobytes(), zlib.crc32(frequencies.numpy().tobytes()))
+def _used(counts: Tensor) -> Tensor:
+    """For every table how many symbols there are up to the largest that occurs: int64 `(tables,)`."""
+    return ((counts > 0) * torch.arange(1, SYMBOLS + 1)).amax(1)
+
+
+def _tables(stored: Tensor, count: int) -> Tensor | None:
+    """The tables of a stream, int64 `(count, 256)`; `None` if they are not as many, or not such."""
+    tables, values = torch.zeros(count, SYMBOLS, dtype=torch.int64), stored.long()
+    place = 0
+    for table in tables:
+        if place >= len(values) or values[place] > SYMBOLS or place + 1 + values[place] > len(values):
+            return None
+        own = values[place + 1 : (place := place + 1 + int(values[place]))]
+        table[: len(own)] = own
+    sums = tables.sum(1)
+    return tables if place == len(values) and ((sums == TOTAL) | (sums == 0)).all() else None
+
+
+def _bounds(shape: tuple[int, int] | torch.Size) -> np.ndarray:
+    rows, columns = shape
+    return np.append(np.arange(0, rows, max(1, CHUNK // columns)), rows)
+
+
+def _seal(frequencies: Tensor, classes: Classes, beside: bytes) -> int:
+    """The checksum of all that belongs to the words."""
+    seal = zlib.crc32(frequencies.numpy().tobytes(), zlib.crc32(beside))
+    return zlib.crc32(classes.columns.numpy().tobytes(), zlib.crc32(classes.rows.numpy().tobytes(), seal))
 
 
 def _table(frequencies: Tensor) -> np.ndarray:
     """See [`hfcompress.kernels.rans.decode_chunks`]."""
-    symbols = torch.repeat_interleave(torch.arange(len(frequencies)), frequencies)
-    begins = frequencies.cumsum(0) - frequencies
-    entries = symbols << 24 | (frequencies[symbols] - 1) << 12 | torch.arange(TOTAL) - begins[symbols]
-    return entries.numpy().astype(np.uint32)
+    entries = torch.zeros(len(frequencies), TOTAL, dtype=torch.int64)
+    for own, filled in zip(frequencies, entries, strict=True):
+        if own.any():
+            symbols = torch.repeat_interleave(torch.arange(len(own)), own)
+            begins = own.cumsum(0) - own
+            filled[:] = symbols << 24 | (own[symbols] - 1) << 12 | torch.arange(TOTAL) - begins[symbols]
+    return entries.flatten().numpy().astype(np.uint32)

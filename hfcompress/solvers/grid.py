@@ -20,6 +20,7 @@ from torch import Tensor
 
 
 E4M3 = torch.float8_e4m3fn
+LARGEST = 127  # of the codes that are entropy-coded
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,18 @@ class Grid:
     Integer codes are those in `[-2**(bits-1), 2**(bits-1) - 1]`. Such a grid without a zero point is symmetric; its
     scale may be negative, so that all `2**bits` levels are used whichever side the larger values are on. Codes of type
     `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric. Those of type
-    `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further.
+    `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further. Those of type `"coded"`
+    are integers in [-127, 127] with a step for every row and every column, which take as many bits as they are worth.
 
     Args:
-        bits (`int`): bits per code, 2 to 8; 8 for `"float"`.
+        bits (`int`): bits per code, 2 to 8; 8 for `"float"` and `"coded"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
-        type (`str`): `"int"`, `"float"` or `"plain"`.
+        type (`str`): `"int"`, `"float"`, `"plain"` or `"coded"`.
         activations (`str`): how the linear's inputs are rounded when it runs, to 8 bits of the same type: `"none"`,
             `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
             reader does with them does.
+        rate (`float`, *optional*): for `"coded"`, the bits that a weight takes on average, everything counted.
     """
 
     bits: int
@@ -48,13 +51,23 @@ class Grid:
     symmetric: bool = True
     type: str = "int"
     activations: str = "none"
+    rate: float | None = None
+
+    @property
+    def bits_on_average(self) -> float:
+        """What a weight takes, scales left out but for `"coded"`."""
+        return self.bits if self.rate is None else self.rate
 
     @property
     def q_min(self) -> int:
+        if self.type == "coded":
+            return -LARGEST
         return -(2 ** (self.bits - 1)) if self.type == "int" else int(torch.finfo(E4M3).min)
 
     @property
     def q_max(self) -> int:
+        if self.type == "coded":
+            return LARGEST
         return 2 ** (self.bits - 1) - 1 if self.type == "int" else int(torch.finfo(E4M3).max)
 
     @property
@@ -65,7 +78,7 @@ class Grid:
     @property
     def dtype(self) -> torch.dtype:
         """What the codes are held in."""
-        return torch.int8 if self.type == "int" else E4M3
+        return E4M3 if self.type == "float" else torch.int8
 
     def columns(self, in_features: int) -> int:
         """Columns per group for a weight that is `in_features` wide."""
@@ -92,27 +105,32 @@ class QuantizedWeight:
         scales (`Tensor`): `(out_features, groups)` in the dtype that is stored.
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
+        column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
     """
 
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None
     grid: Grid
+    column_scales: Tensor | None = None
 
     def dequantize(self) -> Tensor:
-        """The values `(codes - zero_points) * scales`: float32 `(out_features, in_features)`."""
+        """The values `(codes - zero_points) * scales (* column_scales)`: float32 `(out_features, in_features)`."""
         out_features, in_features = self.codes.shape
         values = self.codes.float().view(out_features, self.scales.shape[1], -1)
         if self.zero_points is not None:
             values = values - self.zero_points.float().unsqueeze(-1)
-        return (values * self.scales.float().unsqueeze(-1)).view(out_features, in_features)
+        values = (values * self.scales.float().unsqueeze(-1)).view(out_features, in_features)
+        return values if self.column_scales is None else values * self.column_scales
 
     def to(self, device: torch.device | str) -> "QuantizedWeight":
         """The same on another device."""
         zero_points = None if self.zero_points is None else self.zero_points.to(device)
-        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zero_points, self.grid)
+        columns = None if self.column_scales is None else self.column_scales.to(device)
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zero_points, self.grid, columns)
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The part of it that belongs to output rows `start` to `stop`."""
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]
-        return QuantizedWeight(self.codes[start:stop], self.scales[start:stop], zero_points, self.grid)
+        own = (self.codes[start:stop], self.scales[start:stop], zero_points)
+        return QuantizedWeight(*own, self.grid, self.column_scales)

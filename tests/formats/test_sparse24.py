@@ -20,7 +20,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, make_model, token_ids
+from conftest import CONFIGS, StopAfter, digest, make_model, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -155,6 +155,17 @@ def test_a_run_into_it_is_measured_as_loaded(tmp_path):
     packed = hfc.compress(None, hfc.Job(steps=(MAGNITUDE,), format="sparse24"), tmp_path / "packed", **options)
     assert packed.report["kl_mean"] == pytest.approx(plain.report["kl_mean"], rel=1e-6)
     assert packed.report["size_bytes"] < plain.report["size_bytes"]
+
+
+def test_a_run_goes_on_and_ends_with_the_same_bytes(saved_llama, tmp_path):
+    """Shifted towards the dense model, which the blocks that are done are gone through again for."""
+    job = hfc.Job(steps=(hfc.Sparsify("2:4", shift=1.0),), format="sparse24")
+    options = {"evaluate": False, "calibration": torch.from_numpy(token_ids(8, 32)).long()}
+    hfc.compress(str(saved_llama), job, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        hfc.compress(str(saved_llama), job, tmp_path / "out", progress=StopAfter(2), **options)
+    hfc.compress(str(saved_llama), job, tmp_path / "out", resume=True, **options)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_value_that_cannot_be_is_refused_in_a_sentence(settings, said):
     ("recipe", "said"),
     [
         (hfc.GPTQ() >> hfc.Sparsify(), "sparsify comes before the step that rounds; put it before gptq."),
-        (hfc.Sparsify() >> hfc.GPTQ(shift=1.0), "leave gptq.shift out, and set sparsify.shift."),
+        (hfc.Sparsify() >> hfc.GPTQ(shift=1.0), "set gptq.shift to 0, and sparsify.shift instead."),
         (hfc.AWQ() >> hfc.Sparsify(schedule=("6:8",)) >> hfc.GPTQ(), "calibrated several times: put it before awq."),
         (hfc.Sparsify() >> hfc.Budget(target_bits=3) >> hfc.GPTQ(), "budget does not reckon with zeros yet"),
     ],

@@ -1,0 +1,111 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The native format as a whole: which kind holds which tensor, and the view of a checkpoint that is stored in it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from hfcompress.errors import UnsupportedModelError
+from hfcompress.formats.layout import Layout
+from hfcompress.formats.native.coded import COLUMNS, LOCALS, ROWS, STEP, Coded, CodedTensor
+from hfcompress.formats.native.lossless import LOCALS as LOSSLESS_LOCALS
+from hfcompress.formats.native.lossless import REST, Lossless, LosslessTensor, packed, unpacked
+from hfcompress.formats.native.streams import FREQUENCIES, WORDS
+from hfcompress.formats.stored import packed_stems
+from hfcompress.solvers.grid import Grid
+
+
+QUANT_METHOD = "hfcompress"
+VERSION = 1
+EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS)))
+
+
+class Native(Coded):
+    """Entropy-coded grids; what is not rounded is stored without loss."""
+
+    name = "hfcompress"
+    quant_method = QUANT_METHOD
+    plugin = "hfcompress.integrations.transformers"
+    codes_beside = True
+
+    def of(self, grid: Grid) -> Layout:
+        """The kind that holds linears on a grid."""
+        return Lossless() if grid.is_plain else self
+
+    def beside(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Matrices without loss, in fewer bytes."""
+        stem, _, local = name.rpartition(".")
+        if local != WORDS:
+            return {name: tensor}
+        return {f"{stem}.{local}": part for local, part in packed(tensor).items()}
+
+    def quantization_config(
+        self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
+    ) -> dict[str, Any]:
+        return {**super().quantization_config(grids, untouched, kv_cache), "version": VERSION}
+
+
+def dense_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    """
+    The values of one matrix, in float32 where it is on a grid, otherwise in its own dtype.
+
+    Args:
+        tensors (`Mapping[str, Tensor]`): what is stored of it, by local names.
+
+    Raises:
+        CheckpointError: it has been altered or cut short.
+    """
+    if STEP in tensors:
+        return Native().unpack(tensors, Grid(8, type="coded")).dequantize()
+    return unpacked(tensors) if FREQUENCIES in tensors else tensors[WORDS]
+
+
+def require_version(config: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UnsupportedModelError: a later version of the format.
+    """
+    if config.get("version") != VERSION:
+        raise UnsupportedModelError(
+            f"This checkpoint is in version {config.get('version')} of the format hfcompress, and this hfcompress reads version "
+            f"{VERSION}; update hfcompress."
+        )
+
+
+def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """
+    A view of a checkpoint's tensors in which coded ones appear dense.
+
+    Args:
+        tensors (`Mapping`): name on disk -> stored tensor.
+        config (`dict`): the `quantization_config`.
+
+    Raises:
+        UnsupportedModelError: a later version of the format.
+    """
+    require_version(config)
+    view = dict(tensors)
+    for stem in packed_stems(tensors, FREQUENCIES):
+        parts = {local: view.pop(f"{stem}.{local}") for local in EVERY_LOCAL if f"{stem}.{local}" in tensors}
+        if STEP not in parts:
+            if not any(local in REST for local in parts):
+                raise KeyError(f"{stem}.weight_bfloat16")
+            view[f"{stem}.weight"] = LosslessTensor(parts)
+            continue
+        (_, rows), (_, columns) = parts[ROWS].shape, parts[COLUMNS].shape
+        bits = 8 * sum(part.nbytes for part in parts.values()) / (rows * columns)
+        view[f"{stem}.weight"] = CodedTensor(parts, Grid(8, type="coded", rate=bits), Native(), (rows, columns))
+    return view

@@ -1,0 +1,149 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How many bits each linear gets, where its codes are entropy-coded: more where an error costs more, the same number in all.
+
+At a given rate the loss is least where one step `c`, in units of what errors cost, is that of all linears
+([`hfcompress.solvers.coded`]). What rate each then has is told by the dense model's inputs on a few rows, before anything
+is changed, and by what the outputs are worth to the predictions ([`hfcompress.passes.curvature`]).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hfcompress.models.roles import find_linears, get_weight, watch_inputs
+from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.passes.plan import LinearTask, Plan
+from hfcompress.passes.processes import Processes
+from hfcompress.passes.rows import spread_rows
+from hfcompress.passes.statistics import Statistics
+from hfcompress.progress import Progress
+from hfcompress.solvers.coded import Curve, Steps, Unswept
+from hfcompress.solvers.curvature import factorize_rows
+
+
+ROWS = 16  # calibration rows
+SAMPLE = 1 << 17  # weights of a linear by which its rate is told
+HALVINGS = 40
+SPREAD = 1.5  # bits more or less than the mean, at most
+LEAST = 1.0  # bits, below which a linear loses far more than its curve says
+
+
+def settle_rates(
+    model: StreamedModel,
+    plan: Plan,
+    batches: Sequence[Batch],
+    curvatures: Mapping[str, list[Tensor]],
+    processes: Processes,
+    progress: Progress,
+) -> None:
+    """
+    Give every linear whose step asks for it a rate of its own, in the plan.
+
+    Args:
+        model (`StreamedModel`): the dense model.
+        plan (`Plan`): its tasks are replaced.
+        batches (`Sequence[Batch]`): this process's share of the calibration data.
+        curvatures (`Mapping[str, list[Tensor]]`): what the outputs are worth.
+        processes (`Processes`): who takes part; all settle the same.
+        progress (`Progress`): is told that it goes on.
+    """
+    asked = {n: t for tasks in plan.blocks for n, t in tasks.items() if _asks(t) and n in curvatures}
+    if not asked:
+        return
+    progress.step("bits of each linear", amount=0)
+    curves = _curves(model, asked, batches, curvatures, processes)
+    sizes = {name: task.shape.in_features * task.shape.out_features for name, task in asked.items()}
+    for bits in dict.fromkeys(task.settings.bits for task in asked.values()):
+        own = [name for name, task in asked.items() if task.settings.bits == bits]
+        found = at_one_step({name: curves[name] for name in own}, {name: sizes[name] for name in own}, bits)
+        for tasks in plan.blocks:
+            for name in (name for name in own if name in tasks):
+                settings = dataclasses.replace(tasks[name].settings, bits=found[name])
+                grid = dataclasses.replace(tasks[name].grid, rate=found[name])
+                tasks[name] = dataclasses.replace(tasks[name], settings=settings, grid=grid)
+
+
+def at_one_step(curves: Mapping[str, Curve], sizes: Mapping[str, int], mean: float) -> dict[str, float]:
+    """
+    The rates at the one step at which their mean over all weights is `mean`.
+
+    Args:
+        curves (`Mapping[str, Curve]`): how the rate of every linear falls with the step.
+        sizes (`Mapping[str, int]`): how many weights they have.
+        mean (`float`): bits per weight.
+    """
+    total = sum(sizes.values())
+
+    least = max(mean - SPREAD, min(mean, LEAST))
+
+    def told(logarithm: float) -> dict[str, float]:
+        rates = {name: curve.at(logarithm) for name, curve in curves.items()}
+        return {name: min(max(rate, least), mean + SPREAD) for name, rate in rates.items()}
+
+    low = min(curve.first for curve in curves.values())
+    high = max(curve.first + len(curve.rates) / 2 for curve in curves.values())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        found = sum(bits * sizes[name] for name, bits in told(middle).items()) / total
+        low, high = (middle, high) if found > mean else (low, middle)
+    return told(low)
+
+
+def _asks(task: LinearTask) -> bool:
+    return task.grid.type == "coded" and task.settings.allocation == "global"
+
+
+@torch.no_grad()
+def _curves(
+    model: StreamedModel,
+    asked: Mapping[str, LinearTask],
+    batches: Sequence[Batch],
+    curvatures: Mapping[str, list[Tensor]],
+    processes: Processes,
+) -> dict[str, Curve]:
+    """How the rate of every linear falls with the step."""
+    few, _ = spread_rows(batches, ROWS, processes)
+    streams = model.embed(few) if few else []
+    found: dict[str, Curve] = {}
+    for index, block_name in enumerate(model.block_names):
+        with model.block(index) as block:
+            linears = {n: m for n, m in find_linears(block, block_name).items() if n in asked}
+            leaders: dict[str, str] = {}  # of those that read the same tensor, the first
+            sums: dict[str, Statistics] = {}
+            advanced = []
+            for stream in streams:
+                last: list[tuple[Tensor, str]] = []
+
+                def seen(name: str, inputs: Tensor, mask=stream.batch.mask, last=last, leaders=leaders, sums=sums):
+                    if not (last and last[0][0] is inputs):
+                        last[:] = [(inputs, name)]
+                    if leaders.setdefault(name, last[0][1]) == name:
+                        sums.setdefault(name, Statistics(inputs.shape[-1], model.device)).add(inputs, mask)
+
+                with watch_inputs(linears, seen):
+                    advanced.append(stream.advanced(model.call(block, index, stream)))
+            streams = advanced
+            for name, linear in linears.items():
+                leader = leaders.get(name, name)
+                if leader == name:
+                    sums.setdefault(name, Statistics(asked[name].shape.in_features, model.device))
+                    sums[name].complete(processes, name)
+                factor = sums[leader].factor(asked[name].settings.damping, True, name)
+                steps = Steps.of(factor, factorize_rows(curvatures[name]))
+                found[name] = Unswept(get_weight(linear), steps, SAMPLE).curve()
+    return found

@@ -1,0 +1,44 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the steps that store weights in the library's own format have in common."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.recipes.base import Recipe
+
+
+BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "lossless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded(Recipe):
+    """The base of such steps. The arguments are those of [`Recipe`]."""
+
+    group_size: ClassVar[int] = -1
+    symmetric: ClassVar[bool] = True
+    activations: ClassVar[str] = "none"
+    observer: ClassVar[str] = "mse"
+    scales: ClassVar[str] = "none"
+    on_indivisible: ClassVar[str] = "error"
+
+    def check_place(self, before, after):
+        """Nothing stands beside it that works on a fixed grid."""
+        for step in (*before, *after):
+            if step.name not in BESIDE:
+                raise InvalidValueError(
+                    f"{self.name} can stand beside {', '.join(n for n in BESIDE if n != self.name)}, and not beside "
+                    f"{step.name}; leave one of the two out."
+                )

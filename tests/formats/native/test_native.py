@@ -1,0 +1,222 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The native format as users meet it: with the plug-in, without it, exported, measured, told apart from others."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, StopAfter, digest, in_fresh_process, make_model, token_ids
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import hfcompress as hfc
+from hfcompress.cli import USER_ERROR, _guarded, app
+from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
+from hfcompress.formats.reading import decoded
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.solvers.pattern import Pattern
+
+
+CODED, LOSSLESS = hfc.Entropy(bits=3.0), hfc.Lossless()
+IDS = torch.from_numpy(token_ids(8, 32)).long()
+LOADED = """
+import json, sys
+import hfcompress.integrations.transformers
+import numpy as np, torch
+from transformers import AutoModelForCausalLM
+made, out = sys.argv[1:]
+for name in ("coded", "lossless"):
+    model = AutoModelForCausalLM.from_pretrained(f"{made}/{name}", dtype=torch.float32).eval()
+    with torch.no_grad():
+        np.save(f"{out}/{name}.npy", model(torch.arange(24)[None]).logits.numpy())
+    model.save_pretrained(f"{out}/{name}")
+print(json.dumps("loaded"))
+"""
+
+
+@torch.no_grad()
+def logits(folder):
+    """By plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(torch.arange(24)[None]).logits
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3-mixed", "gemma3", "opt"])
+def made(request, tmp_path_factory):
+    """A model of some architecture, and what each recipe makes of it."""
+    parent = tmp_path_factory.mktemp(request.param)
+    model = make_model(CONFIGS[request.param](), torch.bfloat16)
+    model.resize_token_embeddings(512)  # enough to be worth a table
+    model.save_pretrained(parent / "base")
+    options = {"evaluate": False, "calibration": IDS}
+    hfc.compress(str(parent / "base"), CODED, parent / "coded", **options)
+    hfc.compress(str(parent / "base"), LOSSLESS, parent / "lossless", **options)
+    return parent
+
+
+def test_transformers_loads_and_saves_what_was_solved(made, tmp_path):
+    """The format itself in a process that knows nothing but the plug-in, against a dense export and the original."""
+    in_fresh_process(LOADED, str(made), str(tmp_path))
+    hfc.export(made / "coded", "dense", tmp_path / "dense", dtype="float32")
+    for name, other in (("coded", tmp_path / "dense"), ("lossless", made / "base")):
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits(other))
+        assert torch.equal(logits(tmp_path / name), logits(other))
+
+
+def test_lossless_is_the_original_bit_for_bit(made, tmp_path):
+    assert hfc.export(made / "lossless", "dense", tmp_path / "dense").made["lossless"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (made / "base", tmp_path / "dense"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key].view(torch.uint8), value.view(torch.uint8)) for key, value in before.items())
+    assert Checkpoint.open(made / "lossless").size_bytes < Checkpoint.open(made / "base").size_bytes
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [(CODED, "AutoModelForCausalLM"), (LOSSLESS, "LlamaForCausalLM")])
+def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
+    hfc.compress(None, recipe, tmp_path / "made", evaluate=False, calibration=IDS)
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["quantization_config"] == {"quant_method": "hfcompress", "version": 1}
+    code = f"import sys, transformers\ntransformers.{kind}.from_pretrained(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "made")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "warning"},
+    )
+    assert done.returncode != 0
+    assert "mismatch" in done.stderr
+    assert "hfcompress" in done.stderr  # which transformers does not know
+
+
+def test_a_run_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
+    options = {"evaluate": False, "calibration": IDS}
+    for name, step in (("coded", CODED), ("lossless", LOSSLESS)):
+        with pytest.raises(KeyboardInterrupt):
+            hfc.compress(str(made / "base"), step, tmp_path / name, progress=StopAfter(2), **options)
+        hfc.compress(str(made / "base"), step, tmp_path / name, resume=True, **options)
+        assert digest(tmp_path / name) == digest(made / name)
+
+
+def test_it_is_measured_as_loaded_and_the_card_says_how(tiny, tmp_path):
+    calibration, evaluation = (np.load(tiny / f"{name}.npy") for name in ("calibration", "evaluation"))
+    data = {
+        "calibration": torch.as_tensor(calibration[:8]).long(),
+        "eval_data": torch.as_tensor(evaluation[:8]).long(),
+    }
+    found = hfc.compress(None, CODED, tmp_path / "out", **data)
+    fixed = hfc.compress(
+        None, hfc.GPTQ(bits=3, group_size=128, damping=0.03, shift=1.0, curvature=True), tmp_path / "w3", **data
+    )
+    linears, bytes_ = (found.manifest["linears"], fixed.manifest["linears"])
+    assert sum(row["bytes"] for row in linears) < sum(row["bytes"] for row in bytes_)
+    assert found.report["kl_mean"] < 0.6 * fixed.report["kl_mean"]
+    weights = sum(np.prod(row["shape"]) for row in linears)
+    assert 8 * sum(row["bytes"] for row in linears) / weights == pytest.approx(3.0, rel=0.01)
+    assert len({round(row["bits"], 2) for row in linears}) > 5  # more where it counts
+    assert found.report["size_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "import hfcompress.integrations.transformers" in card
+    assert "vllm serve" not in card
+    plan = hfc.plan(None, CODED, calibration=data["calibration"])
+    assert plan.output_bytes == pytest.approx(found.report["size_bytes"], rel=0.01)
+
+
+def test_zeros_survive_and_take_next_to_nothing(saved_llama, tmp_path):
+    options = {"evaluate": False, "calibration": IDS}
+    found = hfc.compress(
+        str(saved_llama), hfc.Sparsify("2:4") >> hfc.Entropy(shift=0.0), tmp_path / "coded", **options
+    )
+    assert all(row["sparsity"] >= 0.5 and row["pattern"] == "2:4" for row in found.manifest["linears"])
+    hfc.export(tmp_path / "coded", "dense", tmp_path / "dense", dtype="float32")
+    weight = load_file(tmp_path / "dense" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    assert Pattern.parse("2:4").holds(weight)
+
+
+def test_a_rotated_model_is_coded_too(saved_llama, tmp_path):
+    steps = hfc.Rotate(when="always") >> CODED
+    found = hfc.compress(str(saved_llama), steps, tmp_path / "coded", evaluate=False, calibration=IDS)
+    assert {row["type"] for row in found.manifest["linears"]} == {"coded"}
+
+
+@pytest.mark.parametrize("other", [hfc.AWQ(), hfc.GPTQ(), hfc.KVCache(), hfc.Tune(), hfc.QAT()])
+@pytest.mark.parametrize("step", [CODED, LOSSLESS])
+def test_what_cannot_stand_beside_it_is_told(step, other):
+    with pytest.raises(
+        InvalidValueError, match=f"{step.name} can stand beside .*, and not beside {other.name}; leave one"
+    ):
+        hfc.Job.of(step >> other)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["entropy-2.5bit", "--set", "format=gptq"], "gptq has no place for entropy-coded weights, which"),
+        (["entropy-2.5bit", "--set", "entropy.bits=9"], "entropy.bits is 9; it must lie above 0 and not above 8"),
+        (["entropy-2.5bit", "--set", "entropy.bits=0"], "entropy.bits is 0; it must lie above 0"),
+        (["entropy-2.5bit", "--set", "entropy.shift=2"], "entropy.shift is 2.0; it must lie between 0 and 1"),
+        (["w4a16-fast", "--set", "format=hfcompress"], "is on a fixed grid; round it with the step entropy"),
+    ],
+)
+def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
+    assert _guarded(app, ["run", *options, "--output", str(tmp_path / "out")]) == USER_ERROR
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conv1d_is_refused(tmp_path):
+    with pytest.raises(InvalidValueError, match=r"hfcompress cannot hold .*c_attn: it is a Conv1D"):
+        hfc.compress(make_model(CONFIGS["gpt2"]()), CODED, tmp_path / "out", calibration=IDS)
+
+
+def test_what_other_formats_cannot_take_over_is_told(saved_llama, tmp_path):
+    options = {"evaluate": False, "calibration": IDS}
+    hfc.compress(str(saved_llama), CODED, tmp_path / "coded", **options)
+    hfc.compress(str(saved_llama), LOSSLESS, tmp_path / "lossless", **options)
+    with pytest.raises(InvalidValueError, match="gptq has no place for entropy-coded weights"):
+        hfc.export(tmp_path / "coded", "gptq", tmp_path / "out")
+    with pytest.raises(InvalidValueError, match=r"holds the values of the original.*give --format dense"):
+        hfc.export(tmp_path / "lossless", "gptq", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_bits_are_told_as_a_fallback(saved_llama, tmp_path):
+    step = hfc.Entropy(bits=0.1, allocation="uniform")
+    found = hfc.compress(str(saved_llama), step, tmp_path / "out", evaluate=False, calibration=IDS)
+    assert all("every weight is rounded to zero" in row["fallback"] for row in found.manifest["linears"])
+
+
+def test_a_later_version_and_a_damaged_file_are_told(tiny, tmp_path):
+    hfc.compress(None, LOSSLESS, tmp_path / "made", evaluate=False)
+    made = Checkpoint.open(tmp_path / "made")
+    with pytest.raises(UnsupportedModelError, match=r"is in version 2 of the format hfcompress.*update hfcompress"):
+        decoded(made.tensors, {**made.quantization_config, "version": 2})
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(tmp_path / "made" / "model.safetensors")
+    tensors[name][0] = int(tensors[name][0]) ^ 1
+    save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
+    again = Checkpoint.open(tmp_path / "made")
+    with pytest.raises(CheckpointError, match="An entropy-coded tensor is damaged; download or copy its file again"):
+        decoded(again.tensors, again.quantization_config)[name].read()
+    tensors.pop(f"{name}_bfloat16")
+    save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
+    again = Checkpoint.open(tmp_path / "made")
+    with pytest.raises(CheckpointError, match="does not hold what its quantization_config promises"):
+        decoded(again.tensors, again.quantization_config)
