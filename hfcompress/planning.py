@@ -22,7 +22,7 @@ from typing import Any
 from hfcompress.errors import InvalidValueError
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.passes.block_pass import BlockPass
-from hfcompress.passes.curvature import ROWS as CURVATURE_ROWS
+from hfcompress.passes.curvature import rows_of
 from hfcompress.passes.footprint import Course, Footprint
 from hfcompress.passes.forecast import Forecast
 from hfcompress.passes.journal import Journal
@@ -160,13 +160,14 @@ def _rehearsed(ready: Prepared, course: Course, batch, progress: Progress) -> fl
     )
     few = min(len(batches), PROBED)
     run.rehearse(batches[:few])  # what is imported and compiled by it is there for the next
-    one = run.rehearse(batches[:1])
+    solving, one = run.rehearse(batches[:1])
     each = 0.0
-    if len(batches) > 1:
-        each = max(0.0, (run.rehearse(batches[:few]) - one) / (few - 1))
-    seconds = len(ready.streamed) * (one + each * max(0, len(batches) - 1))
+    if len(batches) > 1:  # how long it is solved for differs with the data, and does not grow with it
+        solving, more = run.rehearse(batches[:few])
+        each = max(0.0, (more - one) / (few - 1))
+    seconds = len(ready.streamed) * (solving + one + each * max(0, len(batches) - 1))
     if ready.plan.needs_curvature and batches:
-        share = min(len(batches), CURVATURE_ROWS / len(batches[0].input_ids))
+        share = min(len(batches), rows_of(ready.plan) / len(batches[0].input_ids))
         seconds += BACKWARD * share * (each or one / 2) * len(ready.streamed)
     return seconds
 

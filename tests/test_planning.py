@@ -50,10 +50,13 @@ def test_memory_and_time_are_told_by_phase(tiny):
 
 
 def test_time_is_told_from_one_batch_and_from_two(tiny, monkeypatch):
-    """Of a block, what it takes once and what it takes for every batch; for all blocks and batches."""
-    monkeypatch.setattr(BlockPass, "rehearse", lambda self, batches: 1.0 + 0.5 * len(batches))
+    """Of a block, what it takes once and what it takes for every batch; for all blocks and batches. Solving is once."""
+    monkeypatch.setattr(BlockPass, "rehearse", lambda self, batches: (3.0 * len(batches), 1.0 + 0.5 * len(batches)))
     few, many = (hfc.plan(None, hfc.GPTQ(group_size=32), samples=samples, seq_len=256) for samples in (16, 128))
-    assert (few.seconds, many.seconds) == (4 * 1.5, 4 * (1.0 + 0.5 * 8))  # 16 rows of 256 tokens are a batch
+    assert (few.seconds, many.seconds) == (
+        4 * (3.0 + 1.5),
+        4 * (6.0 + 1.0 + 0.5 * 8),
+    )  # 16 rows of 256 tokens are a batch
     assert many.memory["blocks"] > few.memory["blocks"]
 
 

@@ -66,11 +66,12 @@ class Layout(ABC):
     def check_coded(self, name: str, grid: Grid) -> None:
         """
         Raises:
-            InvalidValueError: the linear is on a grid whose codes are entropy-coded, which this format cannot hold.
+            InvalidValueError: the linear's codes are entropy-coded or have a codebook, which this format cannot hold.
         """
-        if grid.type == "coded":
+        kind = {"coded": "entropy-coded weights", "codebook": "codebooks"}.get(grid.type)
+        if kind is not None:
             raise InvalidValueError(
-                f"{self.name} has no place for entropy-coded weights, which {name} has; leave the format at hfcompress, or "
+                f"{self.name} has no place for {kind}, which {name} has; leave the format at hfcompress, or "
                 "write plain weights with the format dense."
             )
 

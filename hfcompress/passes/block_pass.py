@@ -223,24 +223,28 @@ class BlockPass:
         return behind, streams, dense, watched
 
     @torch.no_grad()
-    def rehearse(self, batches: list[Batch]) -> float:
+    def rehearse(self, batches: list[Batch]) -> tuple[float, float]:
         """
-        Seconds that the first block takes with these rows, from reading it to having its tensors as they are written;
-        none of it is kept.
+        Go through the first block with these rows, from reading it to having its tensors as they are written; none of it
+        is kept.
 
         Args:
             batches (`list[Batch]`): a few of the calibration data.
+
+        Returns:
+            `tuple[float, float]`: the seconds that solving took, and all others.
         """
         self.first_rows = first_rows(batches, self.processes)
         self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = list(streams) if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
-        began = time.perf_counter()
+        began, solved = time.perf_counter(), self.profile.spent(SOLVE)
         with self.model.block(0) as block:
             self._compress(block, 0, streams, dense, probe, False)
         self.journal.blocks.clear()
-        return time.perf_counter() - began
+        solving = self.profile.spent(SOLVE) - solved
+        return solving, time.perf_counter() - began - solving
 
     def forget_lost_parts(self) -> None:
         """

@@ -63,6 +63,15 @@ class Curvatures:
         return named | {str(i): block for i, block in enumerate(self.outputs)}
 
 
+def rows_of(plan: Plan) -> int:
+    """How many calibration rows are gone back through."""
+    return max((task.curvature_rows or ROWS for task in _asking(plan)), default=ROWS)
+
+
+def _asking(plan: Plan) -> list[LinearTask]:
+    return [task for block in plan.blocks for task in block.values() if task.needs_curvature]
+
+
 def output_curvatures(
     model: StreamedModel,
     plan: Plan,
@@ -86,9 +95,8 @@ def output_curvatures(
     if kept is not None:
         return Curvatures.of(kept)
     began = time.perf_counter()
-    tasks: list[LinearTask] = [task for block in plan.blocks for task in block.values()]
-    widths = {task.name: task.shape.out_features for task in tasks if task.needs_curvature}
-    rows = max((task.curvature_rows or ROWS for task in tasks if task.needs_curvature), default=ROWS)
+    widths = {task.name: task.shape.out_features for task in _asking(plan)}
+    rows = rows_of(plan)
     found = GradientCovariances(model, widths, LABELS, ROW_BLOCK)
     progress.step("gradients of the predictions", amount=0)
     with unrounded(model.skeleton):

@@ -328,7 +328,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         else:
             group_size = -1 if fallback else settings.group_size
             grid = _grid(settings, group_size, dtype)
-            dtype = dtype if grid.is_plain else layout.scale_dtype(dtype)
+            dtype = dtype if grid.is_plain else layout.of(grid).scale_dtype(dtype)
         layout.check_coded(shape.name, grid)
         layout.of(grid).check(shape, grid)
         layout.check_pattern(shape.name, None if sparsity is None else sparsity.pattern)
@@ -365,6 +365,8 @@ def _grid(settings: Any, group_size: int, stored: torch.dtype) -> Grid:
         return Grid(8 * stored.itemsize, type="plain")
     if settings.type == "coded":
         return Grid(8, type="coded", rate=settings.bits)
+    if settings.type == "codebook":
+        return Grid(settings.bits, type="codebook")
     return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
 
 

@@ -17,6 +17,7 @@ from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget
+from hfcompress.recipes.codebook import Codebook
 from hfcompress.recipes.distill import Distill
 from hfcompress.recipes.entropy import Entropy
 from hfcompress.recipes.gptq import GPTQ
@@ -41,6 +42,7 @@ __all__ = [
     "RTN",
     "BitsAndBytes",
     "Budget",
+    "Codebook",
     "Distill",
     "Entropy",
     "Job",

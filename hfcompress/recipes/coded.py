@@ -20,7 +20,7 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 
 
-BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "lossless")
+BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "codebook", "lossless")
 
 
 @dataclass(frozen=True, kw_only=True)

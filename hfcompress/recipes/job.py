@@ -32,6 +32,7 @@ from hfcompress.recipes.awq import AWQ
 from hfcompress.recipes.base import Recipe, Steps
 from hfcompress.recipes.bitsandbytes import BitsAndBytes
 from hfcompress.recipes.budget import Budget, find_budget
+from hfcompress.recipes.codebook import Codebook
 from hfcompress.recipes.coded import Coded
 from hfcompress.recipes.distill import Distill
 from hfcompress.recipes.entropy import Entropy
@@ -60,6 +61,7 @@ EVERY_STEP = (
     Sparsify,
     GPTQ,
     Entropy,
+    Codebook,
     Lossless,
     Tune,
     Rotate,

@@ -34,12 +34,13 @@ class Grid:
     `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric. Those of type
     `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further. Those of type `"coded"`
     are integers in [-127, 127] with a step for every row and every column, which take as many bits as they are worth.
+    Those of type `"codebook"` are from 0 up, and number the levels that a row has of its own.
 
     Args:
         bits (`int`): bits per code, 2 to 8; 8 for `"float"` and `"coded"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
-        type (`str`): `"int"`, `"float"`, `"plain"` or `"coded"`.
+        type (`str`): `"int"`, `"float"`, `"plain"`, `"coded"` or `"codebook"`.
         activations (`str`): how the linear's inputs are rounded when it runs, to 8 bits of the same type: `"none"`,
             `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
             reader does with them does.
@@ -102,7 +103,8 @@ class QuantizedWeight:
 
     Args:
         codes (`Tensor`): int8, or float8_e4m3fn on a float grid, `(out_features, in_features)`.
-        scales (`Tensor`): `(out_features, groups)` in the dtype that is stored.
+        scales (`Tensor`): `(out_features, groups)` in the dtype that is stored; on a grid of type `"codebook"` the levels,
+            `(out_features, 2^bits)`.
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
@@ -116,6 +118,8 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """The values `(codes - zero_points) * scales (* column_scales)`: float32 `(out_features, in_features)`."""
+        if self.grid.type == "codebook":
+            return self.scales.float().gather(1, self.codes.long())
         out_features, in_features = self.codes.shape
         values = self.codes.float().view(out_features, self.scales.shape[1], -1)
         if self.zero_points is not None:

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarking import distillation, quality, recipes, sparsity, speed
+from benchmarking import distillation, quality, rate, recipes, sparsity, speed
 from benchmarking.bench import PEERS, Bench, Setting
 from benchmarking.errors import RunError, UsageError
 from benchmarking.ladder import ADDED
@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     shipped = commands.add_parser("recipes", parents=[common, drawn], help="what every shipped recipe loses and saves")
     shipped.add_argument("--names", metavar="RECIPE,...", help="default: all that are shipped")
     commands.add_parser("sparsity", parents=[common, against, drawn], help="what zeros and smaller shapes lose")
+    commands.add_parser("rate", parents=[common, drawn], help="what a bit buys: fixed grids and coded ones")
     commands.add_parser("distillation", parents=[common, drawn], help="what students learn, and what is won back")
     took = commands.add_parser("speed", parents=[common, against], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
@@ -181,6 +182,7 @@ def benchmark(options: argparse.Namespace) -> int:
             "quality": lambda: (quality.run_quality(bench), quality.COLUMNS),
             "recipes": lambda: (recipes.run_recipes(bench, shipped(options.names)), recipes.COLUMNS),
             "sparsity": lambda: (sparsity.run_sparsity(bench), sparsity.COLUMNS),
+            "rate": lambda: (rate.run_rate(bench, output.with_suffix(".png")), rate.COLUMNS),
             "distillation": lambda: (distillation.run_distillation(bench), sparsity.COLUMNS),
             "speed": lambda: (speed.run_speed(bench, options.repeats, options.methods), speed.COLUMNS),
         }[options.command]()

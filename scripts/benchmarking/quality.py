@@ -46,6 +46,8 @@ class Row:
     top1: float | None = None
     size_bytes: int | None = None  # of the weights on disk, ours alone
     size_ratio: float | None = None  # of that to the original's
+    bits: float | None = None  # that a weight of the linears takes there, everything counted
+    decoded: float | None = None  # MB of bf16 that are decoded in a second on one core, where something is coded
     seconds: float | None = None
     skipped: str | None = None  # why this version cannot do it
     error: str | None = None
@@ -68,6 +70,8 @@ class Outcome:
     seconds: float | None = None
     quality: dict[str, float] | None = None
     size_bytes: int | None = None
+    bits: float | None = None
+    decoded: float | None = None
     skipped: str | None = None
     error: str | None = None
 
@@ -121,9 +125,8 @@ def run_ours(
     for label in recipes:
         end = progress.begin(before + _named(label, seed))
         told = _next(compressed)
-        outcomes[label] = Outcome(
-            told.get("seconds"), size_bytes=told.get("bytes"), skipped=told.get("skipped"), error=told.get("error")
-        )
+        named = {"size_bytes": "bytes", "bits": "bits", "decoded": "decoded", "skipped": "skipped", "error": "error"}
+        outcomes[label] = Outcome(told.get("seconds"), **{name: told.get(key) for name, key in named.items()})
         end(str(outcomes[label]))
     made = [label for label, outcome in outcomes.items() if outcome.seconds is not None]
     measured = bench.measure([folders[label] for label in made])
@@ -173,7 +176,7 @@ def summarize(row: Row, outcomes: Sequence[Outcome]) -> None:
     row.kl, row.kl_spread = mean_and_spread(row.kls)
     for key in ("perplexity", "dense_perplexity", "top1"):
         setattr(row, key, statistics.mean(quality[key] for quality in measured))
-    row.size_bytes = outcomes[0].size_bytes
+    row.size_bytes, row.bits, row.decoded = (getattr(outcomes[0], key) for key in ("size_bytes", "bits", "decoded"))
     row.seconds = statistics.mean(outcome.seconds for outcome in outcomes if outcome.seconds is not None)
 
 

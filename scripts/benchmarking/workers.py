@@ -42,7 +42,7 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
     """
     hfcompress, run as its peers are: JSON with `model`, `calibration`, `memory_limit`, `device`, and `jobs`, pairs of
     steps (or the name of a shipped recipe) and output folder. For each job `{"seconds", "peak_mib", "imports_mib",
-    "bytes", "floor"}`, `{"skipped": why}` or `{"error": what}`; on a GPU `peak_mib` is of its memory.
+    "bytes", "bits", "decoded", "floor"}`, `{"skipped": why}` or `{"error": what}`; on a GPU `peak_mib` is of its memory.
     """
     import hfcompress
     import hfcompress.compression
@@ -87,6 +87,8 @@ def compress(told: str) -> Iterator[dict[str, Any]]:
             "peak_mib": on_gpu >> 20 if device != "cpu" else peak_rss_bytes() >> 20,
             "imports_mib": 0 if device != "cpu" else imports,
             "bytes": weight_bytes(Path(output)),
+            "bits": bits_of_linears(result.manifest),
+            "decoded": decoded_speed(Path(output)),
             "floor": floor_seconds(result.manifest),
         }
 
@@ -97,6 +99,39 @@ def floor_seconds(manifest: dict[str, Any]) -> float | None:
     if profile is None:
         return None
     return round(sum(part["floor_seconds"] for part in profile["parts"].values()), 3)
+
+
+def bits_of_linears(manifest: dict[str, Any]) -> float | None:
+    """Eight times the bytes of all that is stored of the linears, over their weights."""
+    rows = [row for row in manifest["linears"] if "shape" in row and "bytes" in row]
+    weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
+    return round(8 * sum(row["bytes"] for row in rows) / weights, 4) if weights else None
+
+
+def decoded_speed(folder: Path) -> float | None:
+    """MB of bf16 that a second of one core decodes, the best of three goes; `None` where nothing is coded."""
+    import numba
+
+    from hfcompress.formats.native.coded import CodedTensor
+    from hfcompress.formats.reading import decoded
+    from hfcompress.models.checkpoint import Checkpoint
+
+    made = Checkpoint.open(folder)
+    if (made.quantization_config or {}).get("quant_method") != "hfcompress":
+        return None
+    found = decoded(made.tensors, made.quantization_config).values()
+    parts = [(tensor.tensors(), tensor) for tensor in found if isinstance(tensor, CodedTensor)]
+    if not parts:
+        return None
+    threads, best = numba.get_num_threads(), float("inf")
+    numba.set_num_threads(1)
+    for _ in range(3):
+        began = time.perf_counter()
+        for stored, tensor in parts:
+            tensor.layout.unpack(stored, tensor.grid)
+        best = min(best, time.perf_counter() - began)
+    numba.set_num_threads(threads)
+    return round(2e-6 * sum(tensor.shape[0] * tensor.shape[1] for _, tensor in parts) / best, 1)
 
 
 def weight_bytes(folder: Path) -> int:
@@ -135,6 +170,9 @@ def _measure_together(dense: str, candidates: Sequence[str], ids) -> Iterator[di
 
     import torch
     from transformers import AutoModelForCausalLM
+
+    if any('"quant_method": "hfcompress' in (Path(folder) / "config.json").read_text() for folder in candidates):
+        import hfcompress.integrations.transformers  # noqa: F401 (it teaches transformers the format)
 
     reference, *models = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for folder in (dense, *candidates)

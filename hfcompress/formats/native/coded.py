@@ -53,7 +53,7 @@ class Coded(Layout):
         refuse_conv1d(self.name, shape)
         if grid.type != "coded":
             raise InvalidValueError(
-                f"{self.name} is for entropy-coded weights, and {shape.name} is on a fixed grid; round it with the step entropy, or "
+                f"{self.name} is for entropy-coded weights, and {shape.name} is on a fixed grid; round it with the step entropy or codebook, or "
                 "leave the format at compressed-tensors."
             )
 

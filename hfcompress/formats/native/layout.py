@@ -20,6 +20,8 @@ from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.layout import Layout
+from hfcompress.formats.native.codebook import LEVELS, SHAPE, Codebook, CodebookTensor, grid_of
+from hfcompress.formats.native.codebook import LOCALS as CODEBOOK_LOCALS
 from hfcompress.formats.native.coded import COLUMNS, LOCALS, ROWS, STEP, Coded, CodedTensor
 from hfcompress.formats.native.lossless import LOCALS as LOSSLESS_LOCALS
 from hfcompress.formats.native.lossless import REST, Lossless, LosslessTensor, packed, unpacked
@@ -30,11 +32,11 @@ from hfcompress.solvers.grid import Grid
 
 QUANT_METHOD = "hfcompress"
 VERSION = 1
-EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS)))
+EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS, *CODEBOOK_LOCALS)))
 
 
 class Native(Coded):
-    """Entropy-coded grids; what is not rounded is stored without loss."""
+    """Entropy-coded grids, or codebooks; what is not rounded is stored without loss."""
 
     name = "hfcompress"
     quant_method = QUANT_METHOD
@@ -43,6 +45,8 @@ class Native(Coded):
 
     def of(self, grid: Grid) -> Layout:
         """The kind that holds linears on a grid."""
+        if grid.type == "codebook":
+            return Codebook()
         return Lossless() if grid.is_plain else self
 
     def beside(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -68,6 +72,8 @@ def dense_of(tensors: Mapping[str, Tensor]) -> Tensor:
     Raises:
         CheckpointError: it has been altered or cut short.
     """
+    if LEVELS in tensors:
+        return Codebook().unpack(tensors, grid_of(tensors[LEVELS].shape)).dequantize()
     if STEP in tensors:
         return Native().unpack(tensors, Grid(8, type="coded")).dequantize()
     return unpacked(tensors) if FREQUENCIES in tensors else tensors[WORDS]
@@ -98,6 +104,10 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
     """
     require_version(config)
     view = dict(tensors)
+    for stem in packed_stems(tensors, LEVELS):
+        parts = {local: view.pop(f"{stem}.{local}") for local in CODEBOOK_LOCALS}
+        rows, columns = parts[SHAPE].read().tolist()
+        view[f"{stem}.weight"] = CodebookTensor(parts, grid_of(parts[LEVELS].shape), Codebook(), (rows, columns))
     for stem in packed_stems(tensors, FREQUENCIES):
         parts = {local: view.pop(f"{stem}.{local}") for local in EVERY_LOCAL if f"{stem}.{local}" in tensors}
         if STEP not in parts:

@@ -33,7 +33,8 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.solvers.pattern import Pattern
 
 
-CODED, LOSSLESS = hfc.Entropy(bits=3.0), hfc.Lossless()
+CODED, LOSSLESS, CODEBOOK = hfc.Entropy(bits=3.0), hfc.Lossless(), hfc.Codebook(bits=3)
+STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK}
 IDS = torch.from_numpy(token_ids(8, 32)).long()
 LOADED = """
 import json, sys
@@ -41,7 +42,7 @@ import hfcompress.integrations.transformers
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
 made, out = sys.argv[1:]
-for name in ("coded", "lossless"):
+for name in ("coded", "lossless", "codebook"):
     model = AutoModelForCausalLM.from_pretrained(f"{made}/{name}", dtype=torch.float32).eval()
     with torch.no_grad():
         np.save(f"{out}/{name}.npy", model(torch.arange(24)[None]).logits.numpy())
@@ -65,16 +66,18 @@ def made(request, tmp_path_factory):
     model.resize_token_embeddings(512)  # enough to be worth a table
     model.save_pretrained(parent / "base")
     options = {"evaluate": False, "calibration": IDS}
-    hfc.compress(str(parent / "base"), CODED, parent / "coded", **options)
-    hfc.compress(str(parent / "base"), LOSSLESS, parent / "lossless", **options)
+    for name, step in STEPS.items():
+        hfc.compress(str(parent / "base"), step, parent / name, **options)
     return parent
 
 
 def test_transformers_loads_and_saves_what_was_solved(made, tmp_path):
     """The format itself in a process that knows nothing but the plug-in, against a dense export and the original."""
     in_fresh_process(LOADED, str(made), str(tmp_path))
-    hfc.export(made / "coded", "dense", tmp_path / "dense", dtype="float32")
-    for name, other in (("coded", tmp_path / "dense"), ("lossless", made / "base")):
+    others = {"lossless": made / "base"}
+    for name in ("coded", "codebook"):
+        others[name] = hfc.export(made / name, "dense", tmp_path / f"dense-{name}", dtype="float32").output_dir
+    for name, other in others.items():
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits(other))
         assert torch.equal(logits(tmp_path / name), logits(other))
 
@@ -87,7 +90,10 @@ def test_lossless_is_the_original_bit_for_bit(made, tmp_path):
     assert Checkpoint.open(made / "lossless").size_bytes < Checkpoint.open(made / "base").size_bytes
 
 
-@pytest.mark.parametrize(("recipe", "kind"), [(CODED, "AutoModelForCausalLM"), (LOSSLESS, "LlamaForCausalLM")])
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [(CODED, "AutoModelForCausalLM"), (LOSSLESS, "LlamaForCausalLM"), (CODEBOOK, "AutoModelForCausalLM")],
+)
 def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
     hfc.compress(None, recipe, tmp_path / "made", evaluate=False, calibration=IDS)
     config = json.loads((tmp_path / "made" / "config.json").read_text())
@@ -108,7 +114,7 @@ def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
 
 def test_a_run_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
     options = {"evaluate": False, "calibration": IDS}
-    for name, step in (("coded", CODED), ("lossless", LOSSLESS)):
+    for name, step in STEPS.items():
         with pytest.raises(KeyboardInterrupt):
             hfc.compress(str(made / "base"), step, tmp_path / name, progress=StopAfter(2), **options)
         hfc.compress(str(made / "base"), step, tmp_path / name, resume=True, **options)
@@ -157,7 +163,7 @@ def test_a_rotated_model_is_coded_too(saved_llama, tmp_path):
 
 
 @pytest.mark.parametrize("other", [hfc.AWQ(), hfc.GPTQ(), hfc.KVCache(), hfc.Tune(), hfc.QAT()])
-@pytest.mark.parametrize("step", [CODED, LOSSLESS])
+@pytest.mark.parametrize("step", STEPS.values())
 def test_what_cannot_stand_beside_it_is_told(step, other):
     with pytest.raises(
         InvalidValueError, match=f"{step.name} can stand beside .*, and not beside {other.name}; leave one"
@@ -172,6 +178,10 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         (["entropy-2.5bit", "--set", "entropy.bits=9"], "entropy.bits is 9; it must lie above 0 and not above 8"),
         (["entropy-2.5bit", "--set", "entropy.bits=0"], "entropy.bits is 0; it must lie above 0"),
         (["entropy-2.5bit", "--set", "entropy.shift=2"], "entropy.shift is 2.0; it must lie between 0 and 1"),
+        (["codebook-3bit", "--set", "codebook.damping=2"], "codebook.damping is 2.0; it must lie between 0 and 1"),
+        (["codebook-3bit", "--set", "codebook.bits=5"], "codebook.bits is 5; it must be one of 1, 2, 3, 4"),
+        (["codebook-3bit", "--set", "codebook.rounds=-1"], "codebook.rounds is -1; it must not be negative"),
+        (["codebook-3bit", "--set", "format=gptq"], "gptq has no place for codebooks, which"),
         (["w4a16-fast", "--set", "format=hfcompress"], "is on a fixed grid; round it with the step entropy"),
     ],
 )
@@ -179,6 +189,38 @@ def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
     assert _guarded(app, ["run", *options, "--output", str(tmp_path / "out")]) == USER_ERROR
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_codebooks_have_no_zeros_to_keep():
+    with pytest.raises(
+        InvalidValueError, match=r"codebook has no level that stays zero; leave out sparsify, or take ent"
+    ):
+        hfc.Job.of(hfc.Sparsify("2:4") >> hfc.Codebook(shift=0.0))
+
+
+def test_levels_of_each_row_beat_a_grid_of_each_row(tiny, tmp_path):
+    calibration, evaluation = (np.load(tiny / f"{name}.npy") for name in ("calibration", "evaluation"))
+    data = {
+        "calibration": torch.as_tensor(calibration[:8]).long(),
+        "eval_data": torch.as_tensor(evaluation[:8]).long(),
+    }
+    found = hfc.compress(None, CODEBOOK, tmp_path / "out", **data)
+    grid = hfc.compress(None, hfc.GPTQ(bits=3, group_size=-1, damping=0.03, shift=1.0), tmp_path / "w3", **data)
+    assert found.report["kl_mean"] < 0.85 * grid.report["kl_mean"]
+    assert hfc.plan(None, CODEBOOK, calibration=data["calibration"]).output_bytes == found.report["size_bytes"]
+
+
+def test_a_damaged_codebook_is_told(tiny, tmp_path):
+    calibration = torch.as_tensor(np.load(tiny / "calibration.npy")[:2]).long()
+    hfc.compress(None, CODEBOOK, tmp_path / "made", evaluate=False, calibration=calibration)
+    stem = "model.layers.0.mlp.up_proj.weight"
+    whole = load_file(tmp_path / "made" / "model.safetensors")
+    for local, cut in (("_codebook", lambda t: t[:, :5]), ("_codebook", lambda t: t[:-1]), ("", lambda t: t[:-1])):
+        tensors = {**whole, f"{stem}{local}": cut(whole[f"{stem}{local}"]).contiguous()}
+        save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
+        made = Checkpoint.open(tmp_path / "made")
+        with pytest.raises(CheckpointError, match="on codebooks is damaged; download or copy its file again"):
+            decoded(made.tensors, made.quantization_config)[stem].read()
 
 
 def test_a_conv1d_is_refused(tmp_path):

@@ -1,0 +1,87 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Weights at levels that every row has of its own."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.recipes.coded import Coded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebook(Coded):
+    """
+    GPTQ on levels that lie where a row's weights want them, instead of evenly (non-uniform quantization).
+
+    Args:
+        bits (`int`, *optional*, defaults to 3): bits per code: 1, 2, 3 or 4, for as many levels as they tell apart.
+        damping (`float`, *optional*, defaults to 0.03): added to the diagonal of the Gram matrix, as a share of its
+            mean.
+        shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
+            [`GPTQ`].
+        rounds (`int`, *optional*, defaults to 3): times that levels and codes are improved in turn.
+        targets (`tuple[str, ...]`, *optional*): see [`Recipe`].
+        ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
+        overrides (`Mapping[str, Mapping]`, *optional*): see [`Recipe`].
+    """
+
+    name: ClassVar[str] = "codebook"
+    needs_inputs: ClassVar[bool] = True
+    needs_curvature: ClassVar[bool] = False
+    type: ClassVar[str] = "codebook"
+
+    bits: Literal[1, 2, 3, 4] = 3
+    damping: float = 0.03
+    shift: float = 1.0
+    rounds: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("damping", "shift"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise InvalidValueError(f"codebook.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        if self.rounds < 0:
+            raise InvalidValueError(f"codebook.rounds is {self.rounds}; it must not be negative.")
+
+    def check_place(self, before, after):
+        """Zeros would need a level of their own."""
+        super().check_place(before, after)
+        if any(step.name == "sparsify" for step in before):
+            raise InvalidValueError(
+                "codebook has no level that stays zero; leave out sparsify, or take entropy instead."
+            )
+
+    @property
+    def needs_dense_stream(self) -> bool:
+        """Whether the dense model's stream is carried beside the calibration's."""
+        return self.shift > 0
+
+    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
+        """See `passes.plan.Quantizer`."""
+        from hfcompress.solvers.codebook import gptq_codebook
+        from hfcompress.solvers.grid import QuantizedWeight
+
+        factor = statistics.factor(self.damping, True, linears)
+        target, share = statistics.target(weight, self.damping, True, linears, self.shift)
+
+        def solve(part: slice, _: slice):
+            own = (weight[part], target[part], statistics.gram, factor)
+            found = gptq_codebook(*own, 2**grid.bits, scale_dtype, self.rounds)
+            return found.codes, found.levels.to(scale_dtype)
+
+        codes, levels = statistics.in_parts(solve, len(weight))
+        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
+        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+        return QuantizedWeight(codes, levels, None, grid), details
