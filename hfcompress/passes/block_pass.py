@@ -33,7 +33,7 @@ from hfcompress.models.activations import cache_of, dense_twin, find_attentions,
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.background import Background
-from hfcompress.passes.curvature import Curvatures, output_curvatures
+from hfcompress.passes.curvature import Curvatures, output_curvatures, stand_ins
 from hfcompress.passes.folding import Folding
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.memory import give_back_freed_memory
@@ -239,6 +239,7 @@ class BlockPass:
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = list(streams) if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
+        self.curvatures = Curvatures(stand_ins(self.plan.blocks[0].values()))
         began, solved = time.perf_counter(), self.profile.spent(SOLVE)
         with self.model.block(0) as block:
             self._compress(block, 0, streams, dense, probe, False)

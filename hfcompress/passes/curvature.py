@@ -14,7 +14,7 @@
 """What the outputs of the linears are worth, found before anything is rounded by one backward pass through the model."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,6 +70,15 @@ def rows_of(plan: Plan) -> int:
 
 def _asking(plan: Plan) -> list[LinearTask]:
     return [task for block in plan.blocks for task in block.values() if task.needs_curvature]
+
+
+def stand_ins(tasks: Iterable[LinearTask]) -> dict[str, list[Tensor]]:
+    """Curvatures of no meaning, in the shapes of those of the linears that ask for them: solving takes as long with them."""
+    found = {}
+    for task in (task for task in tasks if task.needs_curvature):
+        sizes = [len(part) for part in torch.arange(task.shape.out_features).split(ROW_BLOCK)]
+        found[task.name] = [torch.eye(size) + torch.full((size, size), 0.1) for size in sizes]
+    return found
 
 
 def output_curvatures(
