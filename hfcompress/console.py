@@ -241,7 +241,15 @@ def show_inspection(found: dict[str, Any]) -> None:
         sparsity = "" if row["sparsity"] is None else f"{row['sparsity']:.1%}"
         group = {None: "", -1: "row"}.get(row["group_size"], str(row["group_size"]))
         error_ = "" if row["relative_output_error"] is None else f"{row['relative_output_error']:.4f}"
-        table.add_row(row["name"], row["method"], str(row["bits"] or ""), group, sparsity, f"{row['bytes']:,}", error_)
+        table.add_row(
+            row["name"],
+            row["method"],
+            f"{row['bits']:g}" if row["bits"] else "",
+            group,
+            sparsity,
+            f"{row['bytes']:,}",
+            error_,
+        )
     _console(sys.stdout).print(table)
 
 

@@ -44,7 +44,7 @@ def _row(name: str, tensor, config: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "name": name.rpartition(".")[0],
         "method": "dense" if dense or config is None else config.get("quant_method", "compressed"),
-        "bits": tensor.grid.bits if packed else tensor.dtype.itemsize * 8 if dense else None,
+        "bits": round(tensor.grid.bits_on_average, 3) if packed else tensor.dtype.itemsize * 8 if dense else None,
         "group_size": tensor.grid.group_size if packed else None,
         "sparsity": None,
         "bytes": tensor.nbytes,

@@ -33,6 +33,7 @@ import yaml
 from hfcompress.evaluation.limits import limits
 from hfcompress.evaluation.numbers import number, percent, plus_minus, ratio, size, sort_key, span
 from hfcompress.formats.writer import disk_errors
+from hfcompress.models.manifest import distinct_bits
 
 
 TEMPLATE = "report.html.jinja"
@@ -221,7 +222,7 @@ def method(manifest: dict[str, Any]) -> str:
         return sorted({row[key] for row in rows if row.get(key) is not None})
 
     groups = ["one scale a row" if group == -1 else f"groups of {group}" for group in kinds("group_size")]
-    bits = " and ".join(map(str, kinds("bits")))
+    bits = " and ".join(f"{each:g}" for each in distinct_bits(rows))
     inputs = ["8-bit inputs"] if set(kinds("activations")) - {"none"} else []
     cache = ["8-bit keys and values"] if manifest.get("kv_cache") else []
     coverage = manifest.get("coverage") or {}

@@ -34,7 +34,7 @@ from hfcompress.hub.base_card import forbids_derivatives
 from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
 from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
-from hfcompress.models.manifest import EXPORTS, HUB, format_of, is_plain
+from hfcompress.models.manifest import CODED, EXPORTS, HUB, distinct_bits, format_of, is_plain
 from hfcompress.solvers.pattern import UNSTRUCTURED
 
 
@@ -217,8 +217,7 @@ def _again(manifest: dict[str, Any]) -> str:
 
 
 def _bits(manifest: dict[str, Any]) -> str:
-    bits = sorted({row["bits"] for row in manifest["linears"]})
-    return "/".join(str(b) for b in bits)
+    return "/".join(f"{bits:g}" for bits in distinct_bits(manifest["linears"]))
 
 
 def _trained(manifest: dict[str, Any]) -> str | None:
@@ -314,8 +313,11 @@ def _weights(manifest: dict[str, Any]) -> str:
 def _tags(manifest: dict[str, Any]) -> list[str]:
     methods = sorted({method for row in manifest["linears"] for method in row["method"].split("+")})
     rows = [row for row in manifest["linears"] if row.get("type") != "plain"]
-    bits = sorted({row["bits"] for row in rows})
-    kinds = sorted({f"w{row['bits']}a{8 if _rounds_inputs(row) else 16}" for row in rows})
+    bits = distinct_bits(rows)
+    ways = [
+        (8 if rounded else 16, [row for row in rows if _rounds_inputs(row) is rounded]) for rounded in (True, False)
+    ]
+    kinds = sorted({f"w{b:g}a{inputs}" for inputs, own in ways for b in distinct_bits(own)})
     fp8 = ["fp8"] if any(row.get("type") == "float" for row in rows) else []
     # GPTQ and the libraries are a method and a format: one tag
     layout = format_of(manifest)
@@ -328,7 +330,7 @@ def _tags(manifest: dict[str, Any]) -> list[str]:
         *methods,
         *(["sparse", *sparse] if sparse else []),
         *named,
-        *[f"{b}-bit" for b in bits],
+        *[f"{b:g}-bit" for b in bits],
         *kinds,
         *fp8,
     ]
@@ -354,22 +356,32 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
     keys = ("method", "pattern", "bits", "group_size", "symmetric", "type", "activations")
     named = [{**row, "embeddings": row["name"] == manifest.get("embeddings")} for row in manifest["linears"]]
+    coded = [row for row in manifest["linears"] if row.get("type") == CODED]
+    named = [row | ({"bits": None} if row.get("type") == CODED else {}) for row in named]
     kinds = Counter(tuple(row.get(key) for key in ("embeddings", *keys)) for row in named)
     groups = []
     for (embeddings, method, pattern, bits, group, symmetric, kind, inputs), count in kinds.most_common():
         whose = "embeddings" if embeddings else f"{count} linears"
         methods = " and ".join(METHODS.get(part, part) for part in str(method).split("+"))
-        details = [
-            *([f"pattern {pattern}"] if pattern else []),
-            f"{bits} bits{' (E4M3)' if kind == 'float' else ''}",
-            *([] if kind == "plain" else ["one scale per row" if group == -1 else f"groups of {group}"]),
-            *([] if kind == "plain" else ["symmetric" if symmetric else "with zero points"]),
-        ]
+        told = _bits_of_coded(coded) if kind == CODED else f"{bits} bits{' (E4M3)' if kind == 'float' else ''}"
+        scales = ["one scale per row" if group == -1 else f"groups of {group}"]
+        scales += ["symmetric" if symmetric else "with zero points"]
+        scales = {"plain": [], CODED: ["a step for each row and column"], "codebook": ["levels of each row"]}.get(
+            str(kind), scales
+        )
+        details = [*([f"pattern {pattern}"] if pattern else []), told, *scales]
         groups.append(f"{whose}: {', '.join([methods, *details])}{INPUTS.get(inputs, '')}")
     if cache := manifest.get("kv_cache"):
         codes = "E4M3" if cache == "float" else "integers"
         groups.append(f"keys and values: 8 bits ({codes}), one scale each per attention")
     return groups
+
+
+def _bits_of_coded(rows: list[dict[str, Any]]) -> str:
+    """`1 to 3.7 bits, 2.2 on average`."""
+    least, most = (f"{edge(row['bits'] for row in rows):.3g}" for edge in (min, max))
+    [mean] = distinct_bits(rows)
+    return f"{mean:g} bits" if least == most else f"{least} to {most} bits, {mean:g} on average"
 
 
 def _calibration(manifest: dict[str, Any]) -> str | None:

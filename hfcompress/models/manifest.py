@@ -14,7 +14,7 @@
 """`hfcompress.json`: what was done to a checkpoint, and to which."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hfcompress.models.tiny import TINY_NAME, tiny_folder
 
 MANIFEST = "hfcompress.json"
 EXPORTS = "exports"  # its key for the formats that a checkpoint has gone through since it was compressed
+CODED = "coded"  # the type of a linear whose codes are entropy-coded, so that its bits are any number
 HUB, FOLDER, MEMORY, BUNDLED = "hub", "folder", "memory", "bundled"  # where a base came from
 
 
@@ -80,6 +81,18 @@ def is_plain(manifest: Mapping[str, Any]) -> bool:
     """Whether none of its weights is rounded to fewer bits, and the checkpoint an ordinary one."""
     rows = manifest["linears"]
     return manifest["recipe"]["format"] == "compressed-tensors" and all(row.get("type") == "plain" for row in rows)
+
+
+def distinct_bits(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """
+    The bits of linears, each once and ascending; those of linears that are entropy-coded as one number, what a weight of
+    them takes on average.
+    """
+    found = {row["bits"] for row in rows if row.get("type") != CODED and row.get("bits") is not None}
+    coded = [(row["bits"], row["shape"][0] * row["shape"][1]) for row in rows if row.get("type") == CODED]
+    if coded:
+        found.add(round(sum(bits * size for bits, size in coded) / sum(size for _, size in coded), 1))
+    return sorted(found)
 
 
 def is_as_solved(manifest: dict[str, Any]) -> bool:

@@ -39,6 +39,7 @@ from hfcompress.solvers.curvature import factorize_rows
 ROWS = 16  # calibration rows
 SAMPLE = 1 << 17  # weights of a linear by which its rate is told
 HALVINGS = 40
+DIGITS = 3  # of a rate
 SPREAD = 1.5  # bits more or less than the mean, at most
 LEAST = 1.0  # bits, below which a linear loses far more than its curve says
 
@@ -101,7 +102,7 @@ def at_one_step(curves: Mapping[str, Curve], sizes: Mapping[str, int], mean: flo
         middle = (low + high) / 2
         found = sum(bits * sizes[name] for name, bits in told(middle).items()) / total
         low, high = (middle, high) if found > mean else (low, middle)
-    return told(low)
+    return {name: round(rate, DIGITS) for name, rate in told(low).items()}
 
 
 def _asks(task: LinearTask) -> bool:

@@ -15,6 +15,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -141,6 +142,11 @@ def test_it_is_measured_as_loaded_and_the_card_says_how(tiny, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "import hfcompress.integrations.transformers" in card
     assert "vllm serve" not in card
+    assert "28 of its 29 linears in 3-bit weights" in card
+    assert re.search(r"28 linears: entropy, [\d.]+ to [\d.]+ bits, 3 on average, a step for each row and column", card)
+    assert "- 3-bit\n- w3a16\n" in card
+    assert "entropy, 3 bits" in (tmp_path / "out" / "report.html").read_text()
+    assert _guarded(app, ["inspect", str(tmp_path / "out")]) == 0
     plan = hfc.plan(None, CODED, calibration=data["calibration"])
     assert plan.output_bytes == pytest.approx(found.report["size_bytes"], rel=0.01)
 
@@ -208,6 +214,7 @@ def test_levels_of_each_row_beat_a_grid_of_each_row(tiny, tmp_path):
     grid = hfc.compress(None, hfc.GPTQ(bits=3, group_size=-1, damping=0.03, shift=1.0), tmp_path / "w3", **data)
     assert found.report["kl_mean"] < 0.85 * grid.report["kl_mean"]
     assert hfc.plan(None, CODEBOOK, calibration=data["calibration"]).output_bytes == found.report["size_bytes"]
+    assert "28 linears: codebook, 3 bits, levels of each row" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_damaged_codebook_is_told(tiny, tmp_path):
