@@ -21,11 +21,12 @@ is changed, and by what the outputs are worth to the predictions ([`hfcompress.p
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from hfcompress.models.roles import find_linears, get_weight, watch_inputs
+from hfcompress.models.roles import find_linears, get_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
@@ -70,7 +71,7 @@ def settle_rates(
     curves = _curves(model, asked, batches, curvatures, processes)
     sizes = {name: task.shape.in_features * task.shape.out_features for name, task in asked.items()}
     for bits in dict.fromkeys(task.settings.bits for task in asked.values()):
-        own = [name for name, task in asked.items() if task.settings.bits == bits]
+        own = [name for name, task in asked.items() if name in curves and task.settings.bits == bits]
         found = at_one_step({name: curves[name] for name in own}, {name: sizes[name] for name in own}, bits)
         for tasks in plan.blocks:
             for name in (name for name in own if name in tasks):
@@ -117,34 +118,27 @@ def _curves(
     curvatures: Mapping[str, list[Tensor]],
     processes: Processes,
 ) -> dict[str, Curve]:
-    """How the rate of every linear falls with the step."""
+    """How the rate of every linear falls with the step; one Gram matrix is in memory at a time, as in the block pass."""
     few, _ = spread_rows(batches, ROWS, processes)
-    streams = model.embed(few) if few else []
+    streams, probe = model.embed(few) if few else [], model.probe()
     found: dict[str, Curve] = {}
     for index, block_name in enumerate(model.block_names):
         with model.block(index) as block:
             linears = {n: m for n, m in find_linears(block, block_name).items() if n in asked}
-            leaders: dict[str, str] = {}  # of those that read the same tensor, the first
-            sums: dict[str, Statistics] = {}
-            advanced = []
-            for stream in streams:
-                last: list[tuple[Tensor, str]] = []
-
-                def seen(name: str, inputs: Tensor, mask=stream.batch.mask, last=last, leaders=leaders, sums=sums):
-                    if not (last and last[0][0] is inputs):
-                        last[:] = [(inputs, name)]
-                    if leaders.setdefault(name, last[0][1]) == name:
-                        sums.setdefault(name, Statistics(inputs.shape[-1], model.device)).add(inputs, mask)
-
-                with watch_inputs(linears, seen):
-                    advanced.append(stream.advanced(model.call(block, index, stream)))
-            streams = advanced
-            for name, linear in linears.items():
-                leader = leaders.get(name, name)
-                if leader == name:
-                    sums.setdefault(name, Statistics(asked[name].shape.in_features, model.device))
-                    sums[name].complete(processes, name)
-                factor = sums[leader].factor(asked[name].settings.damping, True, name)
-                steps = Steps.of(factor, factorize_rows(curvatures[name]))
-                found[name] = Unswept(get_weight(linear), steps, SAMPLE).curve()
+            for names in shared_inputs(model, block, index, probe, linears):
+                statistics = Statistics(asked[names[0]].shape.in_features, model.device)
+                for stream in streams:
+                    add = partial(_add, statistics, stream.batch.mask)
+                    with watch_inputs({names[0]: linears[names[0]]}, add):
+                        model.call(block, index, stream)
+                statistics.complete(processes, names[0])
+                for name in names:
+                    factor = statistics.factor(asked[name].settings.damping, True, name)
+                    steps = Steps.of(factor, factorize_rows(curvatures[name]))
+                    found[name] = Unswept(get_weight(linears[name]), steps, SAMPLE).curve()
+            model.advance(block, index, streams)
     return found
+
+
+def _add(statistics: Statistics, mask: Tensor | None, _: str, inputs: Tensor) -> None:
+    statistics.add(inputs, mask)

@@ -127,8 +127,7 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
     for block in curvatures:
         block = block.cpu()  # where the sweep runs
         largest = block.diagonal().max()
-        largest = largest if largest > 0 else torch.ones_like(largest)
-        block = block / largest
+        block = block / largest if largest > 0 else block
         factor = factorize(block, damping)
         ordered = block[factor.order][:, factor.order]
         mean = ordered.diagonal().mean().item() or 1.0
@@ -142,4 +141,6 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
             kept.append(torch.nn.functional.pad(matrix, (0, width - len(block))))
     stops = torch.tensor([len(block) for block in curvatures]).cumsum(0)
     starts = torch.cat([stops.new_zeros(1), stops[:-1]])
-    return RowFactor(torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped), torch.cat(importance))
+    worth = torch.cat(importance)
+    worth = worth.clamp(min=1e-6 * worth.max()) if worth.any() else torch.ones_like(worth)
+    return RowFactor(torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped), worth)

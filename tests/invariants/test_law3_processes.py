@@ -249,6 +249,23 @@ def test_two_processes_find_the_codes_of_one_by_every_key_of_gptq(tiny, tmp_path
         assert row["relative_output_error"] == pytest.approx(other["relative_output_error"], rel=0.1)
 
 
+def test_two_processes_settle_the_rates_of_one(tiny, tmp_path):
+    np.save(tmp_path / "calibration.npy", np.load(tiny / "calibration.npy")[:5])
+    options = ["run", "entropy-2.5bit", "--calibration", tmp_path / "calibration.npy", "--output"]
+    found = {}
+    for processes, name in ((1, "one"), (2, "two")):
+        launch("-m", "hfcompress.cli", *options, tmp_path / name, processes=processes)
+        manifest, report = (
+            json.loads((tmp_path / name / file).read_text()) for file in ("hfcompress.json", "eval_results.json")
+        )
+        assert manifest["processes"] == processes
+        found[name] = manifest["linears"], report
+    (rows, report), (others, other) = found["one"], found["two"]
+    assert [row["bits"] for row in rows] == pytest.approx([row["bits"] for row in others], abs=0.02)
+    assert report["kl_mean"] == pytest.approx(other["kl_mean"], rel=0.1)
+    assert report["size_bytes"] == pytest.approx(other["size_bytes"], rel=0.01)
+
+
 def test_two_processes_choose_the_factors_of_one(saved_llama, tmp_path):
     np.save(tmp_path / "calibration.npy", token_ids(9, 32))
     (tmp_path / "awq.yaml").write_text("recipe:\n  - awq: {grid: 4, rows: 3}\n  - gptq: {group_size: 32}\n")

@@ -158,6 +158,24 @@ def test_the_best_of_all_codes_is_not_beaten_and_nearly_reached():
     assert sorted(ratios)[len(ratios) // 2] < 1.3
 
 
+def test_what_rows_are_worth_compares_between_blocks():
+    """The diagonal of `V F V^T` in the units of the curvature, for rows in their original order."""
+    curvatures = [make_curvature(6), 1e-4 * make_curvature(5, seed=1), torch.zeros(3, 3)]
+    found = factorize_rows(curvatures, 0.1)
+    start = 0
+    for block in curvatures[:2]:
+        order = found.order[start : start + len(block)] - start
+        damped = block.double()[order][:, order]
+        damped.diagonal().add_(0.1 * damped.diagonal().mean())
+        lower = torch.linalg.cholesky(damped.flip(0, 1))
+        wanted = torch.empty(len(block), dtype=torch.float64)
+        wanted[order] = lower.diagonal().square().flip(0)
+        torch.testing.assert_close(found.importance[start : start + len(block)].double(), wanted, rtol=1e-4, atol=0)
+        start += len(block)
+    assert torch.allclose(found.importance[start:], 1e-6 * found.importance.max())
+    assert torch.equal(factorize_rows(curvatures[2:]).importance, torch.ones(3))
+
+
 def test_rows_without_gradients_are_rounded_by_their_inputs_alone():
     weight, gram = make_problem(rows=4, columns=64)
     curvature = make_curvature(4)
