@@ -15,9 +15,9 @@
 A tensor as it was, in fewer bytes: the exponents of trained weights take under three bits of their eight.
 
 A value's bits are rotated left by one, which puts its exponent in front; the highest byte is a symbol of the stream
-([`hfcompress.formats.native`]), in one table, and the others follow as they are, lowest first, in `weight_bfloat16`,
-`weight_float16` or `weight_float32`, uint8 `(rows, columns * others)`, whose name is the values' dtype. (Of bfloat16 the
-first byte is the exponent: DFloat11, arXiv 2504.11651; ZipNN, arXiv 2411.05239.)
+([`hfcompress.formats.native`]), in one table (all classes are 0, and stored nowhere), and the others follow as they are,
+lowest first, in `weight_bfloat16`, `weight_float16` or `weight_float32`, uint8 `(rows, columns * others)`, whose name is the
+values' dtype. (Of bfloat16 the first byte is the exponent: DFloat11, arXiv 2504.11651; ZipNN, arXiv 2411.05239.)
 """
 
 from collections.abc import Mapping
