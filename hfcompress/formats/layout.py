@@ -68,7 +68,7 @@ class Layout(ABC):
         Raises:
             InvalidValueError: the linear's codes are entropy-coded or have a codebook, which this format cannot hold.
         """
-        kind = {"coded": "entropy-coded weights", "codebook": "codebooks"}.get(grid.type)
+        kind = {"coded": "entropy-coded weights", "codebook": "codebooks", "vector": "vectors"}.get(grid.type)
         if kind is not None:
             raise InvalidValueError(
                 f"{self.name} has no place for {kind}, which {name} has; leave the format at hfcompress, or "

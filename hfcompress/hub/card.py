@@ -366,9 +366,12 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
         told = _bits_of_coded(coded) if kind == CODED else f"{bits} bits{' (E4M3)' if kind == 'float' else ''}"
         scales = ["one scale per row" if group == -1 else f"groups of {group}"]
         scales += ["symmetric" if symmetric else "with zero points"]
-        scales = {"plain": [], CODED: ["a step for each row and column"], "codebook": ["levels of each row"]}.get(
-            str(kind), scales
-        )
+        scales = {
+            "plain": [],
+            CODED: ["a step for each row and column"],
+            "codebook": ["levels of each row"],
+            "vector": [f"vectors of {group}"],
+        }.get(str(kind), scales)
         details = [*([f"pattern {pattern}"] if pattern else []), told, *scales]
         groups.append(f"{whose}: {', '.join([methods, *details])}{INPUTS.get(inputs, '')}")
     if cache := manifest.get("kv_cache"):

@@ -367,6 +367,8 @@ def _grid(settings: Any, group_size: int, stored: torch.dtype) -> Grid:
         return Grid(8, type="coded", rate=settings.bits)
     if settings.type == "codebook":
         return Grid(settings.bits, type="codebook")
+    if settings.type == "vector":
+        return Grid(settings.bits, settings.group_size, type="vector")
     return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
 
 

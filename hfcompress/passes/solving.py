@@ -98,7 +98,10 @@ def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
 
 
 def _treatment(task: LinearTask) -> tuple[Any, ...]:
-    return task.settings, task.sparsity, task.grid, task.scale_dtype
+    alone = (
+        task.name if getattr(task.settings, "alone", False) else None
+    )  # what it finds is for all rows of one weight
+    return task.settings, task.sparsity, task.grid, task.scale_dtype, alone
 
 
 def _report(

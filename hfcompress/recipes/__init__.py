@@ -33,6 +33,7 @@ from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.sparsify import Sparsify
 from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.tune import Tune
+from hfcompress.recipes.vq import VQ
 
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "GPTQ",
     "QAT",
     "RTN",
+    "VQ",
     "BitsAndBytes",
     "Budget",
     "Codebook",

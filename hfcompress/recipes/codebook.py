@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hfcompress.errors import InvalidValueError
-from hfcompress.recipes.coded import Coded
+from hfcompress.recipes.coded import Coded, refuse_zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,7 @@ class Codebook(Coded):
     def check_place(self, before, after):
         """Zeros would need a level of their own."""
         super().check_place(before, after)
-        if any(step.name == "sparsify" for step in before):
-            raise InvalidValueError(
-                "codebook has no level that stays zero; leave out sparsify, or take entropy instead."
-            )
+        refuse_zeros(self.name, before)
 
     @property
     def needs_dense_stream(self) -> bool:

@@ -20,19 +20,33 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 
 
-BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "codebook", "lossless")
+BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "codebook", "vq", "lossless")
+
+
+def refuse_zeros(name, before) -> None:
+    """
+    Raises:
+        InvalidValueError: a step before the one called `name` leaves zeros, which it cannot keep.
+    """
+    if any(step.name == "sparsify" for step in before):
+        raise InvalidValueError(f"{name} does not keep zeros; leave out sparsify, or take entropy instead.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coded(Recipe):
     """The base of such steps. The arguments are those of [`Recipe`]."""
 
-    group_size: ClassVar[int] = -1
+    alone: ClassVar[bool] = False
     symmetric: ClassVar[bool] = True
     activations: ClassVar[str] = "none"
     observer: ClassVar[str] = "mse"
     scales: ClassVar[str] = "none"
     on_indivisible: ClassVar[str] = "error"
+
+    @property
+    def group_size(self) -> int:
+        """Weights of a row that belong together; -1 for all."""
+        return -1
 
     def check_place(self, before, after):
         """Nothing stands beside it that works on a fixed grid."""

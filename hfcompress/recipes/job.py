@@ -50,6 +50,7 @@ from hfcompress.recipes.sparsify import Sparsify
 from hfcompress.recipes.torchao import TorchAo
 from hfcompress.recipes.tune import Tune
 from hfcompress.recipes.validation import check_fields, check_keys
+from hfcompress.recipes.vq import VQ
 
 
 EVERY_STEP = (
@@ -62,6 +63,7 @@ EVERY_STEP = (
     GPTQ,
     Entropy,
     Codebook,
+    VQ,
     Lossless,
     Tune,
     Rotate,

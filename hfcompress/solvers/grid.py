@@ -34,13 +34,14 @@ class Grid:
     `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric. Those of type
     `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further. Those of type `"coded"`
     are integers in [-127, 127] with a step for every row and every column, which take as many bits as they are worth.
-    Those of type `"codebook"` are from 0 up, and number the levels that a row has of its own.
+    Those of type `"codebook"` are from 0 up, and number the levels that a row has of its own; those of type `"vector"` number
+    vectors, of which each stands for `group_size` neighbours in a row.
 
     Args:
         bits (`int`): bits per code, 2 to 8; 8 for `"float"` and `"coded"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
-        type (`str`): `"int"`, `"float"`, `"plain"`, `"coded"` or `"codebook"`.
+        type (`str`): `"int"`, `"float"`, `"plain"`, `"coded"`, `"codebook"` or `"vector"`.
         activations (`str`): how the linear's inputs are rounded when it runs, to 8 bits of the same type: `"none"`,
             `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
             reader does with them does.
@@ -108,6 +109,8 @@ class QuantizedWeight:
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
+        vectors (`Tensor`, *optional*): `(256, group_size)`, on a grid of type `"vector"`, where `codes` are uint8
+            `(out_features, in_features / group_size)`.
     """
 
     codes: Tensor
@@ -115,11 +118,14 @@ class QuantizedWeight:
     zero_points: Tensor | None
     grid: Grid
     column_scales: Tensor | None = None
+    vectors: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """The values `(codes - zero_points) * scales (* column_scales)`: float32 `(out_features, in_features)`."""
         if self.grid.type == "codebook":
             return self.scales.float().gather(1, self.codes.long())
+        if self.vectors is not None:
+            return self.vectors.float()[self.codes.int()].flatten(1) * self.scales.float()
         out_features, in_features = self.codes.shape
         values = self.codes.float().view(out_features, self.scales.shape[1], -1)
         if self.zero_points is not None:
@@ -131,10 +137,11 @@ class QuantizedWeight:
         """The same on another device."""
         zero_points = None if self.zero_points is None else self.zero_points.to(device)
         columns = None if self.column_scales is None else self.column_scales.to(device)
-        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zero_points, self.grid, columns)
+        vectors = None if self.vectors is None else self.vectors.to(device)
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zero_points, self.grid, columns, vectors)
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The part of it that belongs to output rows `start` to `stop`."""
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]
         own = (self.codes[start:stop], self.scales[start:stop], zero_points)
-        return QuantizedWeight(*own, self.grid, self.column_scales)
+        return QuantizedWeight(*own, self.grid, self.column_scales, self.vectors)

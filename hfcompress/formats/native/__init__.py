@@ -15,9 +15,9 @@
 The library's own format: each tensor in as many bits as it is worth.
 
 config.json says `"quantization_config": {"quant_method": "hfcompress", "version": 1}`. Beside ordinary tensors there
-are coded ones, of which a matrix called `NAME.weight` is stored under several names that begin with `NAME.weight`. Three
-kinds are known, told by those names: [`hfcompress.formats.native.codebook`] (levels of each row), and, both of them
-entropy-coded, [`hfcompress.formats.native.coded`] (a grid) and [`hfcompress.formats.native.lossless`] (the values as they
+are coded ones, of which a matrix called `NAME.weight` is stored under several names that begin with `NAME.weight`. Four
+kinds are known, told by those names: [`hfcompress.formats.native.codebook`] (levels of each row),
+[`hfcompress.formats.native.vectors`] (vectors that a weight shares), and, both of them entropy-coded, [`hfcompress.formats.native.coded`] (a grid) and [`hfcompress.formats.native.lossless`] (the values as they
 were). These two have in common a stream ([`hfcompress.solvers.entropy`]) of symbols, one byte for each entry of the
 matrix:
 

@@ -53,8 +53,8 @@ class Coded(Layout):
         refuse_conv1d(self.name, shape)
         if grid.type != "coded":
             raise InvalidValueError(
-                f"{self.name} is for entropy-coded weights, and {shape.name} is on a fixed grid; round it with the step entropy or codebook, or "
-                "leave the format at compressed-tensors."
+                f"{self.name} is not for fixed grids, and {shape.name} is on one; round it with entropy, codebook or vq, or leave "
+                "the format at compressed-tensors."
             )
 
     def check_coded(self, name: str, grid: Grid) -> None:

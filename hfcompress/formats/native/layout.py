@@ -26,17 +26,21 @@ from hfcompress.formats.native.coded import COLUMNS, LOCALS, ROWS, STEP, Coded, 
 from hfcompress.formats.native.lossless import LOCALS as LOSSLESS_LOCALS
 from hfcompress.formats.native.lossless import REST, Lossless, LosslessTensor, packed, unpacked
 from hfcompress.formats.native.streams import FREQUENCIES, WORDS
+from hfcompress.formats.native.vectors import LOCALS as VECTOR_LOCALS
+from hfcompress.formats.native.vectors import VECTORS, VectorCodes, VectorTensor
+from hfcompress.formats.native.vectors import grid_of as vector_grid_of
 from hfcompress.formats.stored import packed_stems
 from hfcompress.solvers.grid import Grid
 
 
 QUANT_METHOD = "hfcompress"
 VERSION = 1
-EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS, *CODEBOOK_LOCALS)))
+EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS, *CODEBOOK_LOCALS, *VECTOR_LOCALS)))
+KINDS = {"codebook": Codebook, "vector": VectorCodes}
 
 
 class Native(Coded):
-    """Entropy-coded grids, or codebooks; what is not rounded is stored without loss."""
+    """Entropy-coded grids, codebooks or vectors; what is not rounded is stored without loss."""
 
     name = "hfcompress"
     quant_method = QUANT_METHOD
@@ -45,8 +49,8 @@ class Native(Coded):
 
     def of(self, grid: Grid) -> Layout:
         """The kind that holds linears on a grid."""
-        if grid.type == "codebook":
-            return Codebook()
+        if grid.type in KINDS:
+            return KINDS[grid.type]()
         return Lossless() if grid.is_plain else self
 
     def beside(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -74,6 +78,8 @@ def dense_of(tensors: Mapping[str, Tensor]) -> Tensor:
     """
     if LEVELS in tensors:
         return Codebook().unpack(tensors, grid_of(tensors[LEVELS].shape)).dequantize()
+    if VECTORS in tensors:
+        return VectorCodes().unpack(tensors, vector_grid_of(tensors[VECTORS].shape)).dequantize()
     if STEP in tensors:
         return Native().unpack(tensors, Grid(8, type="coded")).dequantize()
     return unpacked(tensors) if FREQUENCIES in tensors else tensors[WORDS]
@@ -108,6 +114,10 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
         parts = {local: view.pop(f"{stem}.{local}") for local in CODEBOOK_LOCALS}
         rows, columns = parts[SHAPE].read().tolist()
         view[f"{stem}.weight"] = CodebookTensor(parts, grid_of(parts[LEVELS].shape), Codebook(), (rows, columns))
+    for stem in packed_stems(tensors, VECTORS):
+        parts = {local: view.pop(f"{stem}.{local}") for local in VECTOR_LOCALS}
+        (rows, numbers), grid = parts[WORDS].shape, vector_grid_of(parts[VECTORS].shape)
+        view[f"{stem}.weight"] = VectorTensor(parts, grid, VectorCodes(), (rows, numbers * grid.group_size))
     for stem in packed_stems(tensors, FREQUENCIES):
         parts = {local: view.pop(f"{stem}.{local}") for local in EVERY_LOCAL if f"{stem}.{local}" in tensors}
         if STEP not in parts:

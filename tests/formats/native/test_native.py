@@ -34,8 +34,8 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.solvers.pattern import Pattern
 
 
-CODED, LOSSLESS, CODEBOOK = hfc.Entropy(bits=3.0), hfc.Lossless(), hfc.Codebook(bits=3)
-STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK}
+CODED, LOSSLESS, CODEBOOK, VECTORS = hfc.Entropy(bits=3.0), hfc.Lossless(), hfc.Codebook(bits=3), hfc.VQ(bits=2)
+STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK, "vectors": VECTORS}
 IDS = torch.from_numpy(token_ids(8, 32)).long()
 LOADED = """
 import json, sys
@@ -43,7 +43,7 @@ import hfcompress.integrations.transformers
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
 made, out = sys.argv[1:]
-for name in ("coded", "lossless", "codebook"):
+for name in ("coded", "lossless", "codebook", "vectors"):
     model = AutoModelForCausalLM.from_pretrained(f"{made}/{name}", dtype=torch.float32).eval()
     with torch.no_grad():
         np.save(f"{out}/{name}.npy", model(torch.arange(24)[None]).logits.numpy())
@@ -76,7 +76,7 @@ def test_transformers_loads_and_saves_what_was_solved(made, tmp_path):
     """The format itself in a process that knows nothing but the plug-in, against a dense export and the original."""
     in_fresh_process(LOADED, str(made), str(tmp_path))
     others = {"lossless": made / "base"}
-    for name in ("coded", "codebook"):
+    for name in ("coded", "codebook", "vectors"):
         others[name] = hfc.export(made / name, "dense", tmp_path / f"dense-{name}", dtype="float32").output_dir
     for name, other in others.items():
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits(other))
@@ -93,7 +93,12 @@ def test_lossless_is_the_original_bit_for_bit(made, tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "kind"),
-    [(CODED, "AutoModelForCausalLM"), (LOSSLESS, "LlamaForCausalLM"), (CODEBOOK, "AutoModelForCausalLM")],
+    [
+        (CODED, "AutoModelForCausalLM"),
+        (LOSSLESS, "LlamaForCausalLM"),
+        (CODEBOOK, "AutoModelForCausalLM"),
+        (VECTORS, "AutoModelForCausalLM"),
+    ],
 )
 def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
     hfc.compress(None, recipe, tmp_path / "made", evaluate=False, calibration=IDS)
@@ -188,7 +193,11 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         (["codebook-3bit", "--set", "codebook.bits=5"], "codebook.bits is 5; it must be one of 1, 2, 3, 4"),
         (["codebook-3bit", "--set", "codebook.rounds=-1"], "codebook.rounds is -1; it must not be negative"),
         (["codebook-3bit", "--set", "format=gptq"], "gptq has no place for codebooks, which"),
-        (["w4a16-fast", "--set", "format=hfcompress"], "is on a fixed grid; round it with the step entropy"),
+        (["vq-2bit", "--set", "format=gptq"], "gptq has no place for vectors, which"),
+        (["vq-2bit", "--set", "vq.bits=3"], "vq.bits is 3; it must be one of 1, 2, 4"),
+        (["vq-2bit", "--set", "vq.shift=2"], "vq.shift is 2.0; it must lie between 0 and 1"),
+        (["vq-2bit", "--set", "vq.seed=-1"], "vq.seed is -1; it must not be negative"),
+        (["w4a16-fast", "--set", "format=hfcompress"], "hfcompress is not for fixed grids, and"),
     ],
 )
 def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
@@ -197,36 +206,53 @@ def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_codebooks_have_no_zeros_to_keep():
+@pytest.mark.parametrize("step", [hfc.Codebook(shift=0.0), hfc.VQ(shift=0.0)])
+def test_codebooks_keep_no_zeros(step):
     with pytest.raises(
-        InvalidValueError, match=r"codebook has no level that stays zero; leave out sparsify, or take ent"
+        InvalidValueError, match=f"{step.name} does not keep zeros; leave out sparsify, or take entropy"
     ):
-        hfc.Job.of(hfc.Sparsify("2:4") >> hfc.Codebook(shift=0.0))
+        hfc.Job.of(hfc.Sparsify("2:4") >> step)
 
 
-def test_levels_of_each_row_beat_a_grid_of_each_row(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("step", "grid", "most", "said"),
+    [
+        (
+            CODEBOOK,
+            hfc.GPTQ(bits=3, group_size=-1, damping=0.03, shift=1.0),
+            0.85,
+            "codebook, 3 bits, levels of each row",
+        ),
+        (VECTORS, hfc.GPTQ(bits=2, group_size=64, damping=0.1, shift=1.0), 0.8, "vq, 2 bits, vectors of 4"),
+    ],
+)
+def test_levels_and_vectors_beat_a_grid(tiny, tmp_path, step, grid, most, said):
     calibration, evaluation = (np.load(tiny / f"{name}.npy") for name in ("calibration", "evaluation"))
     data = {
         "calibration": torch.as_tensor(calibration[:8]).long(),
         "eval_data": torch.as_tensor(evaluation[:8]).long(),
     }
-    found = hfc.compress(None, CODEBOOK, tmp_path / "out", **data)
-    grid = hfc.compress(None, hfc.GPTQ(bits=3, group_size=-1, damping=0.03, shift=1.0), tmp_path / "w3", **data)
-    assert found.report["kl_mean"] < 0.85 * grid.report["kl_mean"]
-    assert hfc.plan(None, CODEBOOK, calibration=data["calibration"]).output_bytes == found.report["size_bytes"]
-    assert "28 linears: codebook, 3 bits, levels of each row" in (tmp_path / "out" / "README.md").read_text()
+    found = hfc.compress(None, step, tmp_path / "out", **data)
+    other = hfc.compress(None, grid, tmp_path / "grid", **data)
+    assert found.report["kl_mean"] < most * other.report["kl_mean"]
+    assert hfc.plan(None, step, calibration=data["calibration"]).output_bytes == found.report["size_bytes"]
+    assert f"28 linears: {said}" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_damaged_codebook_is_told(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("step", "local", "what"),
+    [(CODEBOOK, "_codebook", "on codebooks"), (VECTORS, "_vectors", "of vectors")],
+)
+def test_damaged_levels_and_vectors_are_told(tiny, tmp_path, step, local, what):
     calibration = torch.as_tensor(np.load(tiny / "calibration.npy")[:2]).long()
-    hfc.compress(None, CODEBOOK, tmp_path / "made", evaluate=False, calibration=calibration)
+    hfc.compress(None, step, tmp_path / "made", evaluate=False, calibration=calibration)
     stem = "model.layers.0.mlp.up_proj.weight"
     whole = load_file(tmp_path / "made" / "model.safetensors")
-    for local, cut in (("_codebook", lambda t: t[:, :5]), ("_codebook", lambda t: t[:-1]), ("", lambda t: t[:-1])):
-        tensors = {**whole, f"{stem}{local}": cut(whole[f"{stem}{local}"]).contiguous()}
+    for changed, cut in ((local, lambda t: t[:, :-1]), (local, lambda t: t[:-1]), ("", lambda t: t[:-1])):
+        tensors = {**whole, f"{stem}{changed}": cut(whole[f"{stem}{changed}"]).contiguous()}
         save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
         made = Checkpoint.open(tmp_path / "made")
-        with pytest.raises(CheckpointError, match="on codebooks is damaged; download or copy its file again"):
+        with pytest.raises(CheckpointError, match=f"A weight {what} is damaged; download or copy its file again"):
             decoded(made.tensors, made.quantization_config)[stem].read()
 
 

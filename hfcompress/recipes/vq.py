@@ -1,0 +1,89 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Neighbouring weights rounded together."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hfcompress.errors import InvalidValueError
+from hfcompress.recipes.coded import Coded, refuse_zeros
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQ(Coded):
+    """
+    Vector quantization: neighbours in a row are rounded together to one of 256 vectors that a weight shares, errors fed
+    back as in GPTQ.
+
+    Args:
+        bits (`int`, *optional*, defaults to 2): bits per weight: 1, 2 or 4, for vectors of 8, 4 or 2 weights.
+        damping (`float`, *optional*, defaults to 0.1): added to the diagonal of the Gram matrix, as a share of its
+            mean.
+        shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
+            [`GPTQ`].
+        rounds (`int`, *optional*, defaults to 3): times that vectors and numbers are improved in turn.
+        seed (`int`, *optional*, defaults to 0): of the vectors that are begun with.
+        targets (`tuple[str, ...]`, *optional*): see [`Recipe`].
+        ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
+        overrides (`Mapping[str, Mapping]`, *optional*): see [`Recipe`].
+    """
+
+    name: ClassVar[str] = "vq"
+    needs_inputs: ClassVar[bool] = True
+    needs_curvature: ClassVar[bool] = False
+    type: ClassVar[str] = "vector"
+    alone: ClassVar[bool] = True
+
+    bits: Literal[1, 2, 4] = 2
+    damping: float = 0.1
+    shift: float = 1.0
+    rounds: int = 3
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for key in ("damping", "shift"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        for key in ("rounds", "seed"):
+            if getattr(self, key) < 0:
+                raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must not be negative.")
+
+    def check_place(self, before, after):
+        """No vector keeps zeros."""
+        super().check_place(before, after)
+        refuse_zeros(self.name, before)
+
+    @property
+    def group_size(self) -> int:
+        """Weights of a vector, which have to divide a row."""
+        return 8 // self.bits
+
+    @property
+    def needs_dense_stream(self) -> bool:
+        """Whether the dense model's stream is carried beside the calibration's."""
+        return self.shift > 0
+
+    def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
+        """See `passes.plan.Quantizer`."""
+        from hfcompress.solvers.grid import QuantizedWeight
+        from hfcompress.solvers.vectors import gptq_vectors
+
+        factor = statistics.factor(self.damping, False, linears)
+        target, share = statistics.target(weight, self.damping, False, linears, self.shift)
+        found = gptq_vectors(target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
+        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
+        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+        scales, vectors = found.scales[:, None].to(scale_dtype), found.vectors.to(scale_dtype)
+        return QuantizedWeight(found.codes, scales, None, grid, vectors=vectors), details
