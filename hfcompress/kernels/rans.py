@@ -79,6 +79,37 @@ def encode_chunks(symbols, bounds, row_classes, column_classes, frequencies, sta
         counts[chunk] = words.shape[1] - place
 
 
+@njit(cache=True)
+def fill_tables(stored, table):
+    """
+    The tables that [`decode_chunks`] looks up, of the frequencies as they are stored; whether these are such.
+
+    Args:
+        stored (`ndarray`): int64 `(sizes,)`: for one table after the other how many symbols it has, and their frequencies.
+        table (`ndarray`): uint32 `(tables, 2^PRECISION)`, written; zeros on entry.
+    """
+    place = 0
+    for number in range(len(table)):
+        if place >= len(stored):
+            return False
+        symbols = stored[place]
+        if symbols < 0 or symbols > 256 or place + 1 + symbols > len(stored):
+            return False
+        begins = 0
+        for symbol in range(symbols):
+            frequency = stored[place + 1 + symbol]
+            if frequency < 0 or begins + frequency > 1 << PRECISION:
+                return False
+            for slot in range(frequency):
+                entry = symbol << 24 | (frequency - 1) << 12 | slot
+                table[number, begins + slot] = entry
+            begins += frequency
+        if begins != 1 << PRECISION and begins != 0:
+            return False
+        place += 1 + symbols
+    return place == len(stored)
+
+
 @njit(cache=True, parallel=True)
 def decode_chunks(words, offsets, table, row_classes, column_classes, symbols, bounds, whole):
     """

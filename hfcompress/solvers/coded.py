@@ -80,14 +80,12 @@ def powers(exponents: Tensor) -> Tensor:
 
 def symbols_of(codes: Tensor) -> Tensor:
     """int8 codes 0, -1, 1, -2, ... as uint8 symbols 0, 1, 2, 3, ..."""
-    wide = codes.short()
-    return torch.where(wide < 0, -2 * wide - 1, 2 * wide).to(torch.uint8)
+    return ((codes << 1) ^ (codes >> 7)).view(torch.uint8)
 
 
 def codes_of(symbols: Tensor) -> Tensor:
     """The inverse of [`symbols_of`]."""
-    half = ((symbols.short() + 1) >> 1).to(torch.int8)
-    return torch.where(symbols & 1 == 1, -half, half)
+    return ((symbols >> 1) ^ (symbols & 1).neg()).view(torch.int8)
 
 
 MAGNITUDES = codes_of(torch.arange(SYMBOLS, dtype=torch.uint8)).float().abs()

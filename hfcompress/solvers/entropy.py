@@ -228,15 +228,15 @@ def decode(stream: Stream, beside: bytes = b"", first: int = 0, last: int | None
     Raises:
         CheckpointError: the stream has been cut short or altered.
     """
-    from hfcompress.kernels.rans import decode_chunks
+    from hfcompress.kernels.rans import decode_chunks, fill_tables
 
     words, classes = stream.words.numpy(), stream.classes
     damaged = CheckpointError("An entropy-coded tensor is damaged; download or copy its file again.")
     if not all(stream.shape):
         raise damaged
     bounds = _bounds(stream.shape)
-    frequencies = _tables(stream.frequencies, classes.tables)
-    if stream.index.shape != (2, len(bounds) - 1) or frequencies is None:
+    table = np.zeros((classes.tables, TOTAL), np.uint32)
+    if stream.index.shape != (2, len(bounds) - 1) or not fill_tables(stream.frequencies.long().numpy(), table):
         raise damaged
     lengths, sums = stream.index
     if lengths.min() < 0 or lengths.sum() != len(words):
@@ -252,7 +252,7 @@ def decode(stream: Stream, beside: bytes = b"", first: int = 0, last: int | None
     columns = classes.columns.numpy().astype(np.int64) * TOTAL
     symbols = np.empty((len(rows), len(columns)), np.uint8)
     whole = np.empty(len(bounds) - 1, np.bool_)
-    decode_chunks(words, offsets, _table(frequencies), rows, columns, symbols, bounds - bounds[0], whole)
+    decode_chunks(words, offsets, table.reshape(-1), rows, columns, symbols, bounds - bounds[0], whole)
     if not whole.all():
         raise damaged
     return torch.from_numpy(symbols)
@@ -270,19 +270,6 @@ def _used(counts: Tensor) -> Tensor:
     return ((counts > 0) * torch.arange(1, SYMBOLS + 1)).amax(1)
 
 
-def _tables(stored: Tensor, count: int) -> Tensor | None:
-    """The tables of a stream, int64 `(count, 256)`; `None` if they are not as many, or not such."""
-    tables, values = torch.zeros(count, SYMBOLS, dtype=torch.int64), stored.long()
-    place = 0
-    for table in tables:
-        if place >= len(values) or values[place] > SYMBOLS or place + 1 + values[place] > len(values):
-            return None
-        own = values[place + 1 : (place := place + 1 + int(values[place]))]
-        table[: len(own)] = own
-    sums = tables.sum(1)
-    return tables if place == len(values) and ((sums == TOTAL) | (sums == 0)).all() else None
-
-
 def _bounds(shape: tuple[int, int] | torch.Size) -> np.ndarray:
     rows, columns = shape
     return np.append(np.arange(0, rows, max(1, CHUNK // columns)), rows)
@@ -292,14 +279,3 @@ def _seal(frequencies: Tensor, classes: Classes, beside: bytes) -> int:
     """The checksum of all that belongs to the words."""
     seal = zlib.crc32(frequencies.numpy().tobytes(), zlib.crc32(beside))
     return zlib.crc32(classes.columns.numpy().tobytes(), zlib.crc32(classes.rows.numpy().tobytes(), seal))
-
-
-def _table(frequencies: Tensor) -> np.ndarray:
-    """See [`hfcompress.kernels.rans.decode_chunks`]."""
-    entries = torch.zeros(len(frequencies), TOTAL, dtype=torch.int64)
-    for own, filled in zip(frequencies, entries, strict=True):
-        if own.any():
-            symbols = torch.repeat_interleave(torch.arange(len(own)), own)
-            begins = own.cumsum(0) - own
-            filled[:] = symbols << 24 | (own[symbols] - 1) << 12 | torch.arange(TOTAL) - begins[symbols]
-    return entries.flatten().numpy().astype(np.uint32)

@@ -31,7 +31,7 @@ from hfcompress.solvers.gptq import BLOCK, Factor
 
 
 ENTRIES = 256
-ENOUGH = 1 << 15  # vectors from which those that are begun with are told
+ENOUGH = 1 << 16  # weights from which the vectors are told that are begun with
 ROUNDS_OF_MEANS = 20
 CG_STEPS = 12
 
@@ -114,8 +114,8 @@ def k_means(weight: Tensor, importance: Tensor, length: int, seed: int) -> Tenso
     points = weight.view(-1, length)
     costs = importance.view(-1, length).repeat(len(weight), 1) / importance.mean()
     generator = torch.Generator().manual_seed(seed)
-    if len(points) > ENOUGH:
-        chosen = torch.randperm(len(points), generator=generator)[:ENOUGH]
+    if points.numel() > ENOUGH:
+        chosen = torch.randperm(len(points), generator=generator)[: ENOUGH // length]
         points, costs = points[chosen], costs[chosen]
     begun = torch.multinomial(torch.ones(len(points)), ENTRIES, len(points) < ENTRIES, generator=generator)
     vectors, weighted = points[begun].clone(), costs * points
