@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from hfcompress.errors import CheckpointError, MissingExtraError, UnsupportedModelError
+from hfcompress.errors import CheckpointError, HfcompressError, MissingExtraError, UnsupportedModelError
 from hfcompress.formats import (
     FORMATS,
     awq,
@@ -110,7 +110,9 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any] | None) -> Mappin
         raise UnsupportedModelError(f"A checkpoint quantized by {method} is not read yet; {', '.join(READERS)} are.")
     try:
         return READERS[method](tensors, config)
-    except (KeyError, TypeError) as error:
+    except HfcompressError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"The checkpoint does not hold what its quantization_config promises ({error} is missing or wrong); "
             "download or copy it again."

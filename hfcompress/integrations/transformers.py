@@ -23,6 +23,7 @@ Import this, and `from_pretrained` reads the layout [`sparse24`][hfcompress.form
 The weights are unpacked one by one while they are loaded, so the model is an ordinary one.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -69,9 +70,9 @@ class UnpackingHfQuantizer(HfQuantizer):
 
     requires_calibration = True
 
+    @abstractmethod
     def unpacked(self, found: dict[str, Tensor], name: str) -> Tensor:
         """The weight of the module `name`, of what is stored of it by local names."""
-        raise NotImplementedError
 
     def get_load_operations(self) -> dict:
         return {"dequantize": _Unpack}

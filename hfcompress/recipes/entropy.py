@@ -27,7 +27,7 @@ class Entropy(Coded):
     download: the weights are decoded while they are loaded.
 
     Args:
-        bits (`float`, *optional*, defaults to 2.5): bits per weight in the file, everything counted: from 0.5 to 5.
+        bits (`float`, *optional*, defaults to 2.5): bits per weight in the file, everything counted: above 0, up to 8.
         damping (`float`, *optional*, defaults to 0.03): added to the diagonal of the Gram matrix, as a share of its
             mean.
         shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hfcompress.errors import CheckpointError
 from hfcompress.formats.layout import Layout, refuse_cache, refuse_conv1d
-from hfcompress.formats.packing import pack, unpack
+from hfcompress.formats.packing import WORD, pack, unpack
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
@@ -69,7 +69,9 @@ class Codebook(Layout):
             CheckpointError: the tensors do not belong together.
         """
         levels, shape = tensors[LEVELS], tensors[SHAPE].flatten().tolist()
-        if len(shape) != 2 or levels.shape != (shape[0], 2**grid.bits) or len(tensors[CODES]) != shape[0]:
+        words = -(-shape[-1] * grid.bits // WORD) if shape else 0
+        whole = len(shape) == 2 and tensors[CODES].dtype == torch.int32 and tensors[CODES].shape == (shape[0], words)
+        if not whole or levels.shape != (shape[0], 2**grid.bits):
             raise CheckpointError("A weight on codebooks is damaged; download or copy its file again.")
         codes = unpack(tensors[CODES], grid.bits, shape[1]).short() + 2 ** (grid.bits - 1)
         return QuantizedWeight(codes.to(torch.uint8), levels, None, grid)

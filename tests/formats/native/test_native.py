@@ -256,6 +256,21 @@ def test_damaged_levels_and_vectors_are_told(tiny, tmp_path, step, local, what):
             decoded(made.tensors, made.quantization_config)[stem].read()
 
 
+def test_a_codebook_with_too_few_words_or_of_no_shape_is_told(tiny, tmp_path):
+    calibration = torch.as_tensor(np.load(tiny / "calibration.npy")[:2]).long()
+    hfc.compress(None, CODEBOOK, tmp_path / "made", evaluate=False, calibration=calibration)
+    stem, file = "model.layers.0.mlp.up_proj.weight", tmp_path / "made" / "model.safetensors"
+    whole = load_file(file)
+    save_file({**whole, stem: whole[stem][:, :-1].contiguous()}, file, metadata={"format": "pt"})
+    made = Checkpoint.open(tmp_path / "made")
+    with pytest.raises(CheckpointError, match="A weight on codebooks is damaged"):
+        decoded(made.tensors, made.quantization_config)[stem].read()
+    save_file({**whole, f"{stem}_shape": torch.tensor([1])}, file, metadata={"format": "pt"})
+    made = Checkpoint.open(tmp_path / "made")
+    with pytest.raises(CheckpointError, match="does not hold what its quantization_config promises"):
+        decoded(made.tensors, made.quantization_config)
+
+
 def test_a_conv1d_is_refused(tmp_path):
     with pytest.raises(InvalidValueError, match=r"hfcompress cannot hold .*c_attn: it is a Conv1D"):
         hfc.compress(make_model(CONFIGS["gpt2"]()), CODED, tmp_path / "out", calibration=IDS)
