@@ -66,9 +66,14 @@ class Layout(ABC):
     def check_coded(self, name: str, grid: Grid) -> None:
         """
         Raises:
-            InvalidValueError: the linear's codes are entropy-coded or have a codebook, which this format cannot hold.
+            InvalidValueError: the linear is entropy-coded, has a codebook or is a product, which this format cannot hold.
         """
-        kind = {"coded": "entropy-coded weights", "codebook": "codebooks", "vector": "vectors"}.get(grid.type)
+        kind = {
+            "coded": "entropy-coded weights",
+            "codebook": "codebooks",
+            "vector": "vectors",
+            "factors": "factors",
+        }.get(grid.type)
         if kind is not None:
             raise InvalidValueError(
                 f"{self.name} has no place for {kind}, which {name} has; leave the format at hfcompress, or "

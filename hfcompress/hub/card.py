@@ -33,8 +33,8 @@ from hfcompress.formats.writer import disk_errors, write_text
 from hfcompress.hub.base_card import forbids_derivatives
 from hfcompress.hub.published import is_local, published
 from hfcompress.hub.reload import Reload
+from hfcompress.models.manifest import ANY_BITS, EXPORTS, HUB, distinct_bits, format_of, is_plain
 from hfcompress.models.manifest import BUNDLED as BUNDLED_BASE
-from hfcompress.models.manifest import CODED, EXPORTS, HUB, distinct_bits, format_of, is_plain
 from hfcompress.solvers.pattern import UNSTRUCTURED
 
 
@@ -356,21 +356,23 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     """`28 linears: GPTQ, 4 bits, groups of 128, symmetric`."""
     keys = ("method", "pattern", "bits", "group_size", "symmetric", "type", "activations")
     named = [{**row, "embeddings": row["name"] == manifest.get("embeddings")} for row in manifest["linears"]]
-    coded = [row for row in manifest["linears"] if row.get("type") == CODED]
-    named = [row | ({"bits": None} if row.get("type") == CODED else {}) for row in named]
+    named = [row | ({"bits": None} if row.get("type") in ANY_BITS else {}) for row in named]
     kinds = Counter(tuple(row.get(key) for key in ("embeddings", *keys)) for row in named)
     groups = []
     for (embeddings, method, pattern, bits, group, symmetric, kind, inputs), count in kinds.most_common():
         whose = "embeddings" if embeddings else f"{count} linears"
         methods = " and ".join(METHODS.get(part, part) for part in str(method).split("+"))
-        told = _bits_of_coded(coded) if kind == CODED else f"{bits} bits{' (E4M3)' if kind == 'float' else ''}"
+        told = f"{bits} bits{' (E4M3)' if kind == 'float' else ''}"
+        if kind in ANY_BITS:
+            told = _bits_of_any([row for row in manifest["linears"] if row.get("type") == kind])
         scales = ["one scale per row" if group == -1 else f"groups of {group}"]
         scales += ["symmetric" if symmetric else "with zero points"]
         scales = {
             "plain": [],
-            CODED: ["a step for each row and column"],
+            "coded": ["a step for each row and column"],
             "codebook": ["levels of each row"],
             "vector": [f"vectors of {group}"],
+            "factors": ["products of two factors"],
         }.get(str(kind), scales)
         details = [*([f"pattern {pattern}"] if pattern else []), told, *scales]
         groups.append(f"{whose}: {', '.join([methods, *details])}{INPUTS.get(inputs, '')}")
@@ -380,7 +382,7 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     return groups
 
 
-def _bits_of_coded(rows: list[dict[str, Any]]) -> str:
+def _bits_of_any(rows: list[dict[str, Any]]) -> str:
     """`1 to 3.7 bits, 2.2 on average`."""
     least, most = (f"{edge(row['bits'] for row in rows):.3g}" for edge in (min, max))
     [mean] = distinct_bits(rows)

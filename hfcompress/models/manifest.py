@@ -24,7 +24,7 @@ from hfcompress.models.tiny import TINY_NAME, tiny_folder
 
 MANIFEST = "hfcompress.json"
 EXPORTS = "exports"  # its key for the formats that a checkpoint has gone through since it was compressed
-CODED = "coded"  # the type of a linear whose codes are entropy-coded, so that its bits are any number
+ANY_BITS = ("coded", "factors")  # the types of linears that take any number of bits
 HUB, FOLDER, MEMORY, BUNDLED = "hub", "folder", "memory", "bundled"  # where a base came from
 
 
@@ -85,11 +85,11 @@ def is_plain(manifest: Mapping[str, Any]) -> bool:
 
 def distinct_bits(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """
-    The bits of linears, each once and ascending; those of linears that are entropy-coded as one number, what a weight of
-    them takes on average.
+    The bits of linears, each once and ascending; those of linears that take any number as one, what a weight of them takes
+    on average.
     """
-    found = {row["bits"] for row in rows if row.get("type") != CODED and row.get("bits") is not None}
-    coded = [(row["bits"], row["shape"][0] * row["shape"][1]) for row in rows if row.get("type") == CODED]
+    found = {row["bits"] for row in rows if row.get("type") not in ANY_BITS and row.get("bits") is not None}
+    coded = [(row["bits"], row["shape"][0] * row["shape"][1]) for row in rows if row.get("type") in ANY_BITS]
     if coded:
         found.add(round(sum(bits * size for bits, size in coded) / sum(size for _, size in coded), 1))
     return sorted(found)

@@ -53,6 +53,7 @@ from hfcompress.passes.profile import (
     operations_of_sums,
 )
 from hfcompress.passes.ranges import CacheRanges, input_scale, stored_scales
+from hfcompress.passes.ranks import settle_ranks
 from hfcompress.passes.rates import settle_rates
 from hfcompress.passes.ratios import settle_ratios
 from hfcompress.passes.rows import first_rows, held_out
@@ -147,8 +148,8 @@ class BlockPass:
                 self.curvatures = output_curvatures(
                     self.model, self.plan, batches, self.processes, self.progress, self.waypoint
                 )
-        settle_ratios(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
-        settle_rates(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
+        for settle in (settle_ratios, settle_rates, settle_ranks):
+            settle(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
         keep = None if self.spill is None else self.spill.put
         streams = self.model.embed(batches, keep) if self.plan.needs_inputs else []

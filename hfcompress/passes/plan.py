@@ -327,7 +327,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
             settings, grid = sparsity, Grid(8 * dtype.itemsize, type="plain")
         else:
             group_size = -1 if fallback else settings.group_size
-            grid = _grid(settings, group_size, dtype)
+            grid = _grid(settings, group_size, dtype, shape)
             dtype = dtype if grid.is_plain else layout.of(grid).scale_dtype(dtype)
         layout.check_coded(shape.name, grid)
         layout.of(grid).check(shape, grid)
@@ -359,8 +359,19 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     )
 
 
-def _grid(settings: Any, group_size: int, stored: torch.dtype) -> Grid:
+def factored(shape: LinearShape, rank: int, bits: int) -> Grid:
+    """Of a linear that becomes a product of this rank, whose numbers are of `bits`."""
+    rows, columns = shape.out_features, shape.in_features
+    return Grid(bits, type="factors", rate=round(bits * rank * (rows + columns) / (rows * columns), 3), rank=rank)
+
+
+def _grid(settings: Any, group_size: int, stored: torch.dtype, shape: LinearShape) -> Grid:
     """The grid that a step's settings for a linear, whose weight is stored in a dtype, ask for."""
+    if settings.type == "factors":
+        rank = settings.rank(shape.out_features, shape.in_features)
+        if rank is not None:
+            return factored(shape, rank, 8 * stored.itemsize)
+        return Grid(8 * stored.itemsize, type="plain")
     if settings.type == "plain":
         return Grid(8 * stored.itemsize, type="plain")
     if settings.type == "coded":

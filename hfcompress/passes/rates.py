@@ -21,23 +21,19 @@ is changed, and by what the outputs are worth to the predictions ([`hfcompress.p
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 
-import torch
 from torch import Tensor
 
-from hfcompress.models.roles import find_linears, get_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.passes.foresight import foresee
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.rows import spread_rows
 from hfcompress.passes.statistics import Statistics
 from hfcompress.progress import Progress
 from hfcompress.solvers.coded import Curve, Steps, Unswept
 from hfcompress.solvers.curvature import factorize_rows
 
 
-ROWS = 16  # calibration rows
 SAMPLE = 1 << 17  # weights of a linear by which its rate is told
 HALVINGS = 40
 DIGITS = 3  # of a rate
@@ -68,7 +64,12 @@ def settle_rates(
     if not asked:
         return
     progress.step("bits of each linear", amount=0)
-    curves = _curves(model, asked, batches, curvatures, processes)
+
+    def curve(task: LinearTask, weight: Tensor, statistics: Statistics) -> Curve:
+        factor = statistics.factor(task.settings.damping, True, task.name)
+        return Unswept(weight, Steps.of(factor, factorize_rows(curvatures[task.name])), SAMPLE).curve()
+
+    curves = foresee(model, asked, batches, processes, curve)
     sizes = {name: task.shape.in_features * task.shape.out_features for name, task in asked.items()}
     for bits in dict.fromkeys(task.settings.bits for task in asked.values()):
         own = [name for name, task in asked.items() if name in curves and task.settings.bits == bits]
@@ -108,37 +109,3 @@ def at_one_step(curves: Mapping[str, Curve], sizes: Mapping[str, int], mean: flo
 
 def _asks(task: LinearTask) -> bool:
     return task.grid.type == "coded" and task.settings.allocation == "global"
-
-
-@torch.no_grad()
-def _curves(
-    model: StreamedModel,
-    asked: Mapping[str, LinearTask],
-    batches: Sequence[Batch],
-    curvatures: Mapping[str, list[Tensor]],
-    processes: Processes,
-) -> dict[str, Curve]:
-    """How the rate of every linear falls with the step; one Gram matrix is in memory at a time, as in the block pass."""
-    few, _ = spread_rows(batches, ROWS, processes)
-    streams, probe = model.embed(few) if few else [], model.probe()
-    found: dict[str, Curve] = {}
-    for index, block_name in enumerate(model.block_names):
-        with model.block(index) as block:
-            linears = {n: m for n, m in find_linears(block, block_name).items() if n in asked}
-            for names in shared_inputs(model, block, index, probe, linears):
-                statistics = Statistics(asked[names[0]].shape.in_features, model.device)
-                for stream in streams:
-                    add = partial(_add, statistics, stream.batch.mask)
-                    with watch_inputs({names[0]: linears[names[0]]}, add):
-                        model.call(block, index, stream)
-                statistics.complete(processes, names[0])
-                for name in names:
-                    factor = statistics.factor(asked[name].settings.damping, True, name)
-                    steps = Steps.of(factor, factorize_rows(curvatures[name]))
-                    found[name] = Unswept(get_weight(linears[name]), steps, SAMPLE).curve()
-            model.advance(block, index, streams)
-    return found
-
-
-def _add(statistics: Statistics, mask: Tensor | None, _: str, inputs: Tensor) -> None:
-    statistics.add(inputs, mask)

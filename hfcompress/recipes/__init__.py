@@ -25,6 +25,7 @@ from hfcompress.recipes.job import Job, job_from_dict, load_job, shipped_recipes
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.lora import LoRA
 from hfcompress.recipes.lossless import Lossless
+from hfcompress.recipes.lowrank import LowRank
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
@@ -51,6 +52,7 @@ __all__ = [
     "KVCache",
     "LoRA",
     "Lossless",
+    "LowRank",
     "Prune",
     "Recipe",
     "Rotate",

@@ -41,6 +41,7 @@ from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.library_step import LibraryStep
 from hfcompress.recipes.lora import LoRA
 from hfcompress.recipes.lossless import Lossless
+from hfcompress.recipes.lowrank import LowRank
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
@@ -64,6 +65,7 @@ EVERY_STEP = (
     Entropy,
     Codebook,
     VQ,
+    LowRank,
     Lossless,
     Tune,
     Rotate,

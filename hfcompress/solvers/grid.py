@@ -35,17 +35,19 @@ class Grid:
     `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further. Those of type `"coded"`
     are integers in [-127, 127] with a step for every row and every column, which take as many bits as they are worth.
     Those of type `"codebook"` are from 0 up, and number the levels that a row has of its own; those of type `"vector"` number
-    vectors, of which each stands for `group_size` neighbours in a row.
+    vectors, of which each stands for `group_size` neighbours in a row. A weight of type `"factors"` is a product of two.
 
     Args:
         bits (`int`): bits per code, 2 to 8; 8 for `"float"` and `"coded"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
-        type (`str`): `"int"`, `"float"`, `"plain"`, `"coded"`, `"codebook"` or `"vector"`.
+        type (`str`): `"int"`, `"float"`, `"plain"`, `"coded"`, `"codebook"`, `"vector"` or `"factors"`.
         activations (`str`): how the linear's inputs are rounded when it runs, to 8 bits of the same type: `"none"`,
             `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
             reader does with them does.
-        rate (`float`, *optional*): for `"coded"`, the bits that a weight takes on average, everything counted.
+        rate (`float`, *optional*): for `"coded"` and `"factors"`, the bits that a weight takes on average, everything
+            counted.
+        rank (`int`, *optional*, defaults to 0): for `"factors"`, the columns of the first.
     """
 
     bits: int
@@ -54,10 +56,11 @@ class Grid:
     type: str = "int"
     activations: str = "none"
     rate: float | None = None
+    rank: int = 0
 
     @property
     def bits_on_average(self) -> float:
-        """What a weight takes, scales left out but for `"coded"`."""
+        """What a weight takes, scales left out but for `"coded"` and `"factors"`."""
         return self.bits if self.rate is None else self.rate
 
     @property
@@ -103,9 +106,10 @@ class QuantizedWeight:
     A weight on a grid.
 
     Args:
-        codes (`Tensor`): int8, or float8_e4m3fn on a float grid, `(out_features, in_features)`.
+        codes (`Tensor`): int8, or float8_e4m3fn on a float grid, `(out_features, in_features)`; of type `"factors"` the
+            first factor, `(out_features, rank)`.
         scales (`Tensor`): `(out_features, groups)` in the dtype that is stored; on a grid of type `"codebook"` the levels,
-            `(out_features, 2^bits)`.
+            `(out_features, 2^bits)`; of type `"factors"` the second factor, `(rank, in_features)`.
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
@@ -122,6 +126,8 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """The values `(codes - zero_points) * scales (* column_scales)`: float32 `(out_features, in_features)`."""
+        if self.grid.type == "factors":  # summed in float64, so that every device and thread count agrees
+            return (self.codes.double() @ self.scales.double()).float()
         if self.grid.type == "codebook":
             return self.scales.float().gather(1, self.codes.long())
         if self.vectors is not None:
@@ -143,5 +149,6 @@ class QuantizedWeight:
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The part of it that belongs to output rows `start` to `stop`."""
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]
-        own = (self.codes[start:stop], self.scales[start:stop], zero_points)
+        scales = self.scales if self.grid.type == "factors" else self.scales[start:stop]
+        own = (self.codes[start:stop], scales, zero_points)
         return QuantizedWeight(*own, self.grid, self.column_scales, self.vectors)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Bits where they count: as many in all, and less lost."""
+"""Bits, and ranks, where they count: as many in all, and less lost."""
 
 import numpy as np
 import pytest
@@ -55,5 +55,29 @@ def test_bits_where_they_count_lose_less(tiny, tmp_path):
     assert reports["global"]["size_bytes"] == pytest.approx(reports["uniform"]["size_bytes"], rel=0.01)
 
 
+def test_ranks_where_they_count_lose_less(tiny, tmp_path):
+    calibration, evaluation = (np.load(tiny / f"{name}.npy") for name in ("calibration", "evaluation"))
+    data = {
+        "calibration": torch.as_tensor(calibration[:8]).long(),
+        "eval_data": torch.as_tensor(evaluation[:8]).long(),
+    }
+    reports = {}
+    for name in ("uniform", "global"):
+        found = hfc.compress(None, hfc.LowRank(ratio=0.8, allocation=name), tmp_path / name, **data)
+        held = sum(row["rank"] * sum(row["shape"]) for row in found.manifest["linears"] if row.get("rank"))
+        held += sum(np.prod(row["shape"]) for row in found.manifest["linears"] if row["type"] == "plain")
+        assert held / sum(np.prod(row["shape"]) for row in found.manifest["linears"]) == pytest.approx(0.8, abs=0.03)
+        assert len({row.get("rank") for row in found.manifest["linears"]}) > (3 if name == "global" else 0)
+        card = (tmp_path / name / "README.md").read_text()
+        assert "on average, products of two factors" in card or "bits, products of two factors" in card
+        reports[name] = found.report
+        expected = hfc.plan(
+            None, hfc.LowRank(ratio=0.8, allocation=name), calibration=data["calibration"]
+        ).output_bytes
+        assert expected >= 0.999 * found.report["size_bytes"]  # what stays whole takes less than its share
+    assert reports["global"]["kl_mean"] < 0.5 * reports["uniform"]["kl_mean"]
+
+
 def test_without_curvature_all_are_alike():
+    assert hfc.LowRank(curvature=False).allocation == "uniform"
     assert hfc.Entropy(curvature=False).allocation == "uniform"

@@ -23,6 +23,8 @@ from hfcompress.formats.layout import Layout
 from hfcompress.formats.native.codebook import LEVELS, SHAPE, Codebook, CodebookTensor, grid_of
 from hfcompress.formats.native.codebook import LOCALS as CODEBOOK_LOCALS
 from hfcompress.formats.native.coded import COLUMNS, LOCALS, ROWS, STEP, Coded, CodedTensor
+from hfcompress.formats.native.factors import LEFT, RIGHT, FactoredTensor, Factors
+from hfcompress.formats.native.factors import LOCALS as FACTOR_LOCALS
 from hfcompress.formats.native.lossless import LOCALS as LOSSLESS_LOCALS
 from hfcompress.formats.native.lossless import REST, Lossless, LosslessTensor, packed, unpacked
 from hfcompress.formats.native.streams import FREQUENCIES, WORDS
@@ -35,12 +37,13 @@ from hfcompress.solvers.grid import Grid
 
 QUANT_METHOD = "hfcompress"
 VERSION = 1
-EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS, *CODEBOOK_LOCALS, *VECTOR_LOCALS)))
-KINDS = {"codebook": Codebook, "vector": VectorCodes}
+PRODUCT = Grid(16, type="factors")  # whose rank is that of what is stored
+EVERY_LOCAL = tuple(dict.fromkeys((*LOCALS, *LOSSLESS_LOCALS, *CODEBOOK_LOCALS, *VECTOR_LOCALS, *FACTOR_LOCALS)))
+KINDS = {"codebook": Codebook, "vector": VectorCodes, "factors": Factors}
 
 
 class Native(Coded):
-    """Entropy-coded grids, codebooks or vectors; what is not rounded is stored without loss."""
+    """Entropy-coded grids, codebooks, vectors or factors; what is not rounded is stored without loss."""
 
     name = "hfcompress"
     quant_method = QUANT_METHOD
@@ -80,6 +83,8 @@ def dense_of(tensors: Mapping[str, Tensor]) -> Tensor:
         return Codebook().unpack(tensors, grid_of(tensors[LEVELS].shape)).dequantize()
     if VECTORS in tensors:
         return VectorCodes().unpack(tensors, vector_grid_of(tensors[VECTORS].shape)).dequantize()
+    if RIGHT in tensors:
+        return Factors().unpack(tensors, PRODUCT).dequantize()
     if STEP in tensors:
         return Native().unpack(tensors, Grid(8, type="coded")).dequantize()
     return unpacked(tensors) if FREQUENCIES in tensors else tensors[WORDS]
@@ -118,6 +123,10 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
         parts = {local: view.pop(f"{stem}.{local}") for local in VECTOR_LOCALS}
         (rows, numbers), grid = parts[WORDS].shape, vector_grid_of(parts[VECTORS].shape)
         view[f"{stem}.weight"] = VectorTensor(parts, grid, VectorCodes(), (rows, numbers * grid.group_size))
+    for stem in packed_stems(tensors, RIGHT):
+        parts = {local: view.pop(f"{stem}.{local}") for local in FACTOR_LOCALS}
+        shape = (parts[LEFT].shape[0], parts[RIGHT].shape[-1])
+        view[f"{stem}.weight"] = FactoredTensor(parts, PRODUCT, Factors(), shape)
     for stem in packed_stems(tensors, FREQUENCIES):
         parts = {local: view.pop(f"{stem}.{local}") for local in EVERY_LOCAL if f"{stem}.{local}" in tensors}
         if STEP not in parts:

@@ -35,7 +35,8 @@ from hfcompress.solvers.pattern import Pattern
 
 
 CODED, LOSSLESS, CODEBOOK, VECTORS = hfc.Entropy(bits=3.0), hfc.Lossless(), hfc.Codebook(bits=3), hfc.VQ(bits=2)
-STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK, "vectors": VECTORS}
+FACTORS = hfc.LowRank(ratio=0.6)
+STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK, "vectors": VECTORS, "factors": FACTORS}
 IDS = torch.from_numpy(token_ids(8, 32)).long()
 LOADED = """
 import json, sys
@@ -43,7 +44,7 @@ import hfcompress.integrations.transformers
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
 made, out = sys.argv[1:]
-for name in ("coded", "lossless", "codebook", "vectors"):
+for name in ("coded", "lossless", "codebook", "vectors", "factors"):
     model = AutoModelForCausalLM.from_pretrained(f"{made}/{name}", dtype=torch.float32).eval()
     with torch.no_grad():
         np.save(f"{out}/{name}.npy", model(torch.arange(24)[None]).logits.numpy())
@@ -76,7 +77,7 @@ def test_transformers_loads_and_saves_what_was_solved(made, tmp_path):
     """The format itself in a process that knows nothing but the plug-in, against a dense export and the original."""
     in_fresh_process(LOADED, str(made), str(tmp_path))
     others = {"lossless": made / "base"}
-    for name in ("coded", "codebook", "vectors"):
+    for name in ("coded", "codebook", "vectors", "factors"):
         others[name] = hfc.export(made / name, "dense", tmp_path / f"dense-{name}", dtype="float32").output_dir
     for name, other in others.items():
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits(other))
@@ -98,6 +99,7 @@ def test_lossless_is_the_original_bit_for_bit(made, tmp_path):
         (LOSSLESS, "LlamaForCausalLM"),
         (CODEBOOK, "AutoModelForCausalLM"),
         (VECTORS, "AutoModelForCausalLM"),
+        (FACTORS, "AutoModelForCausalLM"),
     ],
 )
 def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
@@ -197,6 +199,10 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         (["vq-2bit", "--set", "vq.bits=3"], "vq.bits is 3; it must be one of 1, 2, 4"),
         (["vq-2bit", "--set", "vq.shift=2"], "vq.shift is 2.0; it must lie between 0 and 1"),
         (["vq-2bit", "--set", "vq.seed=-1"], "vq.seed is -1; it must not be negative"),
+        (["lowrank-80", "--set", "format=gptq"], "gptq has no place for factors, which"),
+        (["lowrank-80", "--set", "lowrank.ratio=1"], "lowrank.ratio is 1; it must lie above 0 and below 1"),
+        (["lowrank-80", "--set", "lowrank.multiple=0"], "lowrank.multiple is 0; it must be at least 1"),
+        (["lowrank-80", "--set", "lowrank.shrinkage=2"], "lowrank.shrinkage is 2.0; it must lie between 0 and 1"),
         (["w4a16-fast", "--set", "format=hfcompress"], "hfcompress is not for fixed grids, and"),
     ],
 )
@@ -206,7 +212,7 @@ def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", [hfc.Codebook(shift=0.0), hfc.VQ(shift=0.0)])
+@pytest.mark.parametrize("step", [hfc.Codebook(shift=0.0), hfc.VQ(shift=0.0), hfc.LowRank(shift=0.0)])
 def test_codebooks_keep_no_zeros(step):
     with pytest.raises(
         InvalidValueError, match=f"{step.name} does not keep zeros; leave out sparsify, or take entropy"
@@ -241,14 +247,19 @@ def test_levels_and_vectors_beat_a_grid(tiny, tmp_path, step, grid, most, said):
 
 @pytest.mark.parametrize(
     ("step", "local", "what"),
-    [(CODEBOOK, "_codebook", "on codebooks"), (VECTORS, "_vectors", "of vectors")],
+    [
+        (CODEBOOK, "_codebook", "on codebooks"),
+        (VECTORS, "_vectors", "of vectors"),
+        (hfc.LowRank(ratio=0.6, curvature=False), "_right", "of two factors"),
+    ],
 )
 def test_damaged_levels_and_vectors_are_told(tiny, tmp_path, step, local, what):
     calibration = torch.as_tensor(np.load(tiny / "calibration.npy")[:2]).long()
     hfc.compress(None, step, tmp_path / "made", evaluate=False, calibration=calibration)
     stem = "model.layers.0.mlp.up_proj.weight"
     whole = load_file(tmp_path / "made" / "model.safetensors")
-    for changed, cut in ((local, lambda t: t[:, :-1]), (local, lambda t: t[:-1]), ("", lambda t: t[:-1])):
+    cuts = [(local, lambda t: t[:, :-1]), (local, lambda t: t[:-1]), ("", lambda t: t[:-1])]
+    for changed, cut in cuts[1:2] if local == "_right" else cuts:  # of factors, only what they share can disagree
         tensors = {**whole, f"{stem}{changed}": cut(whole[f"{stem}{changed}"]).contiguous()}
         save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
         made = Checkpoint.open(tmp_path / "made")
