@@ -71,7 +71,11 @@ class FakeQuantized(nn.Module):
         exact = self.start_scales * self.ratio.clamp(LEAST, MOST)
         stored = exact.detach().to(self.start.scales.dtype).float()
         stored = torch.where(stored == 0, self.start_scales, stored)  # an underflow
-        return _StraightThrough.apply(exact, stored)
+        return straight_through(exact, stored)
+
+    def learned(self) -> nn.Parameter:
+        """What is trained at the learning rate of scales."""
+        return self.ratio
 
     def forward(self, position: Tensor) -> Tensor:
         scales, position = self.scales(), self._kept(position)
@@ -105,6 +109,11 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         return grads[0], None
+
+
+def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
+    """The value of `rounded`, with the gradient going to `exact` as it is."""
+    return _StraightThrough.apply(exact, rounded)
 
 
 def fake_quantize_linear(

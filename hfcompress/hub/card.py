@@ -362,7 +362,7 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
     for (embeddings, method, pattern, bits, group, symmetric, kind, inputs), count in kinds.most_common():
         whose = "embeddings" if embeddings else f"{count} linears"
         methods = " and ".join(METHODS.get(part, part) for part in str(method).split("+"))
-        told = f"{bits} bits{' (E4M3)' if kind == 'float' else ''}"
+        told = f"{bits or 0:g} bits{' (E4M3)' if kind == 'float' else ''}"
         if kind in ANY_BITS:
             told = _bits_of_any([row for row in manifest["linears"] if row.get("type") == kind])
         scales = ["one scale per row" if group == -1 else f"groups of {group}"]

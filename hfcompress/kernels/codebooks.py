@@ -95,7 +95,7 @@ def best_levels(values, weights, levels):
 
 
 @njit(parallel=True, cache=True)
-def sweep_levels(values, targets, levels, feedback, codes, errors):
+def sweep_levels(values, targets, levels, feedback, keep, codes, errors):
     """
     Round a block of columns to the levels of their rows, one after the other, and let the later ones make up for the errors
     of the earlier.
@@ -106,11 +106,12 @@ def sweep_levels(values, targets, levels, feedback, codes, errors):
         targets (`ndarray`): float32 `(columns, rows)`: what should be met.
         levels (`ndarray`): float32 `(size, rows)`, ascending.
         feedback (`ndarray`): float32 `(columns, columns)`: how the error of one is fed to those after it.
+        keep (`ndarray`): bool `(columns, rows)`: the others get the level that is zero; of no size, all are kept.
         codes (`ndarray`): uint8 `(columns, rows)`, written: the number of the level.
         errors (`ndarray`): float32 `(columns, rows)`, written.
     """
     columns, rows = values.shape
-    size = len(levels)
+    size, sparse = len(levels), len(keep) > 0
     for part in prange((rows + ROWS - 1) // ROWS):
         start, stop = part * ROWS, min((part + 1) * ROWS, rows)
         for j in range(columns):
@@ -122,5 +123,9 @@ def sweep_levels(values, targets, levels, feedback, codes, errors):
                 value, code = values[j, i], 0
                 for level in range(1, size):
                     code += value > (levels[level - 1, i] + levels[level, i]) * np.float32(0.5)
+                if sparse and not keep[j, i]:
+                    for level in range(size):
+                        if levels[level, i] == 0:
+                            code = level
                 codes[j, i] = code
                 errors[j, i] = targets[j, i] - levels[code, i]

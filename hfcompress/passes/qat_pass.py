@@ -36,6 +36,7 @@ from torch.nn.utils import parametrize
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
+from hfcompress.distillation.learned_codebook import learn_codebook
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.signals import Live
 from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtRows, head_of, teach, train
@@ -53,6 +54,9 @@ from hfcompress.passes.room import Batches, memory_needed, require_room, steps_o
 from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
+
+
+TABLES = ("codebook", "vector")  # types of codes that number what is stored beside them
 
 
 class Training(Batches, Protocol):
@@ -92,7 +96,7 @@ class QatPass:
                 f"qat trains codes and scales, and the format '{layout.name}' does not keep them; write "
                 "--set format=compressed-tensors or int-quantized."
             )
-        _require_trainable(plan)
+        _require_trainable(plan, settings.train)
         self.steps = steps_of(NAME, settings, tokens)
 
     def check(self, processes: Processes, memory_limit: int | None) -> None:
@@ -144,7 +148,7 @@ class QatPass:
             self._fit(student, learned, learning, best, writer, progress)
             for name in self.trained:
                 parametrize.remove_parametrizations(whole.get_submodule(name), "weight")
-                set_weight(linear_of(whole, name), self.layout.values(best.weights[name].to(self.model.device)))
+                set_weight(linear_of(whole, name), self._values(best.weights[name].to(self.model.device)))
             results = self._results(whole, held_out, journal, solved, best.weights)
             witness = testimony_of(self.model, whole)
         if best.step == 0:
@@ -168,7 +172,7 @@ class QatPass:
             stored = writer.read_part(part)
             for name, task in tasks.items():
                 local = {k.rpartition(".")[2]: t for k, t in stored.items() if k.rpartition(".")[0] == task.stem}
-                found[name] = self.layout.unpack(local, task.grid)
+                found[name] = self.layout.of(task.grid).unpack(local, task.grid)
         return found
 
     def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, FakeQuantized]:
@@ -177,10 +181,18 @@ class QatPass:
             linear, weight = linear_of(whole, name), weight.to(self.model.device)
             if name in self.trained:
                 sparse = self.trained[name].sparsity is not None
-                learning[name] = fake_quantize_linear(linear, weight, self.model.dtype, self.settings.train, sparse)
+                if weight.grid.type in TABLES:
+                    learning[name] = learn_codebook(linear, weight, self.model.dtype, sparse)
+                else:
+                    own = (self.model.dtype, self.settings.train, sparse)
+                    learning[name] = fake_quantize_linear(linear, weight, *own)
             else:
-                set_weight(linear, self.layout.values(weight))
+                set_weight(linear, self._values(weight))
         return learning
+
+    def _values(self, weight: QuantizedWeight) -> Tensor:
+        """What a reader computes with."""
+        return self.layout.of(weight.grid).values(weight)
 
     def _fit(
         self, student: Student, rows: TaughtRows, learning, best: BestIterate, writer, progress: Progress
@@ -189,7 +201,7 @@ class QatPass:
         positions = [_position(student.model, name) for name in learning]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in positions if p.requires_grad], "lr": settings.learning_rate},
-            {"params": [f.ratio for f in learning.values()], "lr": settings.scale_learning_rate},
+            {"params": [each.learned() for each in learning.values()], "lr": settings.scale_learning_rate},
         ]
         groups = [group for group in groups if any(p.requires_grad for p in group["params"])]
         folder = writer.partial / "trainer"
@@ -231,26 +243,40 @@ class QatPass:
                 "relative_output_error": math.sqrt(lost[name] / whole_[name]) if whole_[name] else 0.0,
                 "relative_weight_error": ((weight - values).norm() / weight.norm().clamp(min=1e-30)).item(),
                 "changed_codes": (found[name].codes != solved[name].codes).float().mean().item(),
+                **self._bytes(found[name]),
             }
 
         return {block: [updated(row) for row in rows] for block, rows in journal.blocks.items()}
+
+    def _bytes(self, weight: QuantizedWeight) -> dict[str, int]:
+        """What it takes now, where that depends on what was trained: tables are stored in an order of their own."""
+        if weight.grid.type not in TABLES:
+            return {}
+        return {"bytes": sum(tensor.nbytes for tensor in self.layout.of(weight.grid).pack(weight).values())}
 
     def _packed(self, found: dict[str, QuantizedWeight]) -> dict[str, Tensor]:
         return {
             f"{self.trained[name].stem}.{local}": tensor
             for name, weight in found.items()
-            for local, tensor in self.layout.pack(weight).items()
+            for local, tensor in self.layout.of(weight.grid).pack(weight).items()
         }
 
     def _apply(self, writer: CheckpointWriter) -> None:
         """Put the result into the parts; to do it twice is to do it once."""
         trained = writer.read_stage(NAME)
-        for part, _ in parts_of(self.plan):
+        for part, tasks in parts_of(self.plan):
             stored = writer.read_part(part)
-            writer.write_part(part, {key: trained.get(key, tensor) for key, tensor in stored.items()})
+            stems = {task.stem for task in tasks.values() if task.name in self.trained}
+            own = {key: tensor for key, tensor in trained.items() if key.rpartition(".")[0] in stems}
+            gone = {
+                key
+                for key in stored
+                if key.rpartition(".")[0] in stems and key.rpartition(".")[2].startswith("weight")
+            }
+            writer.write_part(part, {**{key: stored[key] for key in stored.keys() - gone}, **own})
 
 
-def _require_trainable(plan: Plan) -> None:
+def _require_trainable(plan: Plan, train: str) -> None:
     """
     Raises:
         InvalidValueError: something is rounded that lets no gradient through, or has other codes than integers.
@@ -260,6 +286,12 @@ def _require_trainable(plan: Plan) -> None:
             "qat trains weights, and kv_cache rounds what it would learn from; leave one of the two out."
         )
     for name, task in plan.tasks.items():
+        if task.grid.type in TABLES:
+            if train != "scales":
+                raise InvalidValueError(
+                    f"The codes of {name} stay what they are, and what they stand for is trained; set qat.train to scales."
+                )
+            continue
         if task.grid.type != "int" or task.grid.activations != "none":
             raise InvalidValueError(
                 f"qat trains integer codes whose inputs are not rounded, and {name} is to have {kind_of(task.grid)}; leave "

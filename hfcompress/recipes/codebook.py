@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from hfcompress.errors import InvalidValueError
-from hfcompress.recipes.coded import Coded, refuse_zeros
+from hfcompress.recipes.coded import Coded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook(Coded):
     """
-    GPTQ on levels that lie where a row's weights want them, instead of evenly (non-uniform quantization).
+    GPTQ on levels that lie where a row's weights want them, instead of evenly (non-uniform quantization). Behind `sparsify`
+    one level of each row is zero. The codes are entropy-coded where that takes fewer bytes.
 
     Args:
         bits (`int`, *optional*, defaults to 3): bits per code: 1, 2, 3 or 4, for as many levels as they tell apart.
@@ -41,6 +42,7 @@ class Codebook(Coded):
     needs_inputs: ClassVar[bool] = True
     needs_curvature: ClassVar[bool] = False
     type: ClassVar[str] = "codebook"
+    trainable: ClassVar[bool] = True
 
     bits: Literal[1, 2, 3, 4] = 3
     damping: float = 0.03
@@ -54,11 +56,6 @@ class Codebook(Coded):
                 raise InvalidValueError(f"codebook.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
         if self.rounds < 0:
             raise InvalidValueError(f"codebook.rounds is {self.rounds}; it must not be negative.")
-
-    def check_place(self, before, after):
-        """Zeros would need a level of their own."""
-        super().check_place(before, after)
-        refuse_zeros(self.name, before)
 
     @property
     def needs_dense_stream(self) -> bool:
@@ -75,7 +72,8 @@ class Codebook(Coded):
 
         def solve(part: slice, _: slice):
             own = (weight[part], target[part], statistics.gram, factor)
-            found = gptq_codebook(*own, 2**grid.bits, scale_dtype, self.rounds)
+            stays = None if keep is None else keep[part]
+            found = gptq_codebook(*own, 2**grid.bits, scale_dtype, self.rounds, stays)
             return found.codes, found.levels.to(scale_dtype)
 
         codes, levels = statistics.in_parts(solve, len(weight))

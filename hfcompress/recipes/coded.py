@@ -42,6 +42,7 @@ class Coded(Recipe):
     observer: ClassVar[str] = "mse"
     scales: ClassVar[str] = "none"
     on_indivisible: ClassVar[str] = "error"
+    trainable: ClassVar[bool] = False  # by qat: what its codes stand for
 
     @property
     def group_size(self) -> int:
@@ -51,7 +52,7 @@ class Coded(Recipe):
     def check_place(self, before, after):
         """Nothing stands beside it that works on a fixed grid."""
         for step in (*before, *after):
-            if step.name not in BESIDE:
+            if step.name not in BESIDE and not (step.name == "qat" and self.trainable):
                 raise InvalidValueError(
                     f"{self.name} can stand beside {', '.join(n for n in BESIDE if n != self.name)}, and not beside "
                     f"{step.name}; leave one of the two out."

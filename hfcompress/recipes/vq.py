@@ -14,20 +14,29 @@
 """Neighbouring weights rounded together."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.coded import Coded, refuse_zeros
 
 
+LENGTHS = (1, 2, 4, 8)
+MOST = 8  # bits of a number, weights of a vector, tables
+
+
 @dataclass(frozen=True, kw_only=True)
 class VQ(Coded):
     """
-    Vector quantization: neighbours in a row are rounded together to one of 256 vectors that a weight shares, errors fed
-    back as in GPTQ.
+    Vector quantization: neighbours in a row are rounded together to one of at most 256 vectors that a weight shares, or to
+    the sum of several, errors fed back as in GPTQ. The numbers are entropy-coded where that takes fewer bytes. Vectors of
+    `length` 1 are a codebook for the whole weight, whose zeros `sparsify` may have left.
 
     Args:
-        bits (`int`, *optional*, defaults to 2): bits per weight: 1, 2 or 4, for vectors of 8, 4 or 2 weights.
+        bits (`float`, *optional*, defaults to 2): bits per weight. A number takes `bits * length / tables` of them, which has to
+            be whole, from 1 to 8.
+        length (`int`, *optional*): weights of a vector; the longest of 8, 4, 2 and 1 that `bits` allow if left out.
+        tables (`int`, *optional*, defaults to 1): of vectors, of which one each is added up (additive quantization): with
+            two there are as many as 65536 sums.
         damping (`float`, *optional*, defaults to 0.1): added to the diagonal of the Gram matrix, as a share of its
             mean.
         shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
@@ -43,9 +52,12 @@ class VQ(Coded):
     needs_inputs: ClassVar[bool] = True
     needs_curvature: ClassVar[bool] = False
     type: ClassVar[str] = "vector"
+    trainable: ClassVar[bool] = True
     alone: ClassVar[bool] = True
 
-    bits: Literal[1, 2, 4] = 2
+    bits: float = 2
+    length: int | None = None
+    tables: int = 1
     damping: float = 0.1
     shift: float = 1.0
     rounds: int = 3
@@ -59,16 +71,29 @@ class VQ(Coded):
         for key in ("rounds", "seed"):
             if getattr(self, key) < 0:
                 raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must not be negative.")
+        for key in ("length", "tables"):
+            if getattr(self, key) is not None and not 1 <= getattr(self, key) <= MOST:
+                raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must be from 1 to {MOST}.")
+        each = self.bits * self.group_size / self.tables
+        if each not in range(1, MOST + 1):
+            raise InvalidValueError(
+                f"vq.bits {self.bits:g} for vectors of {self.group_size} from {self.tables} tables would take {each:g} bits a "
+                f"number; choose bits, length and tables so that bits * length / tables is a whole number from 1 to {MOST}."
+            )
 
     def check_place(self, before, after):
-        """No vector keeps zeros."""
+        """A vector of several weights keeps no zeros."""
         super().check_place(before, after)
-        refuse_zeros(self.name, before)
+        if (self.group_size, self.tables) != (1, 1):
+            refuse_zeros(self.name, before)
 
     @property
     def group_size(self) -> int:
         """Weights of a vector, which have to divide a row."""
-        return 8 // self.bits
+        if self.length is not None:
+            return self.length
+        fitting = [length for length in LENGTHS if self.bits * length / self.tables in range(1, MOST + 1)]
+        return max(fitting, default=1)
 
     @property
     def needs_dense_stream(self) -> bool:
@@ -82,7 +107,8 @@ class VQ(Coded):
 
         factor = statistics.factor(self.damping, False, linears)
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
-        found = gptq_vectors(target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
+        own = (target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
+        found = gptq_vectors(*own, grid.entries, grid.tables, keep)
         fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
         details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
         scales, vectors = found.scales[:, None].to(scale_dtype), found.vectors.to(scale_dtype)

@@ -29,6 +29,7 @@ from torch import Tensor
 from hfcompress.solvers.gptq import BLOCK, Factor
 
 
+HEAVY = 1e3  # times the most important column
 RIDGE = 1e-4  # of the system's mean diagonal: how strongly a level that little depends on is held where it is
 
 
@@ -50,7 +51,7 @@ class Levels:
         return self.levels.gather(1, self.codes.long())
 
 
-def best_codebooks(weight: Tensor, importance: Tensor, size: int) -> Tensor:
+def best_codebooks(weight: Tensor, importance: Tensor, size: int, keep: Tensor | None = None) -> Tensor:
     """
     The levels of least weighted squared error.
 
@@ -58,6 +59,7 @@ def best_codebooks(weight: Tensor, importance: Tensor, size: int) -> Tensor:
         weight (`Tensor`): `(out_features, in_features)` float32.
         importance (`Tensor`): `(in_features,)`: of the columns.
         size (`int`): levels per row.
+        keep (`Tensor`, *optional*): bool like the weight: the others are zero, and so is one level.
 
     Returns:
         `Tensor`: float32 `(out_features, size)`, each row ascending.
@@ -65,13 +67,26 @@ def best_codebooks(weight: Tensor, importance: Tensor, size: int) -> Tensor:
     from hfcompress.kernels.codebooks import best_levels
 
     ascending, order = weight.sort(1)
+    weights = importance[order]
+    if keep is not None:  # zeros weigh so much that the level which is theirs is as good as zero
+        stays = keep.cpu().gather(1, order)
+        weights = torch.where(stays, weights, HEAVY * weights.max())
     levels = torch.empty(len(weight), size)
-    best_levels(ascending.numpy(), importance[order].contiguous().numpy(), levels.numpy())
+    best_levels(ascending.numpy(), weights.contiguous().numpy(), levels.numpy())
+    if keep is not None:
+        levels.scatter_(1, levels.abs().argmin(1, keepdim=True), 0.0)
     return levels
 
 
 def gptq_codebook(
-    weight: Tensor, target: Tensor, gram: Tensor, factor: Factor, size: int, dtype: torch.dtype, rounds: int = 2
+    weight: Tensor,
+    target: Tensor,
+    gram: Tensor,
+    factor: Factor,
+    size: int,
+    dtype: torch.dtype,
+    rounds: int = 2,
+    keep: Tensor | None = None,
 ) -> Levels:
     """
     Codes and levels so that `tr((V - Q) H (V - Q)^T)` is small, `V` being the target.
@@ -84,17 +99,19 @@ def gptq_codebook(
         size (`int`): levels per row.
         dtype (`torch.dtype`): what levels are stored in.
         rounds (`int`, *optional*, defaults to 2): times that levels are improved, and codes swept anew.
+        keep (`Tensor`, *optional*): bool like the weight: the others are zero, and remain so.
     """
     damped = factor.damped(gram).cpu()
     ordered = target.cpu().T[factor.order.cpu()].contiguous()
-    levels = _stored(best_codebooks(weight.cpu(), factor.importance.cpu(), size), dtype)
-    best = _swept(ordered, factor, levels)
+    levels = _stored(best_codebooks(weight.cpu(), factor.importance.cpu(), size, keep), dtype)
+    stays = torch.empty(0, 0, dtype=torch.bool) if keep is None else keep.cpu().T[factor.order.cpu()].contiguous()
+    best = _swept(ordered, factor, levels, stays)
     least = _losses(ordered, best, damped)
     now = best
     for _ in range(rounds):
-        levels = _stored(_refitted(ordered, now, damped), dtype)
+        levels = _stored(_refitted(ordered, now, damped, keep is not None), dtype)
         kept = Levels(_nearest(now, levels), levels.sort(1).values)
-        for now in (kept, _swept(ordered, factor, kept.levels)):
+        for now in (kept, _swept(ordered, factor, kept.levels, stays)):
             losses = _losses(ordered, now, damped)
             better = (losses < least)[:, None]
             best = Levels(torch.where(better, now.codes, best.codes), torch.where(better, now.levels, best.levels))
@@ -115,7 +132,7 @@ def _nearest(found: Levels, levels: Tensor) -> Tensor:
     return ranks.gather(1, found.codes.long())
 
 
-def _swept(ordered: Tensor, factor: Factor, levels: Tensor) -> Levels:
+def _swept(ordered: Tensor, factor: Factor, levels: Tensor, keep: Tensor) -> Levels:
     """The column sweep of [`hfcompress.solvers.gptq.sweep`] with levels in place of a grid; columns in its order."""
     from hfcompress.kernels.codebooks import sweep_levels
 
@@ -126,7 +143,7 @@ def _swept(ordered: Tensor, factor: Factor, levels: Tensor) -> Levels:
         part = slice(start, min(start + BLOCK, len(ordered)))
         values = torch.addmm(ordered[part], feedback[:start, part].T, errors[:start])
         within = feedback[part, part].contiguous()
-        each = (values, ordered[part], columns, within, codes[part], errors[part])
+        each = (values, ordered[part], columns, within, keep[part], codes[part], errors[part])
         sweep_levels(*(tensor.numpy() for tensor in each))
     return Levels(codes.T.contiguous(), levels)
 
@@ -137,8 +154,11 @@ def _losses(ordered: Tensor, found: Levels, gram: Tensor) -> Tensor:
     return ((gram @ error) * error).sum(0, dtype=torch.float64)
 
 
-def _refitted(ordered: Tensor, found: Levels, gram: Tensor) -> Tensor:
-    """The best levels for the codes: `S^T H S l = S^T H v` for every row, `S` saying which columns are at which level."""
+def _refitted(ordered: Tensor, found: Levels, gram: Tensor, sparse: bool) -> Tensor:
+    """
+    The best levels for the codes: `S^T H S l = S^T H v` for every row, `S` saying which columns are at which level. Where
+    it is `sparse`, the level that is zero remains so.
+    """
     size = found.levels.shape[1]
     rows = len(found.codes)
     pulled = gram @ ordered
@@ -150,6 +170,10 @@ def _refitted(ordered: Tensor, found: Levels, gram: Tensor) -> Tensor:
         for other in range(level, size):
             entries = (spread * found.codes.eq(other).T).sum(0)
             system[:, level, other] = system[:, other, level] = entries
+    if sparse:
+        zero = found.levels == 0
+        system.masked_fill_(zero[:, :, None] | zero[:, None, :], 0.0)
+        wanted.masked_fill_(zero, 0.0)
     ridge = RIDGE * system.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=1e-30)
     system.diagonal(dim1=1, dim2=2).add_(ridge)
     solved = torch.linalg.solve(system.double(), (wanted + ridge * found.levels).double())

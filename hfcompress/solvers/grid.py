@@ -35,10 +35,10 @@ class Grid:
     `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further. Those of type `"coded"`
     are integers in [-127, 127] with a step for every row and every column, which take as many bits as they are worth.
     Those of type `"codebook"` are from 0 up, and number the levels that a row has of its own; those of type `"vector"` number
-    vectors, of which each stands for `group_size` neighbours in a row. A weight of type `"factors"` is a product of two.
+    vectors, of which one, or the sum of one from each of several tables, stands for `group_size` neighbours in a row. A weight of type `"factors"` is a product of two.
 
     Args:
-        bits (`int`): bits per code, 2 to 8; 8 for `"float"` and `"coded"`.
+        bits (`int`): bits per code, 2 to 8; 8 for `"float"` and `"coded"`, of no meaning for `"vector"`.
         group_size (`int`): columns that share a scale; -1 for the whole row.
         symmetric (`bool`): no zero point.
         type (`str`): `"int"`, `"float"`, `"plain"`, `"coded"`, `"codebook"`, `"vector"` or `"factors"`.
@@ -46,8 +46,9 @@ class Grid:
             `"dynamic"` (a scale per token) or `"static"` (one stored scale). The codes do not depend on it, but what a
             reader does with them does.
         rate (`float`, *optional*): for `"coded"` and `"factors"`, the bits that a weight takes on average, everything
-            counted.
+            counted; for `"vector"`, those of numbers.
         rank (`int`, *optional*, defaults to 0): for `"factors"`, the columns of the first.
+        tables (`int`, *optional*, defaults to 1): for `"vector"`, of vectors.
     """
 
     bits: int
@@ -57,11 +58,17 @@ class Grid:
     activations: str = "none"
     rate: float | None = None
     rank: int = 0
+    tables: int = 1
 
     @property
     def bits_on_average(self) -> float:
         """What a weight takes, scales left out but for `"coded"` and `"factors"`."""
         return self.bits if self.rate is None else self.rate
+
+    @property
+    def entries(self) -> int:
+        """Vectors in a table."""
+        return 2 ** round(self.bits_on_average * self.group_size / self.tables)
 
     @property
     def q_min(self) -> int:
@@ -113,8 +120,8 @@ class QuantizedWeight:
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
-        vectors (`Tensor`, *optional*): `(256, group_size)`, on a grid of type `"vector"`, where `codes` are uint8
-            `(out_features, in_features / group_size)`.
+        vectors (`Tensor`, *optional*): `(tables, entries, group_size)`, on a grid of type `"vector"`, where `codes` are uint8
+            `(out_features, in_features / group_size, tables)`.
     """
 
     codes: Tensor
@@ -131,7 +138,10 @@ class QuantizedWeight:
         if self.grid.type == "codebook":
             return self.scales.float().gather(1, self.codes.long())
         if self.vectors is not None:
-            return self.vectors.float()[self.codes.int()].flatten(1) * self.scales.float()
+            values = self.vectors[0].float()[self.codes[..., 0].int()]
+            for table in range(1, len(self.vectors)):
+                values = values + self.vectors[table].float()[self.codes[..., table].int()]
+            return values.flatten(1) * self.scales.float()
         out_features, in_features = self.codes.shape
         values = self.codes.float().view(out_features, self.scales.shape[1], -1)
         if self.zero_points is not None:

@@ -310,6 +310,51 @@ def test_other_formats_hold_what_was_trained(tmp_path, trained, layout):
     assert _difference(tmp_path / "out", READ) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        hfc.Codebook(bits=2, rounds=0, shift=0.0),
+        hfc.VQ(bits=2, rounds=0, shift=0.0),
+        hfc.Sparsify("2:4", shift=0.0) >> hfc.VQ(bits=2, length=1, rounds=0, shift=0.0),
+    ],
+)
+def test_what_codes_stand_for_is_trained(tmp_path, trained, steps):
+    folder, _, _ = trained
+    qat = hfc.QAT(**{**QUICK, "train": "scales"})
+    before, found = run(folder / "base", tmp_path / "ptq", steps), run(folder / "base", tmp_path / "out", steps >> qat)
+    assert found.manifest["training"]["held_out_kl"] < 0.99 * found.manifest["training"]["held_out_kl_start"]
+    values = []
+    for name in ("ptq", "out"):
+        hfc.export(tmp_path / name, "dense", tmp_path / f"{name}-dense", dtype="float32")
+        values.append(load_file(tmp_path / f"{name}-dense" / "model.safetensors"))
+    for row in found.manifest["linears"]:
+        old, new = (each[f"{row['name']}.weight"] for each in values)
+        assert row["changed_codes"] == 0
+        assert not torch.equal(old, new)
+        assert torch.equal(old == 0, new == 0)
+        size = sum(
+            t.nbytes
+            for key, t in load_file(tmp_path / "out" / "model.safetensors").items()
+            if key.startswith(f"{row['name']}.")
+        )
+        assert row["bytes"] == size
+    assert len(before.manifest["linears"]) == len(found.manifest["linears"])
+    witness = found.manifest["witness"]
+    np.save(tmp_path / "ids.npy", np.array([witness["input_ids"]]))
+    in_fresh_process(LOGITS, str(tmp_path / "out-dense"), str(tmp_path / "ids.npy"), str(tmp_path / "logits.npy"))
+    logits = torch.log_softmax(torch.from_numpy(np.load(tmp_path / "logits.npy"))[0].double(), -1)
+    logits = logits.gather(-1, torch.tensor(witness["top_ids"]))
+    assert torch.allclose(logits, torch.tensor(witness["top_log_probs"]).double(), atol=1e-3)
+
+
+def test_codes_that_number_something_stay(tmp_path, trained):
+    folder, _, _ = trained
+    with pytest.raises(
+        InvalidValueError, match=r"stay what they are, and what they stand for is trained; set qat.train"
+    ):
+        run(folder / "base", tmp_path / "out", hfc.VQ(bits=2) >> hfc.QAT(**QUICK))
+
+
 def test_what_is_rounded_beside_the_weights_cannot_be_trained(tmp_path, trained):
     folder, _, _ = trained
     eight, qat = {"bits": 8, "group_size": -1}, hfc.QAT(**QUICK)

@@ -25,6 +25,9 @@ from hfcompress.solvers.gptq import factorize, gptq
 from hfcompress.solvers.grid import Grid
 
 
+ALL = torch.empty(0, 0, dtype=torch.bool)  # of the weights are kept
+
+
 def problem(seed: int = 0, rows: int = 48, columns: int = 96):
     """A weight with heavy tails, and a Gram matrix."""
     generator = torch.Generator().manual_seed(seed)
@@ -69,7 +72,7 @@ def test_codes_are_those_of_the_obvious_loop():
     factor = factorize(gram)
     levels = best_codebooks(weight, factor.importance, 8)
     order = factor.order
-    found = _swept(weight.T[order].contiguous(), factor, levels)
+    found = _swept(weight.T[order].contiguous(), factor, levels, ALL)
     errors, codes = torch.zeros(weight.T.shape, dtype=torch.float64), torch.zeros(weight.T.shape, dtype=torch.long)
     for place, column in enumerate(order.tolist()):
         value = weight[:, column].double() + factor.feedback[:place, place].double() @ errors[:place]
@@ -82,7 +85,7 @@ def test_levels_for_given_codes_are_the_solution_of_least_squares():
     weight, gram = problem()
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(4, weight.shape, generator=generator, dtype=torch.uint8)
-    found = _refitted(weight.T.contiguous(), Levels(codes, torch.zeros(len(weight), 4)), gram)
+    found = _refitted(weight.T.contiguous(), Levels(codes, torch.zeros(len(weight), 4)), gram, sparse=False)
     root = torch.linalg.cholesky(gram.double()).T  # root^T root = gram
     for row in range(0, len(weight), 7):
         chosen = torch.nn.functional.one_hot(codes[row].long(), 4).double()
@@ -110,6 +113,20 @@ def test_the_rows_do_not_depend_on_one_another():
     whole = gptq_codebook(weight, weight, gram, factor, 8, torch.float16)
     part = gptq_codebook(weight[10:20], weight[10:20], gram, factor, 8, torch.float16)
     assert (whole.values()[10:20] == part.values()).float().mean() > 0.99  # a GEMM of another size rounds otherwise
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_zeros_stay_and_the_other_levels_are_for_the_others(rounds):
+    weight, gram = problem(rows=64, columns=128)
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(4)) > 0.5
+    weight = weight * keep
+    factor = factorize(gram)
+    found = gptq_codebook(weight, weight, gram, factor, 8, torch.float16, rounds, keep)
+    assert ((found.levels == 0).sum(1) >= 1).all()
+    assert (found.values()[~keep] == 0).all()
+    assert (found.values()[keep] != 0).float().mean() > 0.7
+    blind = gptq_codebook(weight, weight, gram, factor, 8, torch.float16, rounds)
+    assert loss(weight, found.values(), gram) < loss(weight, blind.values() * keep, gram)
 
 
 def test_the_target_is_met_and_fewer_values_than_levels_are_met_exactly():

@@ -16,10 +16,10 @@ The library's own format: each tensor in as many bits as it is worth.
 
 config.json says `"quantization_config": {"quant_method": "hfcompress", "version": 1}`. Beside ordinary tensors there
 are coded ones, of which a matrix called `NAME.weight` is stored under several names that begin with `NAME.weight`. Five
-kinds are known, told by those names: [`hfcompress.formats.native.codebook`] (levels of each row),
+kinds are known, told by those names: [`hfcompress.formats.native.codebook`] (levels of each row, entropy-coded or not),
 [`hfcompress.formats.native.vectors`] (vectors that a weight shares), [`hfcompress.formats.native.factors`] (a product), and,
 both of them entropy-coded, [`hfcompress.formats.native.coded`] (a grid) and [`hfcompress.formats.native.lossless`] (the values
-as they were). These two have in common a stream ([`hfcompress.solvers.entropy`]) of symbols, one byte for each entry of the
+as they were). What is entropy-coded has a stream ([`hfcompress.solvers.entropy`]) of symbols, one byte for each entry of the
 matrix:
 
 - `NAME.weight` uint16 `(words,)`: the words of all chunks. A chunk is as many whole rows as have at most 65536 entries,

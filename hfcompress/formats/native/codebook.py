@@ -14,9 +14,8 @@
 """
 A weight whose rows have levels of their own.
 
-`weight` int32 `(out_features, words)` holds the numbers of the levels from 0 up, in 1, 2, 3 or 4 bits each, one after the
-other from the lowest bit of a row's first word on; the last word of a row is filled up with zeros. `weight_codebook` float16
-`(out_features, 2^bits)` holds the levels, and `weight_shape` int64 `(2,)` the shape of the weight.
+`weight_codebook` float16 `(out_features, 2^bits)` holds the levels, those nearest to zero first; their numbers are stored as
+in [`hfcompress.formats.native.numbers`].
 """
 
 from collections.abc import Mapping
@@ -26,18 +25,18 @@ from torch import Tensor
 
 from hfcompress.errors import CheckpointError
 from hfcompress.formats.layout import Layout, refuse_cache, refuse_conv1d
-from hfcompress.formats.packing import WORD, pack, unpack
+from hfcompress.formats.native import numbers
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
-CODES, LEVELS, SHAPE = "weight", "weight_codebook", "weight_shape"
-LOCALS = (CODES, LEVELS, SHAPE)
+LEVELS = "weight_codebook"
+LOCALS = (*numbers.LOCALS, LEVELS)
 
 
 class Codebook(Layout):
-    """Numbers of levels, packed, and the levels."""
+    """Numbers of levels, and the levels."""
 
     name = "hfcompress"
     quant_method = "hfcompress"
@@ -50,34 +49,30 @@ class Codebook(Layout):
         """It is made for them."""
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
-        half = 2 ** (weight.grid.bits - 1)
-        codes = (weight.codes.short() - half).to(torch.int8)
-        return {
-            CODES: pack(codes, weight.grid.bits),
-            LEVELS: weight.scales,
-            SHAPE: torch.tensor(weight.codes.shape),
-        }
+        order = weight.scales.float().abs().sort(dim=1, stable=True).indices.cpu()
+        levels = weight.scales.cpu().gather(1, order)
+        codes = order.argsort(1).to(torch.uint8).gather(1, weight.codes.cpu().long())
+        return {**numbers.packed(codes, weight.grid.bits, levels), LEVELS: levels}
 
     def expected(self, shape: LinearShape, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of a linear whose codes take no fewer bytes if they are entropy-coded, without values."""
         codes = torch.empty(shape.out_features, shape.in_features, dtype=torch.uint8, device="meta")
         levels = torch.empty(shape.out_features, 2**grid.bits, dtype=dtype, device="meta")
-        return self.pack(QuantizedWeight(codes, levels, None, grid))
+        return {**numbers.in_words(codes, grid.bits), LEVELS: levels}
 
     def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
         """
         Raises:
             CheckpointError: the tensors do not belong together.
         """
-        levels, shape = tensors[LEVELS], tensors[SHAPE].flatten().tolist()
-        words = -(-shape[-1] * grid.bits // WORD) if shape else 0
-        whole = len(shape) == 2 and tensors[CODES].dtype == torch.int32 and tensors[CODES].shape == (shape[0], words)
-        if not whole or levels.shape != (shape[0], 2**grid.bits):
+        levels = tensors[LEVELS]
+        if levels.dim() != 2 or levels.shape[1] != 2**grid.bits:
             raise CheckpointError("A weight on codebooks is damaged; download or copy its file again.")
-        codes = unpack(tensors[CODES], grid.bits, shape[1]).short() + 2 ** (grid.bits - 1)
-        return QuantizedWeight(codes.to(torch.uint8), levels, None, grid)
+        return QuantizedWeight(numbers.unpacked(tensors, grid.bits, len(levels), levels), levels, None, grid)
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
-        return self.unpack({local: tensors[f"{stem}.{local}"] for local in LOCALS}, grid).dequantize()
+        found = {local: tensors[f"{stem}.{local}"] for local in LOCALS if f"{stem}.{local}" in tensors}
+        return self.unpack(found, grid).dequantize()
 
     def scale_dtype(self, stored: torch.dtype) -> torch.dtype:
         """float16, whose steps between levels are finer than bfloat16's."""

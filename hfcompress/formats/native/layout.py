@@ -20,16 +20,17 @@ from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.layout import Layout
-from hfcompress.formats.native.codebook import LEVELS, SHAPE, Codebook, CodebookTensor, grid_of
+from hfcompress.formats.native.codebook import LEVELS, Codebook, CodebookTensor, grid_of
 from hfcompress.formats.native.codebook import LOCALS as CODEBOOK_LOCALS
 from hfcompress.formats.native.coded import COLUMNS, LOCALS, ROWS, STEP, Coded, CodedTensor
 from hfcompress.formats.native.factors import LEFT, RIGHT, FactoredTensor, Factors
 from hfcompress.formats.native.factors import LOCALS as FACTOR_LOCALS
 from hfcompress.formats.native.lossless import LOCALS as LOSSLESS_LOCALS
 from hfcompress.formats.native.lossless import REST, Lossless, LosslessTensor, packed, unpacked
+from hfcompress.formats.native.numbers import columns_of
 from hfcompress.formats.native.streams import FREQUENCIES, WORDS
 from hfcompress.formats.native.vectors import LOCALS as VECTOR_LOCALS
-from hfcompress.formats.native.vectors import VECTORS, VectorCodes, VectorTensor
+from hfcompress.formats.native.vectors import SCALE, VECTORS, VectorCodes, VectorTensor
 from hfcompress.formats.native.vectors import grid_of as vector_grid_of
 from hfcompress.formats.stored import packed_stems
 from hfcompress.solvers.grid import Grid
@@ -116,18 +117,20 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
     require_version(config)
     view = dict(tensors)
     for stem in packed_stems(tensors, LEVELS):
-        parts = {local: view.pop(f"{stem}.{local}") for local in CODEBOOK_LOCALS}
-        rows, columns = parts[SHAPE].read().tolist()
-        view[f"{stem}.weight"] = CodebookTensor(parts, grid_of(parts[LEVELS].shape), Codebook(), (rows, columns))
+        parts = {local: view.pop(f"{stem}.{local}") for local in CODEBOOK_LOCALS if f"{stem}.{local}" in tensors}
+        rows, _ = parts[LEVELS].shape
+        shape = (rows, columns_of(parts, rows))
+        view[f"{stem}.weight"] = CodebookTensor(parts, grid_of(parts[LEVELS].shape), Codebook(), shape)
     for stem in packed_stems(tensors, VECTORS):
-        parts = {local: view.pop(f"{stem}.{local}") for local in VECTOR_LOCALS}
-        (rows, numbers), grid = parts[WORDS].shape, vector_grid_of(parts[VECTORS].shape)
-        view[f"{stem}.weight"] = VectorTensor(parts, grid, VectorCodes(), (rows, numbers * grid.group_size))
+        parts = {local: view.pop(f"{stem}.{local}") for local in VECTOR_LOCALS if f"{stem}.{local}" in tensors}
+        (rows, _), grid = parts[SCALE].shape, vector_grid_of(parts[VECTORS].shape)
+        shape = (rows, columns_of(parts, rows) // grid.tables * grid.group_size)
+        view[f"{stem}.weight"] = VectorTensor(parts, grid, VectorCodes(), shape)
     for stem in packed_stems(tensors, RIGHT):
         parts = {local: view.pop(f"{stem}.{local}") for local in FACTOR_LOCALS}
         shape = (parts[LEFT].shape[0], parts[RIGHT].shape[-1])
         view[f"{stem}.weight"] = FactoredTensor(parts, PRODUCT, Factors(), shape)
-    for stem in packed_stems(tensors, FREQUENCIES):
+    for stem in packed_stems(view, FREQUENCIES):
         parts = {local: view.pop(f"{stem}.{local}") for local in EVERY_LOCAL if f"{stem}.{local}" in tensors}
         if STEP not in parts:
             if not any(local in REST for local in parts):

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-A weight of vectors.
+A weight of vectors, or of sums of them.
 
-`weight` uint8 `(out_features, in_features / length)` holds the numbers of vectors, `weight_vectors` float16 `(256, length)`
-these, and `weight_scale` float16 `(out_features, 1)` what the vectors of a row are multiplied by.
+`weight_vectors` float16 `(tables, 2^bits, length)` holds the vectors of each table, the shortest first, and `weight_scale`
+float16 `(out_features, 1)` what those of a row are multiplied by. Their numbers, `(out_features, in_features / length *
+tables)` with those of one place beside each other, are stored as in [`hfcompress.formats.native.numbers`].
 """
 
 from collections.abc import Mapping
@@ -24,15 +25,15 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CheckpointError
+from hfcompress.formats.native import numbers
 from hfcompress.formats.native.codebook import Codebook
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
-CODES, VECTORS, SCALE = "weight", "weight_vectors", "weight_scale"
-LOCALS = (CODES, VECTORS, SCALE)
-ENTRIES = 256
+VECTORS, SCALE = "weight_vectors", "weight_scale"
+LOCALS = (*numbers.LOCALS, VECTORS, SCALE)
 
 
 class VectorCodes(Codebook):
@@ -40,28 +41,38 @@ class VectorCodes(Codebook):
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         assert weight.vectors is not None
-        return {CODES: weight.codes.contiguous(), VECTORS: weight.vectors, SCALE: weight.scales}
+        vectors = weight.vectors.cpu()
+        order = vectors.float().square().sum(2).sort(dim=1, stable=True).indices
+        vectors, ranks = vectors.gather(1, order[..., None].expand_as(vectors)), order.argsort(1)
+        codes = weight.codes.cpu().int()
+        codes = torch.stack([ranks[table][codes[..., table]] for table in range(len(vectors))], -1).to(torch.uint8)
+        stored = numbers.packed(codes.flatten(1), _bits(vectors), vectors)
+        return {**stored, VECTORS: vectors.contiguous(), SCALE: weight.scales}
 
     def expected(self, shape: LinearShape, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
-        numbers = shape.in_features // grid.group_size
-        codes = torch.empty(shape.out_features, numbers, dtype=torch.uint8, device="meta")
+        """The tensors of a linear whose codes take no fewer bytes if they are entropy-coded, without values."""
+        count = shape.in_features // grid.group_size * grid.tables
+        codes = torch.empty(shape.out_features, count, dtype=torch.uint8, device="meta")
         scales = torch.empty(shape.out_features, 1, dtype=dtype, device="meta")
-        vectors = torch.empty(ENTRIES, grid.group_size, dtype=dtype, device="meta")
-        return self.pack(QuantizedWeight(codes, scales, None, grid, vectors=vectors))
+        vectors = scales.new_empty(grid.tables, grid.entries, grid.group_size)
+        return {**numbers.in_words(codes, _bits(vectors)), VECTORS: vectors, SCALE: scales}
 
     def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
         """
         Raises:
             CheckpointError: the tensors do not belong together.
         """
-        codes, vectors, scales = (tensors[local] for local in LOCALS)
-        whole = codes.dtype == torch.uint8 and codes.dim() == 2 and scales.shape == (len(codes), 1)
-        if not whole or vectors.shape != (ENTRIES, grid.group_size):
+        vectors, scales = tensors[VECTORS], tensors[SCALE]
+        if scales.dim() != 2 or scales.shape[1] != 1 or vectors.shape != (grid.tables, grid.entries, grid.group_size):
             raise CheckpointError("A weight of vectors is damaged; download or copy its file again.")
-        return QuantizedWeight(codes, scales, None, grid, vectors=vectors)
+        codes = numbers.unpacked(tensors, _bits(vectors), len(scales), vectors)
+        if codes.shape[1] % grid.tables:
+            raise CheckpointError("A weight of vectors is damaged; download or copy its file again.")
+        return QuantizedWeight(codes.unflatten(1, (-1, grid.tables)), scales, None, grid, vectors=vectors)
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
-        return self.unpack({local: tensors[f"{stem}.{local}"] for local in LOCALS}, grid).dequantize()
+        found = {local: tensors[f"{stem}.{local}"] for local in LOCALS if f"{stem}.{local}" in tensors}
+        return self.unpack(found, grid).dequantize()
 
 
 class VectorTensor(PackedTensor):
@@ -73,6 +84,10 @@ class VectorTensor(PackedTensor):
         return self.parts[VECTORS].dtype
 
 
+def _bits(vectors: Tensor) -> int:
+    return vectors.shape[1].bit_length() - 1
+
+
 def grid_of(vectors: torch.Size | tuple[int, ...]) -> Grid:
     """
     The grid of a weight whose vectors have this shape.
@@ -80,6 +95,8 @@ def grid_of(vectors: torch.Size | tuple[int, ...]) -> Grid:
     Raises:
         CheckpointError: none has.
     """
-    if len(vectors) != 2 or vectors[1] not in (2, 4, 8):
+    tables, entries, length = vectors if len(vectors) == 3 else (0, 0, 0)
+    bits = entries.bit_length() - 1
+    if not tables or not length or not 1 <= bits <= 8 or entries != 2**bits:
         raise CheckpointError("A weight of vectors is damaged; download or copy its file again.")
-    return Grid(8 // vectors[1], vectors[1], type="vector")
+    return Grid(0, length, type="vector", rate=bits * tables / length, tables=tables)

@@ -158,11 +158,12 @@ def test_it_is_measured_as_loaded_and_the_card_says_how(tiny, tmp_path):
     assert plan.output_bytes == pytest.approx(found.report["size_bytes"], rel=0.01)
 
 
-def test_zeros_survive_and_take_next_to_nothing(saved_llama, tmp_path):
+@pytest.mark.parametrize(
+    "step", [hfc.Entropy(shift=0.0), hfc.Codebook(shift=0.0), hfc.VQ(bits=4, length=1, shift=0.0)]
+)
+def test_zeros_survive_and_take_next_to_nothing(saved_llama, tmp_path, step):
     options = {"evaluate": False, "calibration": IDS}
-    found = hfc.compress(
-        str(saved_llama), hfc.Sparsify("2:4") >> hfc.Entropy(shift=0.0), tmp_path / "coded", **options
-    )
+    found = hfc.compress(str(saved_llama), hfc.Sparsify("2:4") >> step, tmp_path / "coded", **options)
     assert all(row["sparsity"] >= 0.5 and row["pattern"] == "2:4" for row in found.manifest["linears"])
     hfc.export(tmp_path / "coded", "dense", tmp_path / "dense", dtype="float32")
     weight = load_file(tmp_path / "dense" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
@@ -178,6 +179,9 @@ def test_a_rotated_model_is_coded_too(saved_llama, tmp_path):
 @pytest.mark.parametrize("other", [hfc.AWQ(), hfc.GPTQ(), hfc.KVCache(), hfc.Tune(), hfc.QAT()])
 @pytest.mark.parametrize("step", STEPS.values())
 def test_what_cannot_stand_beside_it_is_told(step, other):
+    if other.name == "qat" and step.trainable:
+        assert hfc.Job.of(step >> other).steps
+        return
     with pytest.raises(
         InvalidValueError, match=f"{step.name} can stand beside .*, and not beside {other.name}; leave one"
     ):
@@ -196,7 +200,12 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         (["codebook-3bit", "--set", "codebook.rounds=-1"], "codebook.rounds is -1; it must not be negative"),
         (["codebook-3bit", "--set", "format=gptq"], "gptq has no place for codebooks, which"),
         (["vq-2bit", "--set", "format=gptq"], "gptq has no place for vectors, which"),
-        (["vq-2bit", "--set", "vq.bits=3"], "vq.bits is 3; it must be one of 1, 2, 4"),
+        (["vq-2bit", "--set", "vq.length=8"], "vq.bits 2 for vectors of 8 from 1 tables would take 16 bits a number"),
+        (
+            ["vq-2bit", "--set", "vq.bits=2.3"],
+            "choose bits, length and tables so that bits * length / tables is a whole",
+        ),
+        (["vq-2bit", "--set", "vq.tables=9"], "vq.tables is 9; it must be from 1 to 8"),
         (["vq-2bit", "--set", "vq.shift=2"], "vq.shift is 2.0; it must lie between 0 and 1"),
         (["vq-2bit", "--set", "vq.seed=-1"], "vq.seed is -1; it must not be negative"),
         (["lowrank-80", "--set", "format=gptq"], "gptq has no place for factors, which"),
@@ -212,8 +221,8 @@ def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", [hfc.Codebook(shift=0.0), hfc.VQ(shift=0.0), hfc.LowRank(shift=0.0)])
-def test_codebooks_keep_no_zeros(step):
+@pytest.mark.parametrize("step", [hfc.VQ(shift=0.0), hfc.LowRank(shift=0.0)])
+def test_vectors_and_factors_keep_no_zeros(step):
     with pytest.raises(
         InvalidValueError, match=f"{step.name} does not keep zeros; leave out sparsify, or take entropy"
     ):
@@ -241,7 +250,8 @@ def test_levels_and_vectors_beat_a_grid(tiny, tmp_path, step, grid, most, said):
     found = hfc.compress(None, step, tmp_path / "out", **data)
     other = hfc.compress(None, grid, tmp_path / "grid", **data)
     assert found.report["kl_mean"] < most * other.report["kl_mean"]
-    assert hfc.plan(None, step, calibration=data["calibration"]).output_bytes == found.report["size_bytes"]
+    expected = hfc.plan(None, step, calibration=data["calibration"]).output_bytes
+    assert 0.95 * expected < found.report["size_bytes"] <= expected  # less where entropy coding pays
     assert f"28 linears: {said}" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -263,20 +273,19 @@ def test_damaged_levels_and_vectors_are_told(tiny, tmp_path, step, local, what):
         tensors = {**whole, f"{stem}{changed}": cut(whole[f"{stem}{changed}"]).contiguous()}
         save_file(tensors, tmp_path / "made" / "model.safetensors", metadata={"format": "pt"})
         made = Checkpoint.open(tmp_path / "made")
-        with pytest.raises(CheckpointError, match=f"A weight {what} is damaged; download or copy its file again"):
+        said = f"(A weight {what} is|An entropy-coded tensor is|of a codebook are) damaged; download or copy"
+        with pytest.raises(CheckpointError, match=said):
             decoded(made.tensors, made.quantization_config)[stem].read()
 
 
-def test_a_codebook_with_too_few_words_or_of_no_shape_is_told(tiny, tmp_path):
+def test_numbers_of_no_shape_are_told(tiny, tmp_path):
     calibration = torch.as_tensor(np.load(tiny / "calibration.npy")[:2]).long()
-    hfc.compress(None, CODEBOOK, tmp_path / "made", evaluate=False, calibration=calibration)
-    stem, file = "model.layers.0.mlp.up_proj.weight", tmp_path / "made" / "model.safetensors"
+    step = hfc.VQ(bits=2, rounds=0)
+    hfc.compress(None, step, tmp_path / "made", evaluate=False, calibration=calibration)
+    file = tmp_path / "made" / "model.safetensors"
     whole = load_file(file)
-    save_file({**whole, stem: whole[stem][:, :-1].contiguous()}, file, metadata={"format": "pt"})
-    made = Checkpoint.open(tmp_path / "made")
-    with pytest.raises(CheckpointError, match="A weight on codebooks is damaged"):
-        decoded(made.tensors, made.quantization_config)[stem].read()
-    save_file({**whole, f"{stem}_shape": torch.tensor([1])}, file, metadata={"format": "pt"})
+    [name, *_] = [key for key in whole if key.endswith("weight_shape")]
+    save_file({**whole, name: torch.tensor([1])}, file, metadata={"format": "pt"})
     made = Checkpoint.open(tmp_path / "made")
     with pytest.raises(CheckpointError, match="does not hold what its quantization_config promises"):
         decoded(made.tensors, made.quantization_config)

@@ -1,0 +1,86 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Levels and vectors that are trained: at first what was solved, gradients by definition, zeros that stay."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from hfcompress.distillation.learned_codebook import learn_codebook
+from hfcompress.solvers.grid import Grid, QuantizedWeight
+
+
+def codebook(sparse: bool):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(4, (6, 10), generator=generator, dtype=torch.uint8)
+    levels = torch.randn(6, 4, generator=generator)
+    if sparse:
+        levels[:, 1] = 0
+    return QuantizedWeight(codes, levels.half(), None, Grid(2, type="codebook"))
+
+
+def vectors():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(4, (6, 5, 2), generator=generator, dtype=torch.uint8)
+    tables, scales = torch.randn(2, 4, 2, generator=generator), torch.rand(6, 1, generator=generator) + 0.5
+    return QuantizedWeight(
+        codes, scales.half(), None, Grid(0, 2, type="vector", rate=2.0, tables=2), vectors=tables.half()
+    )
+
+
+@pytest.mark.parametrize("start", [codebook(False), codebook(True), vectors()])
+def test_it_begins_at_what_was_solved_and_gradients_are_sums(start):
+    linear = nn.Linear(10, 6)
+    learned = learn_codebook(linear, start, torch.float32)
+    assert torch.equal(linear.weight, start.dequantize())
+    again = learned.quantized(linear.get_parameter("parametrizations.weight.original"))
+    assert torch.equal(again.dequantize(), start.dequantize())
+    pull = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
+    (linear.weight * pull).sum().backward()
+    expected = torch.zeros_like(learned.table)
+    for row in range(6):
+        for column in range(10):
+            if start.vectors is None:
+                expected[row, int(start.codes[row, column])] += pull[row, column]
+            else:
+                place, within = divmod(column, 2)
+                for table in range(2):
+                    number = int(start.codes[row, place, table])
+                    expected[table, number, within] += pull[row, column] * start.scales[row, 0].float()
+    torch.testing.assert_close(learned.learned().grad, expected * learned.unit)
+
+
+@pytest.mark.parametrize("start", [codebook(False), vectors()])
+def test_what_is_in_use_is_what_is_stored(start):
+    linear = nn.Linear(10, 6)
+    learned = learn_codebook(linear, start, torch.float32)
+    with torch.no_grad():
+        learned.offset.copy_(torch.randn(learned.offset.shape, generator=torch.Generator().manual_seed(2)))
+    stored = learned.quantized(linear.get_parameter("parametrizations.weight.original"))
+    assert (stored.scales if start.vectors is None else stored.vectors).dtype == torch.float16
+    assert torch.equal(stored.dequantize(), linear.weight)
+    assert not torch.equal(stored.dequantize(), start.dequantize())
+    parametrize.remove_parametrizations(linear, "weight")
+    assert torch.equal(stored.dequantize(), linear.weight)
+
+
+def test_zeros_stay():
+    start = codebook(True)
+    linear = nn.Linear(10, 6)
+    learned = learn_codebook(linear, start, torch.float32, sparse=True)
+    with torch.no_grad():
+        learned.offset.fill_(0.3)
+    assert torch.equal(linear.weight == 0, start.dequantize() == 0)
+    assert not torch.equal(linear.weight, start.dequantize())
