@@ -175,8 +175,8 @@ class QatPass:
                 found[name] = self.layout.of(task.grid).unpack(local, task.grid)
         return found
 
-    def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, FakeQuantized]:
-        learning = {}
+    def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, FakeQuantized | LearnedCodebook]:
+        learning: dict[str, FakeQuantized | LearnedCodebook] = {}
         for name, weight in solved.items():
             linear, weight = linear_of(whole, name), weight.to(self.model.device)
             if name in self.trained:
