@@ -73,9 +73,9 @@ class FakeQuantized(nn.Module):
         stored = torch.where(stored == 0, self.start_scales, stored)  # an underflow
         return straight_through(exact, stored)
 
-    def learned(self) -> nn.Parameter:
+    def learned(self) -> list[nn.Parameter]:
         """What is trained at the learning rate of scales."""
-        return self.ratio
+        return [self.ratio]
 
     def forward(self, position: Tensor) -> Tensor:
         scales, position = self.scales(), self._kept(position)

@@ -15,10 +15,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from hfcompress.distillation.fake_quantized import straight_through
-from hfcompress.models.roles import Linear, linear_shape
 from hfcompress.solvers.grid import QuantizedWeight
 from hfcompress.solvers.vectors import summed
 
@@ -37,12 +35,11 @@ class LearnedCodebook(nn.Module):
         start (`QuantizedWeight`): where it starts, exactly.
         dtype (`torch.dtype`): of the arithmetic.
         sparse (`bool`, *optional*, defaults to `False`): what is zero remains so.
-        transposed (`bool`, *optional*, defaults to `False`): the linear holds its weight `(in_features, out_features)`.
     """
 
-    def __init__(self, start: QuantizedWeight, dtype: torch.dtype, sparse: bool = False, transposed: bool = False):
+    def __init__(self, start: QuantizedWeight, dtype: torch.dtype, sparse: bool = False):
         super().__init__()
-        self.start, self.dtype, self.transposed = start, dtype, transposed
+        self.start, self.dtype = start, dtype
         self.table: Tensor
         self.unit: Tensor
         self.register_buffer("table", (start.scales if start.vectors is None else start.vectors).float())
@@ -56,9 +53,9 @@ class LearnedCodebook(nn.Module):
         """Nothing of the dense weight is needed."""
         return weight.new_zeros(0)
 
-    def learned(self) -> nn.Parameter:
+    def learned(self) -> list[nn.Parameter]:
         """What is trained at the learning rate of scales."""
-        return self.offset
+        return [self.offset]
 
     def _in_use(self) -> Tensor:
         """The levels or vectors as they are stored, in float32; the gradient passes their rounding."""
@@ -76,7 +73,7 @@ class LearnedCodebook(nn.Module):
             weight = table.gather(1, self.start.codes.long())
         else:
             weight = summed(table, self.start.codes).flatten(1) * self.start.scales.float()
-        return (weight.T if self.transposed else weight).to(self.dtype)
+        return weight.to(self.dtype)
 
     @torch.no_grad()
     def quantized(self, _: Tensor) -> QuantizedWeight:
@@ -85,13 +82,3 @@ class LearnedCodebook(nn.Module):
         if start.vectors is None:
             return QuantizedWeight(start.codes, table, None, start.grid)
         return QuantizedWeight(start.codes, start.scales, None, start.grid, vectors=table)
-
-
-def learn_codebook(
-    linear: Linear, start: QuantizedWeight, dtype: torch.dtype, sparse: bool = False
-) -> LearnedCodebook:
-    """Let a linear learn its levels or vectors; see [`LearnedCodebook`] for the arguments."""
-    added = LearnedCodebook(start, dtype, sparse, linear_shape("", linear).transposed)
-    parametrize.register_parametrization(linear, "weight", added, unsafe=True)
-    linear.get_parameter("parametrizations.weight.original").requires_grad_(False)
-    return added

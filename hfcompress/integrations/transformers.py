@@ -26,6 +26,7 @@ The weights are unpacked one by one while they are loaded, so the model is an or
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import HfQuantizer
@@ -33,7 +34,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hfcompress.formats import native, sparse24
+from hfcompress.formats.native.factors import BASE
 from hfcompress.formats.native.layout import EVERY_LOCAL, dense_of, require_version
+from hfcompress.models.names import in_block
 
 
 @register_quantization_config(sparse24.QUANT_METHOD)
@@ -112,9 +115,29 @@ class NativeHfQuantizer(UnpackingHfQuantizer):
     def __init__(self, quantization_config: NativeConfig, **kwargs):
         super().__init__(quantization_config, **kwargs)
         require_version(quantization_config.to_dict())
+        self.leaning = _Found()
 
     def unpacked(self, found: dict[str, Tensor], name: str) -> Tensor:
+        if BASE in found:
+            self.leaning[name] = found
         return dense_of(found)
+
+    @torch.no_grad()
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        """Add to the weights that lean on another block's what they lean on."""
+        for name, found in self.leaning.items():
+            weight = model.get_parameter(f"{name}.weight")
+            base = model.get_parameter(f"{in_block(name, int(found[BASE]))}.weight")
+            weight.copy_(base.float() + dense_of(found).to(base.device))
+        self.leaning.clear()
+        return model
+
+
+class _Found(dict[str, dict[str, Tensor]]):
+    """What was stored of modules. transformers copies quantizers while it loads, and what a copy finds is for all of them."""
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 class _Unpack(ConversionOps):

@@ -33,6 +33,13 @@ def matches(linear: str, patterns: tuple[str, ...]) -> bool:
     return False
 
 
+def in_block(name: str, number: int) -> str:
+    """The name of the same in another block: the first number in it is another one."""
+    parts = name.split(".")
+    place = next(index for index, part in enumerate(parts) if part.isdigit())
+    return ".".join([*parts[:place], str(number), *parts[place + 1 :]])
+
+
 def block_list(name: str) -> str | None:
     """The module name of the list that a block's linear is in (`model.layers`), or `None` outside of every list."""
     parts = name.split(".")

@@ -57,6 +57,7 @@ from hfcompress.passes.ranks import settle_ranks
 from hfcompress.passes.rates import settle_rates
 from hfcompress.passes.ratios import settle_ratios
 from hfcompress.passes.rows import first_rows, held_out
+from hfcompress.passes.sharing import settle_sharing
 from hfcompress.passes.solved_weight import SolvedWeight
 from hfcompress.passes.solving import errors, solve_group
 from hfcompress.passes.spill import Spill
@@ -148,7 +149,7 @@ class BlockPass:
                 self.curvatures = output_curvatures(
                     self.model, self.plan, batches, self.processes, self.progress, self.waypoint
                 )
-        for settle in (settle_ratios, settle_rates, settle_ranks):
+        for settle in (settle_ratios, settle_rates, settle_ranks, settle_sharing):
             settle(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
         unrounded_hidden = self._finish_embeddings(batches)
         keep = None if self.spill is None else self.spill.put
@@ -603,7 +604,8 @@ class BlockPass:
 
     def _restored(self, stored: Mapping[str, Tensor], task: LinearTask) -> Tensor:
         """The values of a linear that an earlier run has written."""
-        return self.layout.of(task.grid).restore(stored, task.stem, task.grid, task.shape.transposed)
+        values = self.layout.of(task.grid).restore(stored, task.stem, task.grid, task.shape.transposed)
+        return values if task.base is None else task.base.read().float() + values
 
     def _packed(self, task: LinearTask, quantized: QuantizedWeight, scales: dict[str, Tensor]) -> dict[str, Tensor]:
         packed = {k: v.cpu() for k, v in {**self.layout.of(task.grid).pack(quantized), **scales}.items()}

@@ -14,7 +14,7 @@
 """What will be done to which linear, settled and checked before any work starts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -27,6 +27,7 @@ from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.statistics import Statistics
 from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.lowrank import worth_factoring
 from hfcompress.solvers.pattern import Pattern
 from hfcompress.solvers.smoothing import Magnitudes
 
@@ -152,6 +153,7 @@ class LinearTask:
         scale_dtype (`torch.dtype`): the dtype of its scales on disk, or of its weight where that is written dense.
         fallback (`str` or `None`): what was done instead of what was asked for.
         sparsity (`Sparsifier` or `None`): how it is sparsified.
+        base (*optional*): the stored weight of another block that it leans on.
     """
 
     shape: LinearShape
@@ -161,6 +163,7 @@ class LinearTask:
     scale_dtype: torch.dtype
     fallback: str | None = None
     sparsity: Any = None
+    base: Any = None
 
     @property
     def name(self) -> str:
@@ -341,7 +344,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         _check_embeddings(tasks[name], layout)
     caches = _cache_tasks(model, steps)
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
-    return Plan(
+    plan = Plan(
         blocks=[{name: tasks[name] for name in group if name in tasks} for group in shapes],
         head=tasks.get(head_name) if head_name else None,
         embeddings=next((tasks[name] for name in embeddings if name in tasks), None),
@@ -357,6 +360,42 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         folds=folds,
         tuning=tuning,
     )
+    sharing: Any = next((step for step in steps if hasattr(step, "reach")), None)
+    if sharing is not None:  # the data will say which blocks; here it is how many
+        total = len(model)
+        lean(model, plan, {index: index - 1 for index in range(total - 1, 0, -2)[: sharing.count(total)]})
+    return plan
+
+
+def lean(model: StreamedModel, plan: Plan, bases: Mapping[int, int]) -> None:
+    """
+    Let blocks use the weights of others, those with a step that shares; a linear for which factors are not worth it stays
+    whole.
+
+    Args:
+        model (`StreamedModel`): the dense model.
+        plan (`Plan`): its tasks are replaced.
+        bases (`Mapping[int, int]`): which block leans on which.
+    """
+    for index, tasks in enumerate(plan.blocks):
+        for name, task in tasks.items():
+            if not hasattr(task.settings, "reach"):
+                continue
+            bits, rank = 8 * task.scale_dtype.itemsize, task.settings.rank
+            grid, base = Grid(bits, type="plain"), None
+            if index in bases and worth_factoring(rank, (task.shape.out_features, task.shape.in_features)):
+                base = namesake(model, task, index, bases[index])
+            if base is not None:
+                grid = replace(factored(task.shape, rank, bits), base=bases[index])
+            tasks[name] = replace(task, grid=grid, base=base)
+
+
+def namesake(model: StreamedModel, task: LinearTask, own: int, other: int) -> Any:
+    """The stored weight of another block's linear of the same name and shape; `None` if there is none."""
+    name = model.block_names[other] + task.name.removeprefix(model.block_names[own])
+    base = model.tensors.get(model.sources.get(f"{name}.weight", ""))
+    same = (task.shape.out_features, task.shape.in_features)
+    return None if base is None or tuple(base.shape) != same else base
 
 
 def factored(shape: LinearShape, rank: int, bits: int) -> Grid:

@@ -28,6 +28,8 @@ it computes with; the hidden states of every block for a part of a batch; one hi
 import contextlib
 import math
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +38,8 @@ from torch.nn.utils import parametrize
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.fake_quantized import FakeQuantized, fake_quantize_linear
-from hfcompress.distillation.learned_codebook import learn_codebook
+from hfcompress.distillation.learned_codebook import LearnedCodebook
+from hfcompress.distillation.learned_factors import LearnedFactors
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.signals import Live
 from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtRows, head_of, teach, train
@@ -48,7 +51,7 @@ from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import QAT as NAME
 from hfcompress.passes.journal import Journal
-from hfcompress.passes.plan import Plan
+from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony_of
@@ -56,7 +59,8 @@ from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
 
-TABLES = ("codebook", "vector")  # types of codes that number what is stored beside them
+STANDING = ("codebook", "vector", "factors")  # types whose codes, if they have any, stay what they are
+Learned = FakeQuantized | LearnedCodebook | LearnedFactors
 
 
 class Training(Batches, Protocol):
@@ -88,7 +92,6 @@ class QatPass:
 
     def __init__(self, model: StreamedModel, plan: Plan, layout, settings: Training, tokens: Tokens):
         self.model, self.plan, self.layout, self.settings, self.tokens = model, plan, layout, settings, tokens
-        self.trained = {name: task for name, task in plan.tasks.items() if settings.for_linear(name) is not None}
         if not self.trained:
             raise InvalidValueError("qat leaves every quantized linear alone; check its targets and ignore.")
         if layout.name == "dense":
@@ -98,6 +101,12 @@ class QatPass:
             )
         _require_trainable(plan, settings.train)
         self.steps = steps_of(NAME, settings, tokens)
+
+    @property
+    def trained(self) -> dict[str, LinearTask]:
+        """What is trained, of what the plan, which the data may have changed, says now."""
+        rounded = {name: task for name, task in self.plan.tasks.items() if not task.grid.is_plain}
+        return {name: task for name, task in rounded.items() if self.settings.for_linear(name) is not None}
 
     def check(self, processes: Processes, memory_limit: int | None) -> None:
         """
@@ -172,17 +181,23 @@ class QatPass:
             stored = writer.read_part(part)
             for name, task in tasks.items():
                 local = {k.rpartition(".")[2]: t for k, t in stored.items() if k.rpartition(".")[0] == task.stem}
-                found[name] = self.layout.of(task.grid).unpack(local, task.grid)
+                if task.grid.is_plain:
+                    continue
+                weight = self.layout.of(task.grid).unpack(local, task.grid)
+                found[name] = weight if task.base is None else replace(weight, base=task.base.read().float())
         return found
 
-    def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, FakeQuantized | LearnedCodebook]:
-        learning: dict[str, FakeQuantized | LearnedCodebook] = {}
+    def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, Learned]:
+        learning: dict[str, Learned] = {}
         for name, weight in solved.items():
             linear, weight = linear_of(whole, name), weight.to(self.model.device)
             if name in self.trained:
                 sparse = self.trained[name].sparsity is not None
-                if weight.grid.type in TABLES:
-                    learning[name] = learn_codebook(linear, weight, self.model.dtype, sparse)
+                if weight.grid.type in STANDING:
+                    kind = LearnedFactors if weight.grid.type == "factors" else partial(LearnedCodebook, sparse=sparse)
+                    learning[name] = kind(weight, self.model.dtype)
+                    parametrize.register_parametrization(linear, "weight", learning[name], unsafe=True)
+                    _position(whole, name).requires_grad_(False)
                 else:
                     own = (self.model.dtype, self.settings.train, sparse)
                     learning[name] = fake_quantize_linear(linear, weight, *own)
@@ -201,7 +216,7 @@ class QatPass:
         positions = [_position(student.model, name) for name in learning]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in positions if p.requires_grad], "lr": settings.learning_rate},
-            {"params": [each.learned() for each in learning.values()], "lr": settings.scale_learning_rate},
+            {"params": [p for each in learning.values() for p in each.learned()], "lr": settings.scale_learning_rate},
         ]
         groups = [group for group in groups if any(p.requires_grad for p in group["params"])]
         folder = writer.partial / "trainer"
@@ -250,7 +265,7 @@ class QatPass:
 
     def _bytes(self, weight: QuantizedWeight) -> dict[str, int]:
         """What it takes now, where that depends on what was trained: tables are stored in an order of their own."""
-        if weight.grid.type not in TABLES:
+        if weight.grid.type not in STANDING:
             return {}
         return {"bytes": sum(tensor.nbytes for tensor in self.layout.of(weight.grid).pack(weight).values())}
 
@@ -286,7 +301,9 @@ def _require_trainable(plan: Plan, train: str) -> None:
             "qat trains weights, and kv_cache rounds what it would learn from; leave one of the two out."
         )
     for name, task in plan.tasks.items():
-        if task.grid.type in TABLES:
+        if task.grid.is_plain:
+            continue
+        if task.grid.type in STANDING:
             if train != "scales":
                 raise InvalidValueError(
                     f"The codes of {name} stay what they are, and what they stand for is trained; set qat.train to scales."

@@ -70,7 +70,7 @@ def settle_ranks(
 
 
 def _asks(task: LinearTask) -> bool:
-    return task.grid.type == "factors" and task.settings.allocation == "global"
+    return task.grid.type == "factors" and getattr(task.settings, "allocation", None) == "global"
 
 
 def _at_rank(task: LinearTask, rank: int | None) -> LinearTask:

@@ -76,8 +76,16 @@ def _solve(
         scales = torch.ones(len(weight), 1, dtype=task.scale_dtype, device=weight.device)
         return QuantizedWeight(weight.to(task.scale_dtype), scales, None, task.grid), found
     worth = worth if task.settings.needs_curvature else None
+    shared = {} if task.base is None else {"base": task.base.read().float().to(weight.device)}
     quantized, details = task.settings.quantize(
-        weight, statistics, task.grid, task.scale_dtype, label, worth, **({} if keep is None else {"keep": keep})
+        weight,
+        statistics,
+        task.grid,
+        task.scale_dtype,
+        label,
+        worth,
+        **({} if keep is None else {"keep": keep}),
+        **shared,
     )
     fallback = details.get("fallback") or found.get("fallback")
     return quantized, {**found, **details, "fallback": fallback}

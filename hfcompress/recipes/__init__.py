@@ -30,6 +30,7 @@ from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
 from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.share import Share
 from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.sparsify import Sparsify
 from hfcompress.recipes.torchao import TorchAo
@@ -56,6 +57,7 @@ __all__ = [
     "Prune",
     "Recipe",
     "Rotate",
+    "Share",
     "Smooth",
     "Sparsify",
     "Steps",

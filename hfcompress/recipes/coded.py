@@ -20,7 +20,7 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 
 
-BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "codebook", "vq", "lowrank", "lossless")
+BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "codebook", "vq", "lowrank", "share", "lossless")
 
 
 def refuse_zeros(name, before) -> None:
@@ -42,7 +42,7 @@ class Coded(Recipe):
     observer: ClassVar[str] = "mse"
     scales: ClassVar[str] = "none"
     on_indivisible: ClassVar[str] = "error"
-    trainable: ClassVar[bool] = False  # by qat: what its codes stand for
+    trainable: ClassVar[bool] = False  # by qat, its codes staying what they are
 
     @property
     def group_size(self) -> int:

@@ -46,6 +46,7 @@ from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate, rotation_of
 from hfcompress.recipes.rtn import RTN
+from hfcompress.recipes.share import Share
 from hfcompress.recipes.smooth import Smooth
 from hfcompress.recipes.sparsify import Sparsify
 from hfcompress.recipes.torchao import TorchAo
@@ -66,6 +67,7 @@ EVERY_STEP = (
     Codebook,
     VQ,
     LowRank,
+    Share,
     Lossless,
     Tune,
     Rotate,

@@ -49,6 +49,7 @@ class LowRank(Coded):
     name: ClassVar[str] = "lowrank"
     needs_inputs: ClassVar[bool] = True
     type: ClassVar[str] = "factors"
+    trainable: ClassVar[bool] = True
     alone: ClassVar[bool] = True
 
     ratio: float = 0.8

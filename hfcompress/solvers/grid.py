@@ -48,6 +48,7 @@ class Grid:
         rate (`float`, *optional*): for `"coded"` and `"factors"`, the bits that a weight takes on average, everything
             counted; for `"vector"`, those of numbers.
         rank (`int`, *optional*, defaults to 0): for `"factors"`, the columns of the first.
+        base (`int`, *optional*): for `"factors"`, the number of the block whose weight the product is added to.
         tables (`int`, *optional*, defaults to 1): for `"vector"`, of vectors.
     """
 
@@ -58,6 +59,7 @@ class Grid:
     activations: str = "none"
     rate: float | None = None
     rank: int = 0
+    base: int | None = None
     tables: int = 1
 
     @property
@@ -122,6 +124,7 @@ class QuantizedWeight:
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
         vectors (`Tensor`, *optional*): `(tables, entries, group_size)`, on a grid of type `"vector"`, where `codes` are uint8
             `(out_features, in_features / group_size, tables)`.
+        base (`Tensor`, *optional*): float32 `(out_features, in_features)`: what the product of factors is added to.
     """
 
     codes: Tensor
@@ -130,11 +133,13 @@ class QuantizedWeight:
     grid: Grid
     column_scales: Tensor | None = None
     vectors: Tensor | None = None
+    base: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """The values `(codes - zero_points) * scales (* column_scales)`: float32 `(out_features, in_features)`."""
         if self.grid.type == "factors":  # summed in float64, so that every device and thread count agrees
-            return (self.codes.double() @ self.scales.double()).float()
+            product = (self.codes.double() @ self.scales.double()).float()
+            return product if self.base is None else self.base + product
         if self.grid.type == "codebook":
             return self.scales.float().gather(1, self.codes.long())
         if self.vectors is not None:
@@ -154,11 +159,14 @@ class QuantizedWeight:
         zero_points = None if self.zero_points is None else self.zero_points.to(device)
         columns = None if self.column_scales is None else self.column_scales.to(device)
         vectors = None if self.vectors is None else self.vectors.to(device)
-        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zero_points, self.grid, columns, vectors)
+        base = None if self.base is None else self.base.to(device)
+        own = (self.codes.to(device), self.scales.to(device), zero_points)
+        return QuantizedWeight(*own, self.grid, columns, vectors, base)
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """The part of it that belongs to output rows `start` to `stop`."""
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]
         scales = self.scales if self.grid.type == "factors" else self.scales[start:stop]
         own = (self.codes[start:stop], scales, zero_points)
-        return QuantizedWeight(*own, self.grid, self.column_scales, self.vectors)
+        base = None if self.base is None else self.base[start:stop]
+        return QuantizedWeight(*own, self.grid, self.column_scales, self.vectors, base)

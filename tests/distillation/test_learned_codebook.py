@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from hfcompress.distillation.learned_codebook import learn_codebook
+from hfcompress.distillation.learned_codebook import LearnedCodebook
+from hfcompress.distillation.learned_factors import LearnedFactors
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
@@ -40,10 +41,15 @@ def vectors():
     )
 
 
+def installed(linear, learned):
+    parametrize.register_parametrization(linear, "weight", learned, unsafe=True)
+    return learned
+
+
 @pytest.mark.parametrize("start", [codebook(False), codebook(True), vectors()])
 def test_it_begins_at_what_was_solved_and_gradients_are_sums(start):
     linear = nn.Linear(10, 6)
-    learned = learn_codebook(linear, start, torch.float32)
+    learned = installed(linear, LearnedCodebook(start, torch.float32))
     assert torch.equal(linear.weight, start.dequantize())
     again = learned.quantized(linear.get_parameter("parametrizations.weight.original"))
     assert torch.equal(again.dequantize(), start.dequantize())
@@ -59,13 +65,13 @@ def test_it_begins_at_what_was_solved_and_gradients_are_sums(start):
                 for table in range(2):
                     number = int(start.codes[row, place, table])
                     expected[table, number, within] += pull[row, column] * start.scales[row, 0].float()
-    torch.testing.assert_close(learned.learned().grad, expected * learned.unit)
+    torch.testing.assert_close(learned.offset.grad, expected * learned.unit)
 
 
 @pytest.mark.parametrize("start", [codebook(False), vectors()])
 def test_what_is_in_use_is_what_is_stored(start):
     linear = nn.Linear(10, 6)
-    learned = learn_codebook(linear, start, torch.float32)
+    learned = installed(linear, LearnedCodebook(start, torch.float32))
     with torch.no_grad():
         learned.offset.copy_(torch.randn(learned.offset.shape, generator=torch.Generator().manual_seed(2)))
     stored = learned.quantized(linear.get_parameter("parametrizations.weight.original"))
@@ -79,8 +85,27 @@ def test_what_is_in_use_is_what_is_stored(start):
 def test_zeros_stay():
     start = codebook(True)
     linear = nn.Linear(10, 6)
-    learned = learn_codebook(linear, start, torch.float32, sparse=True)
+    learned = installed(linear, LearnedCodebook(start, torch.float32, sparse=True))
     with torch.no_grad():
         learned.offset.fill_(0.3)
     assert torch.equal(linear.weight == 0, start.dequantize() == 0)
     assert not torch.equal(linear.weight, start.dequantize())
+
+
+@pytest.mark.parametrize("base", [None, torch.ones(6, 10)])
+def test_factors_learn_and_what_is_leant_on_stays(base):
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(6, 3, generator=generator).bfloat16(), torch.randn(3, 10, generator=generator).bfloat16()
+    start = QuantizedWeight(left, right, None, Grid(16, type="factors", rank=3), base=base)
+    linear = nn.Linear(10, 6)
+    learned = installed(linear, LearnedFactors(start, torch.float32))
+    torch.testing.assert_close(linear.weight, start.dequantize())
+    (linear.weight * torch.ones(6, 10)).sum().backward()
+    unit = left.float().square().mean(0).sqrt()
+    torch.testing.assert_close(learned.left.grad, right.float().sum(1).expand(6, 3) * unit)
+    with torch.no_grad():
+        learned.right.fill_(0.5)
+    stored = learned.quantized(torch.empty(0))
+    assert stored.scales.dtype == torch.bfloat16
+    assert stored.base is base
+    torch.testing.assert_close(stored.dequantize(), linear.weight)

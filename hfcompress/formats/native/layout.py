@@ -23,7 +23,7 @@ from hfcompress.formats.layout import Layout
 from hfcompress.formats.native.codebook import LEVELS, Codebook, CodebookTensor, grid_of
 from hfcompress.formats.native.codebook import LOCALS as CODEBOOK_LOCALS
 from hfcompress.formats.native.coded import COLUMNS, LOCALS, ROWS, STEP, Coded, CodedTensor
-from hfcompress.formats.native.factors import LEFT, RIGHT, FactoredTensor, Factors
+from hfcompress.formats.native.factors import BASE, LEFT, RIGHT, FactoredTensor, Factors
 from hfcompress.formats.native.factors import LOCALS as FACTOR_LOCALS
 from hfcompress.formats.native.lossless import LOCALS as LOSSLESS_LOCALS
 from hfcompress.formats.native.lossless import REST, Lossless, LosslessTensor, packed, unpacked
@@ -33,6 +33,7 @@ from hfcompress.formats.native.vectors import LOCALS as VECTOR_LOCALS
 from hfcompress.formats.native.vectors import SCALE, VECTORS, VectorCodes, VectorTensor
 from hfcompress.formats.native.vectors import grid_of as vector_grid_of
 from hfcompress.formats.stored import packed_stems
+from hfcompress.models.names import in_block
 from hfcompress.solvers.grid import Grid
 
 
@@ -126,10 +127,6 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
         (rows, _), grid = parts[SCALE].shape, vector_grid_of(parts[VECTORS].shape)
         shape = (rows, columns_of(parts, rows) // grid.tables * grid.group_size)
         view[f"{stem}.weight"] = VectorTensor(parts, grid, VectorCodes(), shape)
-    for stem in packed_stems(tensors, RIGHT):
-        parts = {local: view.pop(f"{stem}.{local}") for local in FACTOR_LOCALS}
-        shape = (parts[LEFT].shape[0], parts[RIGHT].shape[-1])
-        view[f"{stem}.weight"] = FactoredTensor(parts, PRODUCT, Factors(), shape)
     for stem in packed_stems(view, FREQUENCIES):
         parts = {local: view.pop(f"{stem}.{local}") for local in EVERY_LOCAL if f"{stem}.{local}" in tensors}
         if STEP not in parts:
@@ -140,4 +137,15 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
         (_, rows), (_, columns) = parts[ROWS].shape, parts[COLUMNS].shape
         bits = 8 * sum(part.nbytes for part in parts.values()) / (rows * columns)
         view[f"{stem}.weight"] = CodedTensor(parts, Grid(8, type="coded", rate=bits), Native(), (rows, columns))
+    stems = packed_stems(tensors, RIGHT)
+    leaning = {f"{stem}.weight" for stem in stems if f"{stem}.{BASE}" in tensors}
+    for stem in stems:
+        parts = {local: view.pop(f"{stem}.{local}") for local in FACTOR_LOCALS if f"{stem}.{local}" in tensors}
+        shape, base = (parts[LEFT].shape[0], parts[RIGHT].shape[-1]), None
+        if BASE in parts:
+            name = in_block(f"{stem}.weight", int(parts[BASE].read()))
+            if name in leaning:
+                raise KeyError(name)
+            base = view[name]
+        view[f"{stem}.weight"] = FactoredTensor(parts, PRODUCT, Factors(), shape, base)
     return view

@@ -37,6 +37,8 @@ from hfcompress.solvers.pattern import Pattern
 CODED, LOSSLESS, CODEBOOK, VECTORS = hfc.Entropy(bits=3.0), hfc.Lossless(), hfc.Codebook(bits=3), hfc.VQ(bits=2)
 FACTORS = hfc.LowRank(ratio=0.6)
 STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK, "vectors": VECTORS, "factors": FACTORS}
+SHARED = hfc.Share(blocks=0.5, rank=4)
+STEPS["shared"] = SHARED
 IDS = torch.from_numpy(token_ids(8, 32)).long()
 LOADED = """
 import json, sys
@@ -44,7 +46,7 @@ import hfcompress.integrations.transformers
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
 made, out = sys.argv[1:]
-for name in ("coded", "lossless", "codebook", "vectors", "factors"):
+for name in ("coded", "lossless", "codebook", "vectors", "factors", "shared"):
     model = AutoModelForCausalLM.from_pretrained(f"{made}/{name}", dtype=torch.float32).eval()
     with torch.no_grad():
         np.save(f"{out}/{name}.npy", model(torch.arange(24)[None]).logits.numpy())
@@ -77,7 +79,7 @@ def test_transformers_loads_and_saves_what_was_solved(made, tmp_path):
     """The format itself in a process that knows nothing but the plug-in, against a dense export and the original."""
     in_fresh_process(LOADED, str(made), str(tmp_path))
     others = {"lossless": made / "base"}
-    for name in ("coded", "codebook", "vectors", "factors"):
+    for name in ("coded", "codebook", "vectors", "factors", "shared"):
         others[name] = hfc.export(made / name, "dense", tmp_path / f"dense-{name}", dtype="float32").output_dir
     for name, other in others.items():
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits(other))
@@ -100,6 +102,7 @@ def test_lossless_is_the_original_bit_for_bit(made, tmp_path):
         (CODEBOOK, "AutoModelForCausalLM"),
         (VECTORS, "AutoModelForCausalLM"),
         (FACTORS, "AutoModelForCausalLM"),
+        (SHARED, "LlamaForCausalLM"),
     ],
 )
 def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
@@ -208,6 +211,13 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         (["vq-2bit", "--set", "vq.tables=9"], "vq.tables is 9; it must be from 1 to 8"),
         (["vq-2bit", "--set", "vq.shift=2"], "vq.shift is 2.0; it must lie between 0 and 1"),
         (["vq-2bit", "--set", "vq.seed=-1"], "vq.seed is -1; it must not be negative"),
+        (["shared-layers", "--set", "share.blocks=0.7"], "share.blocks is 0.7; it must lie above 0 and not above 0.5"),
+        (["shared-layers", "--set", "share.rank=0"], "share.rank is 0; it must be at least 1"),
+        (["shared-layers", "--set", "share.shift=-1"], "share.shift is -1.0; it must lie between 0 and 1"),
+        (
+            ["shared-layers", "--set", "share.overrides={q_proj: {rank: 4}}"],
+            "share takes no overrides: a block leans on",
+        ),
         (["lowrank-80", "--set", "format=gptq"], "gptq has no place for factors, which"),
         (["lowrank-80", "--set", "lowrank.ratio=1"], "lowrank.ratio is 1; it must lie above 0 and below 1"),
         (["lowrank-80", "--set", "lowrank.multiple=0"], "lowrank.multiple is 0; it must be at least 1"),
@@ -221,7 +231,7 @@ def test_what_does_not_fit_is_told(options, said, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", [hfc.VQ(shift=0.0), hfc.LowRank(shift=0.0)])
+@pytest.mark.parametrize("step", [hfc.VQ(shift=0.0), hfc.LowRank(shift=0.0), hfc.Share(shift=0.0)])
 def test_vectors_and_factors_keep_no_zeros(step):
     with pytest.raises(
         InvalidValueError, match=f"{step.name} does not keep zeros; leave out sparsify, or take entropy"
@@ -276,6 +286,27 @@ def test_damaged_levels_and_vectors_are_told(tiny, tmp_path, step, local, what):
         said = f"(A weight {what} is|An entropy-coded tensor is|of a codebook are) damaged; download or copy"
         with pytest.raises(CheckpointError, match=said):
             decoded(made.tensors, made.quantization_config)[stem].read()
+
+
+def test_a_block_that_leans_on_one_that_leans_is_told(tiny, tmp_path):
+    calibration = torch.as_tensor(np.load(tiny / "calibration.npy")[:2]).long()
+    hfc.compress(None, hfc.Share(), tmp_path / "made", evaluate=False, calibration=calibration)
+    file = tmp_path / "made" / "model.safetensors"
+    whole = load_file(file)
+    [name, *_] = [key for key in whole if key.endswith("weight_base")]
+    own = int(name.split(".")[2])
+    for other in (own, 99):  # itself, and a block that there is not
+        save_file({**whole, name: torch.tensor([other])}, file, metadata={"format": "pt"})
+        made = Checkpoint.open(tmp_path / "made")
+        with pytest.raises(CheckpointError, match="does not hold what its quantization_config promises"):
+            decoded(made.tensors, made.quantization_config)
+
+
+def test_a_single_block_has_none_to_lean_on(tmp_path):
+    config = CONFIGS["llama"]()
+    config.num_hidden_layers = 1
+    with pytest.raises(InvalidValueError, match="share needs a model of at least two blocks; leave the step out"):
+        hfc.compress(make_model(config), SHARED, tmp_path / "out", calibration=IDS)
 
 
 def test_numbers_of_no_shape_are_told(tiny, tmp_path):
