@@ -11,7 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a bit buys: everything counted that is stored of the linears, against the divergence; fixed grids and coded ones."""
+"""What a bit buys: everything counted that is stored of the linears, against the divergence; fixed grids and all
+other ways to store them."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +25,11 @@ from benchmarking.quality import Row, run_ours, summarize, with_spread
 from benchmarking.table import number
 
 
-GRIDS = ((2, -1), (2, 128), (2, 64), (3, -1), (3, 128), (4, -1), (4, 128))
-RATES = (1.5, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0)
+GRIDS = ((2, -1), (2, 128), (2, 64), (3, -1), (3, 128), (4, -1), (4, 128), (8, -1))
+RATES = (0.5, 1.0, 1.5, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 6.0, 8.0)
 FIXED, CODED = "fixed grid", "entropy-coded"
+SPARSE = {"sparsify": {"pattern": "2:4"}}
+TRAINED = {"epochs": 4, "held_out": 4}
 
 
 @dataclass
@@ -42,19 +45,57 @@ def recipes() -> dict[str, dict[str, list[dict]]]:
     """Kind -> label -> steps."""
     grids = {}
     for bits, group_size in GRIDS:
-        best = {"damping": DAMPING[bits], "shift": 1.0, "curvature": True, "refine": 3}
+        best = {"damping": DAMPING.get(bits, DAMPING[4]), "shift": 1.0, "curvature": True, "refine": 3}
         name = f"w{bits} " + ("per row" if group_size == -1 else f"g{group_size}")
         grids[name] = [{"gptq": {"bits": bits, "group_size": group_size, **best}}]
     coded = {f"entropy {bits:g}": [{"entropy": {"bits": bits}}] for bits in RATES}
     uniform = {
         f"entropy {bits:g}, uniform": [{"entropy": {"bits": bits, "allocation": "uniform"}}] for bits in (2.2, 3.0)
     }
-    return {FIXED: grids, CODED: {**coded, **uniform}}
+    return {FIXED: grids, CODED: {**coded, **uniform}, **_codebooks(), **_others()}
+
+
+def _codebooks() -> dict[str, dict[str, list[dict]]]:
+    """Levels and vectors."""
+    levels = {f"codebook {bits}": [{"codebook": {"bits": bits}}] for bits in (2, 3, 4)}
+    levels |= {f"vq {bits}, single weights": [{"vq": {"bits": bits, "length": 1}}] for bits in (3, 4)}
+    vectors = {f"vq {bits}": [{"vq": {"bits": bits}}] for bits in (1, 2, 3, 4)}
+    sums = {
+        f"vq {bits}, two tables": [{"vq": {"bits": bits, "length": n, "tables": 2}}] for bits, n in ((2, 8), (3, 4))
+    }
+    trained = {"vq 2, trained": [{"vq": {"bits": 2}}, {"qat": TRAINED}]}
+    return {"codebook": levels, "vectors": {**vectors, **trained}, "sums of vectors": sums}
+
+
+def _others() -> dict[str, dict[str, list[dict]]]:
+    """Zeros, products, blocks that lean on others, and nothing changed."""
+    zeros = {
+        "2:4 + int4": [SPARSE, {"gptq": {"bits": 4}}],
+        "2:4 + entropy 2": [SPARSE, {"entropy": {"bits": 2.0, "shift": 0.0}}],
+    }
+    half = {"sparsify": {"pattern": "unstructured", "sparsity": 0.5, "ratios": "global"}}
+    levels = {"vq": {"bits": 4, "length": 1, "damping": 0.03, "shift": 0.0}}
+    deep = {"half zero + vq 4": [half, levels], "the same, trained": [half, levels, {"qat": TRAINED}]}
+    products = {f"rank of {ratio:.0%}": [{"lowrank": {"ratio": ratio}}] for ratio in (0.2, 0.35, 0.5, 0.8)}
+    products |= {
+        "rank of 50%, trained": [{"lowrank": {"ratio": 0.5}}, {"qat": {**TRAINED, "scale_learning_rate": 0.03}}]
+    }
+    sharing = {
+        "a quarter shared": [{"share": {}}],
+        "the same, trained": [{"share": {}}, {"qat": {**TRAINED, "scale_learning_rate": 0.03}}],
+    }
+    return {
+        "2:4": zeros,
+        "deep compression": deep,
+        "low rank": products,
+        "shared": sharing,
+        "lossless": {"lossless": [{"lossless": {}}]},
+    }
 
 
 def run_rate(bench: Bench, picture: Path) -> Iterator[list[Point]]:
     """
-    The points of every kind, as soon as they are known; with the last ones a picture is drawn.
+    The points of every kind, as soon as they are known; a picture of them is drawn each time.
 
     Args:
         bench (`Bench`): what all runs share.
@@ -72,8 +113,7 @@ def run_rate(bench: Bench, picture: Path) -> Iterator[list[Point]]:
         points += own
         for point in own:
             point.ratio_to_grid = beside_grids(point, [p for p in points if p.setting == FIXED])
-        if kind == CODED:
-            draw(points, picture)
+        draw(points, picture)
         yield own
 
 

@@ -69,8 +69,10 @@ def test_training_heals_what_sharing_costs(tiny, tmp_path):
         "eval_data": torch.as_tensor(evaluation[:8]).long(),
     }
     before = hfc.compress(None, hfc.Share(rank=16), tmp_path / "before", **data)
-    after = hfc.compress(None, hfc.Share(rank=16) >> hfc.QAT(epochs=4, held_out=4), tmp_path / "after", **data)
-    assert after.report["kl_mean"] < 0.9 * before.report["kl_mean"]
+    after = hfc.compress(
+        None, hfc.Share(rank=16) >> hfc.QAT(epochs=3, held_out=4, scale_learning_rate=0.03), tmp_path / "after", **data
+    )
+    assert after.report["kl_mean"] < 0.85 * before.report["kl_mean"]
     assert after.report["size_bytes"] == pytest.approx(before.report["size_bytes"], rel=1e-3)
     expected = hfc.plan(None, hfc.Share(rank=16), calibration=data["calibration"]).output_bytes
     assert expected == pytest.approx(before.report["size_bytes"], rel=0.05)
