@@ -23,7 +23,7 @@ from hfcompress.recipes.training import Training
 @dataclass(frozen=True, kw_only=True)
 class QAT(Training):
     """
-    Train the codes and scales that the steps before it have found, so that the model gives the dense model's
+    Train the codes and scales that the steps before it have found, or levels, vectors and factors, so that the model gives the dense model's
     distributions (no labels needed): `GPTQ(bits=3) >> QAT()`. Needs the whole model in memory, with
     gradients and optimizer; see `passes.qat_pass`. The rows that are held out decide which iterate is kept, so on them
     the result is never worse than the start.

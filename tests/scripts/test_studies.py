@@ -1,0 +1,87 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The studies of what is not kept, on numbers whose answer is known; and that every point of `rate` is a recipe."""
+
+import math
+
+import pytest
+import torch
+from measure_hidden_states import lost, narrower, rounded
+from measure_transforms import TRANSFORMS, compared, found, huffman, told, transformed
+
+from benchmarking import rate
+from hfcompress.recipes import job_from_dict
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_are_orthonormal_and_keep_lengths(name):
+    matrix = TRANSFORMS[name](64)
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(64), atol=1e-5, rtol=0)
+    weight = torch.randn(128, 192, generator=torch.Generator().manual_seed(0))
+    other = transformed(weight, matrix)
+    torch.testing.assert_close(other.norm(), weight.norm())
+    torch.testing.assert_close(other[64:, :64], matrix @ weight[64:, :64] @ matrix.T, atol=1e-4, rtol=1e-4)
+
+
+def test_a_smooth_weight_gains_by_cosines_and_noise_by_nothing():
+    place = torch.arange(128) / 128
+    noise = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    smooth = torch.sin(3 * place)[:, None] * torch.cos(5 * place) + 0.2 * noise
+    for weight, least, most in ((smooth, 0.0, 0.8), (noise, 0.98, 1.02)):
+        bits, error, _ = found(weight, 2.0, by_error=False)
+        assert bits == pytest.approx(2.0, abs=0.05)
+        other = found(transformed(weight, TRANSFORMS["cosine"](64)), error, by_error=True)
+        assert other[1] == pytest.approx(error, rel=0.05)
+        assert least * bits <= other[0] <= most * bits
+
+
+def test_huffmans_code_is_the_best_of_whole_bits():
+    assert huffman(torch.tensor([8, 4, 2, 1, 1])) == 8 + 2 * 4 + 3 * 2 + 4 * 2
+    assert huffman(torch.tensor([0, 7, 0])) == 7
+    _, _, symbols = told(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)), 0.5)
+    bits = compared(symbols)
+    assert bits["entropy"] <= bits["huffman"] <= bits["entropy"] + 1
+    assert bits["entropy"] <= bits["rans"] <= 1.01 * bits["entropy"]
+
+
+def test_a_bent_line_is_learned_where_principal_components_fail():
+    """Points on a parabola in one number."""
+    x = torch.linspace(-1, 1, 4096)[torch.randperm(4096, generator=torch.Generator().manual_seed(0))]
+    values = torch.stack([x, x.square(), x * 0.1, -x.square()], 1)
+    told = narrower(values[:3072], values[3072:], 0.25, 300)
+    assert told["principal"] > 0.2
+    assert told["autoencoder"] < 0.2 * told["principal"]
+    assert lost(values, values) == 0
+
+
+def test_vectors_of_what_is_alike_lose_less_than_a_grid():
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(16, 4, generator=generator)
+    values = few[torch.randint(16, (2000, 16), generator=generator)].flatten(1)
+    told = rounded(values[:1500], values[1500:])
+    assert told["vectors"] < 0.1 * told["grid"]
+
+
+@pytest.mark.parametrize("kind", rate.recipes())
+def test_every_point_is_a_recipe(kind):
+    for label, steps in rate.recipes()[kind].items():
+        job = job_from_dict({"recipe": steps})
+        assert job.steps, label
+    assert math.isclose(
+        rate.beside_grids(
+            rate.Point("x", "y", bits=3.0, kl=0.1),
+            [rate.Point("a", "b", bits=2.0, kl=0.4), rate.Point("a", "b", bits=4.0, kl=0.1)],
+        ),
+        0.5,
+    )
