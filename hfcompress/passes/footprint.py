@@ -106,7 +106,8 @@ class Footprint:
         self.rows, self.length = (0, 0) if batch is None else batch.input_ids.shape
         size = model.dtype.itemsize
         self.blocks = [sum(p.numel() for p in _parameters(model, name)) * size for name in model.block_names]
-        self.largest = max(range(len(self.blocks)), key=self.blocks.__getitem__)
+        leaning = [any(task.base is not None for task in tasks.values()) for tasks in plan.blocks]
+        self.largest = max(range(len(self.blocks)), key=lambda index: (self.blocks[index], leaning[index]))
         keys = model.keys_of_block(self.largest)
         self.stored = sum(model.tensors[key].nbytes for key in keys)  # a block as it is read
         inside = {id(p) for name in model.block_names for p in _parameters(model, name)}
@@ -182,9 +183,10 @@ class Footprint:
         for name, task in group.items():
             outputs = task.shape.out_features
             outputs = outputs if small == width else max(16, round(outputs * share / 16) * 16)
-            tasks[name] = replace(
-                task, shape=replace(task.shape, in_features=small, out_features=outputs, transposed=False)
-            )
+            shape = replace(task.shape, in_features=small, out_features=outputs, transposed=False)
+            grid = replace(task.grid, rank=round(task.grid.rank * share)) if task.grid.rank else task.grid
+            base = None if task.base is None else _Base(torch.ones(outputs, small))
+            tasks[name] = replace(task, shape=shape, grid=grid, base=base)
             linears[name] = nn.Linear(small, outputs, bias=False, device=self.model.device, dtype=self.model.dtype)
         worth = None
         if self.plan.needs_curvature:
@@ -326,6 +328,17 @@ class Footprint:
 
     def _outside_tensors(self) -> Iterable[Any]:
         return [self.model.tensors[key] for key in self.model.outside_keys]
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a small copy leans on."""
+
+    values: Tensor
+
+    def read(self) -> Tensor:
+        """All of it."""
+        return self.values
 
 
 def choose_course(
