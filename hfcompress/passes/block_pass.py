@@ -38,7 +38,7 @@ from hfcompress.passes.folding import Folding
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import walk_recomputed, walk_suspended
-from hfcompress.passes.plan import LinearTask, Plan
+from hfcompress.passes.plan import LinearTask, Plan, take_over
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.profile import (
     FORWARD,
@@ -151,6 +151,7 @@ class BlockPass:
                 )
         for settle in (settle_ratios, settle_rates, settle_ranks, settle_sharing):
             settle(self.model, self.plan, batches, self.curvatures.linears, self.processes, self.progress)
+        take_over(self.model, self.plan, self.journal.blocks)
         unrounded_hidden = self._finish_embeddings(batches)
         keep = None if self.spill is None else self.spill.put
         streams = self.model.embed(batches, keep) if self.plan.needs_inputs else []

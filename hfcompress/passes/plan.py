@@ -390,6 +390,28 @@ def lean(model: StreamedModel, plan: Plan, bases: Mapping[int, int]) -> None:
             tasks[name] = replace(task, grid=grid, base=base)
 
 
+def take_over(model: StreamedModel, plan: Plan, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """
+    Products as an earlier run has settled them: where its blocks are not solved again, nothing tells their ranks anew.
+
+    Args:
+        model (`StreamedModel`): the dense model.
+        plan (`Plan`): its tasks are replaced.
+        rows (`Mapping`): block -> what is reported of its linears.
+    """
+    known = {row["name"]: row for reported in rows.values() for row in reported}
+    for index, tasks in enumerate(plan.blocks):
+        for name, task in tasks.items():
+            row = known.get(name)
+            if row is None or not (task.settings.type == "factors" or hasattr(task.settings, "reach")):
+                continue
+            bits, base = 8 * task.scale_dtype.itemsize, row.get("base")
+            grid = Grid(bits, type="plain")
+            if row["type"] == "factors":
+                grid = replace(factored(task.shape, row["rank"], bits), base=base)
+            tasks[name] = replace(task, grid=grid, base=None if base is None else namesake(model, task, index, base))
+
+
 def namesake(model: StreamedModel, task: LinearTask, own: int, other: int) -> Any:
     """The stored weight of another block's linear of the same name and shape; `None` if there is none."""
     name = model.block_names[other] + task.name.removeprefix(model.block_names[own])

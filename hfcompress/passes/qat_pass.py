@@ -51,7 +51,7 @@ from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import QAT as NAME
 from hfcompress.passes.journal import Journal
-from hfcompress.passes.plan import LinearTask, Plan
+from hfcompress.passes.plan import LinearTask, Plan, take_over
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
 from hfcompress.passes.witness import testimony_of
@@ -125,6 +125,7 @@ class QatPass:
 
     def run(self, writer: CheckpointWriter, journal: Journal, progress: Progress) -> None:
         """Train, and put what is best into the writer's parts and the journal."""
+        take_over(self.model, self.plan, journal.blocks)
         if NAME not in journal.stages:
             found, rows, witness, record = self._train(writer, journal, progress)
             writer.write_stage(NAME, self._packed(found))

@@ -16,12 +16,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, make_model, token_ids
+from conftest import CONFIGS, digest, make_model, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hfcompress as hfc
 from hfcompress.models.names import in_block
+from hfcompress.passes import block_pass, qat_pass
 from hfcompress.passes.sharing import cheapest
 
 
@@ -76,6 +77,33 @@ def test_training_heals_what_sharing_costs(tiny, tmp_path):
     assert after.report["size_bytes"] == pytest.approx(before.report["size_bytes"], rel=1e-3)
     expected = hfc.plan(None, hfc.Share(rank=16), calibration=data["calibration"]).output_bytes
     assert expected == pytest.approx(before.report["size_bytes"], rel=0.05)
+
+
+@pytest.mark.parametrize("step", [hfc.Share(blocks=0.5, rank=4), hfc.LowRank(ratio=0.6)])
+@pytest.mark.parametrize("moment", ["the head", "training"])
+def test_a_run_that_is_killed_behind_the_blocks_knows_what_was_settled(step, moment, tmp_path, monkeypatch):
+    make_model(CONFIGS["llama"](), torch.bfloat16).save_pretrained(tmp_path / "base")
+    steps = step >> hfc.QAT(steps=4, batch_size=2, held_out=2)
+
+    def run(name, **options):
+        own = {"evaluate": False, "calibration": IDS, **options}
+        return hfc.compress(str(tmp_path / "base"), steps, tmp_path / name, **own)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        if moment == "training":
+            patch.setattr(qat_pass.QatPass, "_fit", stop)
+        else:
+            patch.setattr(block_pass, "testimony", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    found = run("out", resume=True)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert found.manifest["witness"] == whole.manifest["witness"]
+    assert len({(row.get("rank"), row.get("base")) for row in found.manifest["linears"]}) > 1
 
 
 def test_the_number_of_a_block_is_the_first_in_a_name():

@@ -147,5 +147,7 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
             if name in leaning:
                 raise KeyError(name)
             base = view[name]
+            if tuple(base.shape) != shape:
+                raise KeyError(name)
         view[f"{stem}.weight"] = FactoredTensor(parts, PRODUCT, Factors(), shape, base)
     return view
