@@ -38,7 +38,8 @@ also the seconds that the operations take at the machine's rate. A shape is a Ll
 and, to see that it runs, on a CPU: `speed --shape 8b --blocks 1 --rows 2 --settings w4g128 --methods "hfcompress GPTQ"`.
 
 `rate` tells what a bit buys: what all that is stored of the linears takes per weight, against the divergence, for fixed
-grids and for entropy-coded ones, each beside the fixed grids at the same bits; and draws it.
+grids, entropy-coded ones, codebooks, vectors, zeros, low rank, shared blocks and, where they take part, peers, each beside the
+fixed grids at the same bits; what loading takes; and draws it.
 
 `--text` takes two UTF-8 files, which the model's own tokenizer makes into rows. Without `--model` it is the bundled
 tiny model; the tokens are by default `calibration.npy` and `evaluation.npy` in the model's folder.

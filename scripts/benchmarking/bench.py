@@ -199,6 +199,20 @@ class Bench:
         command = (python or sys.executable, DOOR, "measure", self.model, self.evaluation, *outputs)
         return answers(command, self.work, own=python is None)
 
+    def load(self, folder: Path) -> tuple[float, int]:
+        """
+        Seconds and MiB at most that loading a folder takes, by [`benchmarking.workers.load`].
+
+        Raises:
+            RunError: it cannot be loaded.
+        """
+        told = answer((sys.executable, DOOR, "load", folder), self.work, own=True)
+        return float(told["seconds"]), int(told["mib"])
+
+    def linear_weights(self) -> int:
+        """How many weights the linears of the model's blocks have."""
+        return int(answer((sys.executable, DOOR, "linears", self.model), self.work, own=True)["weights"])
+
     def clear(self) -> None:
         """Remove what a run left."""
         shutil.rmtree(self.work, ignore_errors=True)

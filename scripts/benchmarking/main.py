@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     shipped = commands.add_parser("recipes", parents=[common, drawn], help="what every shipped recipe loses and saves")
     shipped.add_argument("--names", metavar="RECIPE,...", help="default: all that are shipped")
     commands.add_parser("sparsity", parents=[common, against, drawn], help="what zeros and smaller shapes lose")
-    commands.add_parser("rate", parents=[common, drawn], help="what a bit buys: fixed grids and coded ones")
+    commands.add_parser("rate", parents=[common, against, drawn], help="what a bit buys: all ways to store weights")
     commands.add_parser("distillation", parents=[common, drawn], help="what students learn, and what is won back")
     took = commands.add_parser("speed", parents=[common, against], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")

@@ -21,6 +21,7 @@ from benchmarking.bench import PEER_GPTQ, PEER_RTN, Bench, Peer, Progress, Setti
 from benchmarking.errors import RunError
 from benchmarking.ladder import by_default, ladder
 from benchmarking.table import number
+from benchmarking.workers import weight_bytes
 
 
 @dataclass
@@ -44,10 +45,12 @@ class Row:
     perplexity: float | None = None
     dense_perplexity: float | None = None
     top1: float | None = None
-    size_bytes: int | None = None  # of the weights on disk, ours alone
+    size_bytes: int | None = None  # of the weights on disk
     size_ratio: float | None = None  # of that to the original's
     bits: float | None = None  # that a weight of the linears takes there, everything counted
     decoded: float | None = None  # MB of bf16 that are decoded in a second on one core, where something is coded
+    load_seconds: float | None = None  # by transformers
+    load_mib: int | None = None  # at most, above what importing takes
     seconds: float | None = None
     skipped: str | None = None  # why this version cannot do it
     error: str | None = None
@@ -72,6 +75,7 @@ class Outcome:
     size_bytes: int | None = None
     bits: float | None = None
     decoded: float | None = None
+    loaded: tuple[float, int] | None = None  # seconds and MiB
     skipped: str | None = None
     error: str | None = None
 
@@ -107,7 +111,12 @@ def run_quality(bench: Bench) -> Iterator[list[Row]]:
 
 
 def run_ours(
-    bench: Bench, recipes: Mapping[str, list[dict] | str], seed: int, progress: Progress, before: str = ""
+    bench: Bench,
+    recipes: Mapping[str, list[dict] | str],
+    seed: int,
+    progress: Progress,
+    before: str = "",
+    loads: bool = False,
 ) -> dict[str, Outcome]:
     """
     Label -> outcome of every recipe: all are compressed in one process, and measured in another.
@@ -118,6 +127,7 @@ def run_ours(
         seed (`int`): which calibration rows.
         progress (`Progress`): is told of every run.
         before (`str`, *optional*, defaults to `""`): put before the label there.
+        loads (`bool`, *optional*, defaults to `False`): also tell what loading takes.
     """
     folders = {label: bench.work / f"ours-{index}" for index, label in enumerate(recipes)}
     outcomes = {}
@@ -136,6 +146,7 @@ def run_ours(
             outcomes[label].error = told["error"]
         else:
             outcomes[label].quality = told
+            outcomes[label].loaded = bench.load(folders[label]) if loads else None
     bench.clear()
     return outcomes
 
@@ -158,6 +169,7 @@ def run_peer(bench: Bench, peer: Peer, setting: Setting, seed: int) -> Outcome:
     try:
         outcome.seconds, _ = bench.compress(peer, setting, output, seed)
         reader = bench.interpreters[peer.peer] if peer.own_reader else None
+        outcome.size_bytes = weight_bytes(output)
         [outcome.quality] = bench.measure([output], reader)
     except RunError as error:
         outcome.error = str(error)
@@ -177,6 +189,7 @@ def summarize(row: Row, outcomes: Sequence[Outcome]) -> None:
     for key in ("perplexity", "dense_perplexity", "top1"):
         setattr(row, key, statistics.mean(quality[key] for quality in measured))
     row.size_bytes, row.bits, row.decoded = (getattr(outcomes[0], key) for key in ("size_bytes", "bits", "decoded"))
+    row.load_seconds, row.load_mib = outcomes[0].loaded or (None, None)
     row.seconds = statistics.mean(outcome.seconds for outcome in outcomes if outcome.seconds is not None)
 
 

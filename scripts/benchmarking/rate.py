@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarking.bench import Bench, Progress
+from benchmarking.bench import PEER_GPTQ, Bench, Peer, Progress, Setting
 from benchmarking.ladder import DAMPING
-from benchmarking.quality import Row, run_ours, summarize, with_spread
+from benchmarking.quality import Row, run_ours, run_peer, summarize, with_spread
 from benchmarking.table import number
+from benchmarking.workers import weight_bytes
 
 
 GRIDS = ((2, -1), (2, 128), (2, 64), (3, -1), (3, 128), (4, -1), (4, 128), (8, -1))
 RATES = (0.5, 1.0, 1.5, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 6.0, 8.0)
-FIXED, CODED = "fixed grid", "entropy-coded"
+FIXED, CODED, PEERS = "fixed grid", "entropy-coded", "peers"
 SPARSE = {"sparsify": {"pattern": "2:4"}}
 TRAINED = {"epochs": 4, "held_out": 4}
 
@@ -101,12 +102,12 @@ def run_rate(bench: Bench, picture: Path) -> Iterator[list[Point]]:
         bench (`Bench`): what all runs share.
         picture (`Path`): a PNG file.
     """
-    kinds = recipes()
+    kinds, peers = recipes(), [(peer, setting) for peer in bench.peers(PEER_GPTQ) for setting in bench.settings]
     seeds = range(len(bench.calibration))
-    progress = Progress(sum(map(len, kinds.values())) * len(seeds))
+    progress = Progress((sum(map(len, kinds.values())) + len(peers)) * len(seeds))
     points: list[Point] = []
     for kind, methods in kinds.items():
-        told = [run_ours(bench, methods, seed, progress) for seed in seeds]
+        told = [run_ours(bench, methods, seed, progress, loads=True) for seed in seeds]
         own = [Point(label, kind, recipe=recipe) for label, recipe in methods.items()]
         for point in own:
             summarize(point, [outcomes[point.method] for outcomes in told])
@@ -115,6 +116,28 @@ def run_rate(bench: Bench, picture: Path) -> Iterator[list[Point]]:
             point.ratio_to_grid = beside_grids(point, [p for p in points if p.setting == FIXED])
         draw(points, picture)
         yield own
+    if peers:
+        theirs = [_of_peer(bench, peer, setting, progress) for peer, setting in peers]
+        for point in theirs:
+            point.ratio_to_grid = beside_grids(point, [p for p in points if p.setting == FIXED])
+        draw([*points, *theirs], picture)
+        yield theirs
+
+
+def _of_peer(bench: Bench, peer: Peer, setting: Setting, progress: Progress) -> Point:
+    """A peer at one setting; its bits are those of its files, less what the rest of the model takes in the original."""
+    point = Point(f"{peer.label} {setting.name}", PEERS)
+    outcomes = []
+    for seed in range(len(bench.calibration)):
+        end = progress.begin(point.method)
+        outcomes.append(run_peer(bench, peer, setting, seed))
+        end(str(outcomes[-1]))
+    summarize(point, outcomes)
+    if point.size_bytes is not None:
+        weights = bench.linear_weights()
+        rest = weight_bytes(bench.model) - 2 * weights
+        point.bits = round(8 * (point.size_bytes - rest) / weights, 4)
+    return point
 
 
 def beside_grids(point: Point, grids: Sequence[Point]) -> float | None:
@@ -164,5 +187,7 @@ COLUMNS: dict[str, Callable[[Point], str]] = {
     "perplexity": lambda row: number(row.perplexity, ".3f"),
     "MB": lambda row: number(row.size_bytes / 1e6 if row.size_bytes else None, ".3f"),
     "decoded MB/s": lambda row: number(row.decoded, ".0f"),
+    "loaded s": lambda row: number(row.load_seconds, ".1f"),
+    "loading MiB": lambda row: number(row.load_mib, ".0f"),
     "seconds": lambda row: number(row.seconds, ".1f"),
 }

@@ -202,6 +202,32 @@ def _measure_together(dense: str, candidates: Sequence[str], ids) -> Iterator[di
         yield {**perplexities, "kl": sums["kl"] / count, "top1": sums["agree"] / count, "tokens": count}
 
 
+def load(folder: str) -> Iterator[dict[str, Any]]:
+    """Seconds that transformers takes to load a folder, and MiB that this takes at most, above what was there before."""
+    from transformers import AutoModelForCausalLM
+
+    from hfcompress.phases import peak_rss_bytes
+
+    if '"quant_method": "hfcompress' in (Path(folder) / "config.json").read_text():
+        import hfcompress.integrations.transformers  # noqa: F401 (it teaches transformers the format)
+    before, began = peak_rss_bytes(), time.perf_counter()
+    AutoModelForCausalLM.from_pretrained(folder)
+    yield {"seconds": round(time.perf_counter() - began, 3), "mib": (peak_rss_bytes() - before) >> 20}
+
+
+def linears(model: str) -> Iterator[dict[str, Any]]:
+    """How many weights the linears of the blocks have."""
+    import torch
+
+    from hfcompress.models.checkpoint import Checkpoint
+    from hfcompress.models.roles import find_linears
+    from hfcompress.models.streaming import StreamedModel
+
+    streamed = StreamedModel(Checkpoint.open(model), torch.device("cpu"), torch.float32)
+    blocks = [find_linears(streamed.skeleton.get_submodule(name), name) for name in streamed.block_names]
+    yield {"weights": sum(module.weight.numel() for block in blocks for module in block.values())}
+
+
 def tokenize(model: str, text: str, rows: str, seq_len: str, output: str) -> Iterator[dict[str, Any]]:
     """A text as rows of token ids by the model's own tokenizer, written to a `.npy`; or `{"error": what}`."""
     import numpy as np
@@ -259,5 +285,5 @@ def versions(*packages: str) -> Iterator[dict[str, str | None]]:
 
 
 WORKERS: dict[str, Callable[..., Iterator[dict]]] = {
-    f.__name__: f for f in (compress, measure, tokenize, machine, versions)
+    f.__name__: f for f in (compress, measure, load, linears, tokenize, machine, versions)
 }

@@ -19,8 +19,13 @@ import pytest
 import torch
 from measure_hidden_states import lost, narrower, rounded
 from measure_transforms import TRANSFORMS, compared, found, huffman, told, transformed
+from transformers import AutoModelForCausalLM
 
 from benchmarking import rate
+from benchmarking.bench import PEER_GPTQ, Bench, Progress, Setting
+from benchmarking.quality import Outcome
+from benchmarking.workers import WORKERS, weight_bytes
+from hfcompress.models.tiny import tiny_folder
 from hfcompress.recipes import job_from_dict
 
 
@@ -85,3 +90,23 @@ def test_every_point_is_a_recipe(kind):
         ),
         0.5,
     )
+
+
+def test_what_loading_takes_and_how_many_weights_are_told():
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder())
+    weights = sum(m.weight.numel() for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear))
+    assert list(WORKERS["linears"](str(tiny_folder()))) == [{"weights": weights}]
+    [told] = WORKERS["load"](str(tiny_folder()))
+    assert told["seconds"] > 0
+    assert told["mib"] >= 0
+
+
+def test_the_bits_of_a_peer_are_those_of_its_files(monkeypatch, tmp_path):
+    bench = Bench(tiny_folder(), (tmp_path,), tmp_path, (), {}, None, tmp_path / "work")
+    bench.work.mkdir()
+    quality = {"kl": 0.1, "perplexity": 2.0, "dense_perplexity": 1.9, "top1": 0.9}
+    size = weight_bytes(tiny_folder()) - bench.linear_weights() * 3 // 2
+    monkeypatch.setattr(rate, "run_peer", lambda *_: Outcome(1.0, quality, size_bytes=size))
+    point = rate._of_peer(bench, PEER_GPTQ[0], Setting.parse("w4g128"), Progress(1))
+    assert (point.method, point.kl) == ("llm-compressor GPTQ w4g128", 0.1)
+    assert point.bits == pytest.approx(4.0, abs=0.01)
