@@ -76,9 +76,8 @@ def settle_rates(
         found = at_one_step({name: curves[name] for name in own}, {name: sizes[name] for name in own}, bits)
         for tasks in plan.blocks:
             for name in (name for name in own if name in tasks):
-                settings = dataclasses.replace(tasks[name].settings, bits=found[name])
                 grid = dataclasses.replace(tasks[name].grid, rate=found[name])
-                tasks[name] = dataclasses.replace(tasks[name], settings=settings, grid=grid)
+                tasks[name] = dataclasses.replace(tasks[name], grid=grid)
 
 
 def at_one_step(curves: Mapping[str, Curve], sizes: Mapping[str, int], mean: float) -> dict[str, float]:

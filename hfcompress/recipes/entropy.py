@@ -20,6 +20,9 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.coded import Coded
 
 
+MOST = 6  # bits, beyond which codes of one byte are too few
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entropy(Coded):
     """
@@ -27,7 +30,7 @@ class Entropy(Coded):
     download: the weights are decoded while they are loaded.
 
     Args:
-        bits (`float`, *optional*, defaults to 2.5): bits per weight in the file, everything counted: above 0, up to 8.
+        bits (`float`, *optional*, defaults to 2.5): bits per weight in the file, everything counted: above 0, up to 6.
         damping (`float`, *optional*, defaults to 0.03): added to the diagonal of the Gram matrix, as a share of its
             mean.
         shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
@@ -53,10 +56,10 @@ class Entropy(Coded):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.bits <= 8:
+        if not 0 < self.bits <= MOST:
             raise InvalidValueError(
-                f"entropy.bits is {self.bits:g}; it must lie above 0 and not above 8. For more there is "
-                "the step lossless."
+                f"entropy.bits is {self.bits:g}; it must lie above 0 and not above {MOST}. For more there are "
+                "8-bit grids, and the step lossless."
             )
         if self.allocation == "global" and not self.curvature:
             object.__setattr__(self, "allocation", "uniform")  # without it linears do not compare

@@ -21,6 +21,7 @@ same for all. So steps are `c / sqrt(F_i D_j)` with one `c`, found for the rate 
 that uniform steps lose a quarter of a bit against any code: Gish and Pierce 1968).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from hfcompress.solvers.curvature import RowFactor
 from hfcompress.solvers.entropy import SYMBOLS, bits_of, classes_of, counted, index_bits
 from hfcompress.solvers.gptq import Factor
-from hfcompress.solvers.grid import LARGEST, Grid, QuantizedWeight
+from hfcompress.solvers.grid import Grid, QuantizedWeight
 from hfcompress.solvers.two_sided import sweep_two_sided
 
 
@@ -44,6 +45,7 @@ HALVINGS = 16
 FINEST, COARSEST = 6, 4  # octaves below and above that root mean square, between which curves are told
 SWEEPS = 8
 CLOSE = 0.003  # of the rate
+ROOM = 112.0  # largest code of a weight as it is: the error that is fed back needs some of the others
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,19 @@ def _beside(shape: torch.Size) -> int:
     return SIDE_BITS * sum(shape) + index_bits(shape) + STEP_BITS
 
 
+def raised(most: Tensor, logarithm: float) -> Tensor:
+    """
+    What steps of `2^logarithm` are multiplied by so that no code of a row is out of range: whole powers of `2^(1/16)`, 1 where
+    none is.
+
+    Args:
+        most (`Tensor`): float32 `(rows,)`: the largest magnitudes, in units of the row's step.
+        logarithm (`float`): to base 2.
+    """
+    octaves = most.double().clamp(min=1e-300).log2() - logarithm - math.log2(ROOM)
+    return ((PER_OCTAVE * octaves).ceil().clamp(min=0) / PER_OCTAVE).exp2().float()
+
+
 class Unswept:
     """
     The rate of a weight at some step, told without any error being fed back, from some of its rows.
@@ -121,12 +136,12 @@ class Unswept:
         part = slice(None, None, max(1, weight.numel() // enough))
         self.ratio = weight[part].cpu() / steps.columns / steps.rows[part, None]
         self.more = _beside(weight.shape) / weight.numel() - _beside(self.ratio.shape) / self.ratio.numel()
-        self.steps = steps
+        self.steps, self.most = steps, self.ratio.abs().amax(1)
         self.middle = self.ratio.square().mean().sqrt().clamp(min=1e-30).log2().item()
 
     def rate(self, logarithm: float) -> float:
         """Bits per weight where the steps are multiplied by two to this power."""
-        codes = (self.ratio * 2.0**-logarithm).round_().clamp_(-LARGEST, LARGEST)
+        codes = (self.ratio * 2.0**-logarithm / raised(self.most, logarithm)[:, None]).round_()
         return rate(codes.to(torch.int8)) + self.more
 
     def curve(self) -> "Curve":
@@ -185,10 +200,11 @@ def gptq_coded(
     steps = Steps.of(factor, rows)
     assert grid.rate is not None
     unswept = Unswept(target, steps)
+    most = (target.cpu() / steps.columns / steps.rows[:, None]).abs().amax(1)
     logarithm, tried = unswept.step(grid.rate), []
     best: QuantizedWeight | None = None
     for _ in range(SWEEPS):
-        scales = steps.rows * 2.0**logarithm
+        scales = steps.rows * 2.0**logarithm * raised(most, logarithm)
         codes = sweep(scales, steps.columns)
         off = rate(codes) - grid.rate
         if best is None or abs(off) < min(abs(other) for other, _ in tried):

@@ -27,7 +27,7 @@ from benchmarking.workers import weight_bytes
 
 
 GRIDS = ((2, -1), (2, 128), (2, 64), (3, -1), (3, 128), (4, -1), (4, 128), (8, -1))
-RATES = (0.5, 1.0, 1.5, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 6.0, 8.0)
+RATES = (0.5, 1.0, 1.5, 2.0, 2.2, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 FIXED, CODED, PEERS = "fixed grid", "entropy-coded", "peers"
 SPARSE = {"sparsify": {"pattern": "2:4"}}
 TRAINED = {"epochs": 4, "held_out": 4}

@@ -81,3 +81,13 @@ def test_ranks_where_they_count_lose_less(tiny, tmp_path):
 def test_without_curvature_all_are_alike():
     assert hfc.LowRank(curvature=False).allocation == "uniform"
     assert hfc.Entropy(curvature=False).allocation == "uniform"
+
+
+def test_six_bits_lose_less_than_four(tiny, tmp_path):
+    calibration, evaluation = (np.load(tiny / f"{name}.npy") for name in ("calibration", "evaluation"))
+    data = {
+        "calibration": torch.as_tensor(calibration[:4]).long(),
+        "eval_data": torch.as_tensor(evaluation[:4]).long(),
+    }
+    four, six = (hfc.compress(None, hfc.Entropy(bits=b), tmp_path / f"{b}", **data).report for b in (4.0, 6.0))
+    assert six["kl_mean"] < 0.2 * four["kl_mean"]

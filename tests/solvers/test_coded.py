@@ -13,6 +13,8 @@
 # limitations under the License.
 """Rounding for entropy coding: the rate is the one that is asked for, and the loss the least that steps can have there."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -170,3 +172,18 @@ def test_too_few_bits_for_anything_leave_zeros():
     found = solved(weight, factorize(gram), indifferent(ROWS), 0.001)
     assert not found.codes.any()
     assert torch.isfinite(found.dequantize()).all()
+
+
+def test_many_bits_lose_less_still_though_a_code_is_one_byte():
+    """Rows of very different size, whose steps are all alike: those whose codes would not fit have coarser ones."""
+    weight, gram, _ = problem()
+    weight = weight * torch.logspace(-0.6, 0.6, ROWS)[:, None]
+    factor, rows = factorize(gram), indifferent(ROWS)
+    losses = []
+    for bits in (3.0, 4.0, 5.0, 6.0):
+        found = solved(weight, factor, rows, bits)
+        assert found.codes.abs().max() < 127
+        assert rate(found.codes) == pytest.approx(bits, rel=0.01)
+        losses.append(loss(weight, found, gram))
+        assert torch.equal(Native().unpack(Native().pack(found), found.grid).dequantize(), Native().values(found))
+    assert all(fine < 0.7 * coarse for coarse, fine in itertools.pairwise(losses))

@@ -195,7 +195,7 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
     ("options", "said"),
     [
         (["entropy-2.5bit", "--set", "format=gptq"], "gptq has no place for entropy-coded weights, which"),
-        (["entropy-2.5bit", "--set", "entropy.bits=9"], "entropy.bits is 9; it must lie above 0 and not above 8"),
+        (["entropy-2.5bit", "--set", "entropy.bits=9"], "entropy.bits is 9; it must lie above 0 and not above 6"),
         (["entropy-2.5bit", "--set", "entropy.bits=0"], "entropy.bits is 0; it must lie above 0"),
         (["entropy-2.5bit", "--set", "entropy.shift=2"], "entropy.shift is 2.0; it must lie between 0 and 1"),
         (["codebook-3bit", "--set", "codebook.damping=2"], "codebook.damping is 2.0; it must lie between 0 and 1"),
