@@ -361,3 +361,17 @@ def test_a_later_version_and_a_damaged_file_are_told(tiny, tmp_path):
     again = Checkpoint.open(tmp_path / "made")
     with pytest.raises(CheckpointError, match="does not hold what its quantization_config promises"):
         decoded(again.tensors, again.quantization_config)
+
+
+def test_a_correction_of_low_rank_stands_beside_vectors(tiny, tmp_path):
+    calibration, evaluation = (np.load(tiny / f"{name}.npy") for name in ("calibration", "evaluation"))
+    data = {
+        "calibration": torch.as_tensor(calibration[:12]).long(),
+        "eval_data": torch.as_tensor(evaluation[:4]).long(),
+    }
+    steps = hfc.VQ(bits=2, rounds=1) >> hfc.LoRA(steps=4, held_out=4)
+    found = hfc.compress(None, steps, tmp_path / "out", **data)
+    assert found.report["with_adapter"]["kl_mean"] < 0.9 * found.report["kl_mean"]
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.index("import hfcompress.integrations.transformers") < card.index("PeftModel.from_pretrained")
