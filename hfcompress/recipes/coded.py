@@ -20,7 +20,19 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
 
 
-BESIDE = ("sparsify", "rotate", "prune", "distill", "entropy", "codebook", "vq", "lowrank", "share", "lossless", "lora")
+BESIDE = (
+    "sparsify",
+    "rotate",
+    "prune",
+    "distill",
+    "entropy",
+    "codebook",
+    "vq",
+    "lowrank",
+    "share",
+    "lossless",
+    "lora",
+)
 
 
 def refuse_zeros(name, before) -> None:
