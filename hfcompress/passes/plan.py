@@ -403,7 +403,9 @@ def take_over(model: StreamedModel, plan: Plan, rows: Mapping[str, Sequence[Mapp
     for index, tasks in enumerate(plan.blocks):
         for name, task in tasks.items():
             row = known.get(name)
-            if row is None or not (task.settings.type == "factors" or hasattr(task.settings, "reach")):
+            if row is None or not (
+                getattr(task.settings, "type", None) == "factors" or hasattr(task.settings, "reach")
+            ):
                 continue
             bits, base = 8 * task.scale_dtype.itemsize, row.get("base")
             grid = Grid(bits, type="plain")
