@@ -190,10 +190,11 @@ class QatPass:
 
     def _install(self, whole: nn.Module, solved: dict[str, QuantizedWeight]) -> dict[str, Learned]:
         learning: dict[str, Learned] = {}
+        trained = self.trained
         for name, weight in solved.items():
             linear, weight = linear_of(whole, name), weight.to(self.model.device)
-            if name in self.trained:
-                sparse = self.trained[name].sparsity is not None
+            if name in trained:
+                sparse = trained[name].sparsity is not None
                 if weight.grid.type in STANDING:
                     kind = LearnedFactors if weight.grid.type == "factors" else partial(LearnedCodebook, sparse=sparse)
                     learning[name] = kind(weight, self.model.dtype)
@@ -249,7 +250,7 @@ class QatPass:
 
         def updated(row: dict[str, Any]) -> dict[str, Any]:
             name = row["name"]
-            if name not in self.trained:
+            if name not in linears:
                 return row
             weight, values = dense[name].read().float(), found[name].dequantize()
             return {
@@ -271,8 +272,9 @@ class QatPass:
         return {"bytes": sum(tensor.nbytes for tensor in self.layout.of(weight.grid).pack(weight).values())}
 
     def _packed(self, found: dict[str, QuantizedWeight]) -> dict[str, Tensor]:
+        trained = self.trained
         return {
-            f"{self.trained[name].stem}.{local}": tensor
+            f"{trained[name].stem}.{local}": tensor
             for name, weight in found.items()
             for local, tensor in self.layout.of(weight.grid).pack(weight).items()
         }
@@ -280,9 +282,10 @@ class QatPass:
     def _apply(self, writer: CheckpointWriter) -> None:
         """Put the result into the parts; to do it twice is to do it once."""
         trained = writer.read_stage(NAME)
+        own_names = self.trained.keys()
         for part, tasks in parts_of(self.plan):
             stored = writer.read_part(part)
-            stems = {task.stem for task in tasks.values() if task.name in self.trained}
+            stems = {task.stem for task in tasks.values() if task.name in own_names}
             own = {key: tensor for key, tensor in trained.items() if key.rpartition(".")[0] in stems}
             gone = {
                 key

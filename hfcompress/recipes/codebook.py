@@ -51,16 +51,9 @@ class Codebook(Coded):
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("damping", "shift"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InvalidValueError(f"codebook.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        self._check_shares("damping", "shift")
         if self.rounds < 0:
             raise InvalidValueError(f"codebook.rounds is {self.rounds}; it must not be negative.")
-
-    @property
-    def needs_dense_stream(self) -> bool:
-        """Whether the dense model's stream is carried beside the calibration's."""
-        return self.shift > 0
 
     def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
         """See `passes.plan.Quantizer`."""
@@ -77,6 +70,5 @@ class Codebook(Coded):
             return found.codes, found.levels.to(scale_dtype)
 
         codes, levels = statistics.in_parts(solve, len(weight))
-        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
-        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+        details = self._reported(factor, share)
         return QuantizedWeight(codes, levels, None, grid), details

@@ -14,7 +14,7 @@
 """What the steps that store weights in the library's own format have in common."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.recipes.base import Recipe
@@ -60,6 +60,25 @@ class Coded(Recipe):
     def group_size(self) -> int:
         """Weights of a row that belong together; -1 for all."""
         return -1
+
+    @property
+    def needs_dense_stream(self) -> bool:
+        """Whether the dense model's stream is carried beside the calibration's."""
+        return getattr(self, "shift", 0) > 0
+
+    def _check_shares(self, *keys: str) -> None:
+        """
+        Raises:
+            InvalidValueError: one of these settings does not lie between 0 and 1.
+        """
+        for key in keys:
+            if not 0 <= getattr(self, key) <= 1:
+                raise InvalidValueError(f"{self.name}.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+
+    def _reported(self, factor, share: float) -> dict[str, Any]:
+        """What there is to report of a linear that was solved with a factor and this share of the shift."""
+        fallback = f"damping raised to {factor.damping:g}" if factor.damping > getattr(self, "damping", 0) else None
+        return {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
 
     def check_place(self, before, after):
         """Nothing stands beside it that works on a fixed grid."""

@@ -63,14 +63,7 @@ class Entropy(Coded):
             )
         if self.allocation == "global" and not self.curvature:
             object.__setattr__(self, "allocation", "uniform")  # without it linears do not compare
-        for key in ("damping", "shift"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InvalidValueError(f"entropy.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
-
-    @property
-    def needs_dense_stream(self) -> bool:
-        """Whether the dense model's stream is carried beside the calibration's."""
-        return self.shift > 0
+        self._check_shares("damping", "shift")
 
     @property
     def needs_curvature(self) -> bool:
@@ -99,8 +92,9 @@ class Entropy(Coded):
             return statistics.in_parts(solve, len(weight), blocks)[0]
 
         found = gptq_coded(target, factor, rows, grid, sweep)
-        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
+        details = self._reported(factor, share)
         if not found.codes.any():
-            fallback = f"every weight is rounded to zero: {grid.bits_on_average:.2g} bits are not enough for it"
-        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+            details["fallback"] = (
+                f"every weight is rounded to zero: {grid.bits_on_average:.2g} bits are not enough for it"
+            )
         return found, details

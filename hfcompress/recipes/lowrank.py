@@ -68,19 +68,12 @@ class LowRank(Coded):
             raise InvalidValueError(f"lowrank.multiple is {self.multiple}; it must be at least 1.")
         if self.allocation == "global" and not self.curvature:
             object.__setattr__(self, "allocation", "uniform")  # without it linears do not compare
-        for key in ("damping", "shift", "shrinkage"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InvalidValueError(f"lowrank.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        self._check_shares("damping", "shift", "shrinkage")
 
     def check_place(self, before, after):
         """No product keeps zeros."""
         super().check_place(before, after)
         refuse_zeros(self.name, before)
-
-    @property
-    def needs_dense_stream(self) -> bool:
-        """Whether the dense model's stream is carried beside the calibration's."""
-        return self.shift > 0
 
     @property
     def needs_curvature(self) -> bool:
@@ -103,6 +96,5 @@ class LowRank(Coded):
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
         found = spectrum(target, factor.damped(statistics.gram), curvature)
         left, right = (part.to(scale_dtype) for part in found.truncated(grid.rank, self.shrinkage))
-        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
-        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+        details = self._reported(factor, share)
         return QuantizedWeight(left, right, None, grid), {"rank": grid.rank, **details}

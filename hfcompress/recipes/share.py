@@ -59,9 +59,7 @@ class Share(Coded):
         for key in ("rank", "reach"):
             if getattr(self, key) < 1:
                 raise InvalidValueError(f"share.{key} is {getattr(self, key)}; it must be at least 1.")
-        for key in ("damping", "shift"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InvalidValueError(f"share.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        self._check_shares("damping", "shift")
         if self.overrides:
             raise InvalidValueError(
                 "share takes no overrides: a block leans on another as a whole; use targets or ignore."
@@ -71,11 +69,6 @@ class Share(Coded):
         """What is shared keeps no zeros of its own."""
         super().check_place(before, after)
         refuse_zeros(self.name, before)
-
-    @property
-    def needs_dense_stream(self) -> bool:
-        """Whether the dense model's stream is carried beside the calibration's."""
-        return self.shift > 0
 
     def count(self, total: int) -> int:
         """
@@ -97,6 +90,5 @@ class Share(Coded):
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
         found = spectrum(target - base, factor.damped(statistics.gram), curvature)
         left, right = (part.to(scale_dtype) for part in found.truncated(grid.rank))
-        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
-        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+        details = self._reported(factor, share)
         return QuantizedWeight(left, right, None, grid, base=base), {"rank": grid.rank, "base": grid.base, **details}

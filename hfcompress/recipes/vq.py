@@ -65,9 +65,7 @@ class VQ(Coded):
 
     def __post_init__(self):
         super().__post_init__()
-        for key in ("damping", "shift"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must lie between 0 and 1.")
+        self._check_shares("damping", "shift")
         for key in ("rounds", "seed"):
             if getattr(self, key) < 0:
                 raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must not be negative.")
@@ -95,11 +93,6 @@ class VQ(Coded):
         fitting = [length for length in LENGTHS if self.bits * length / self.tables in range(1, MOST + 1)]
         return max(fitting, default=1)
 
-    @property
-    def needs_dense_stream(self) -> bool:
-        """Whether the dense model's stream is carried beside the calibration's."""
-        return self.shift > 0
-
     def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
         """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.grid import QuantizedWeight
@@ -109,7 +102,6 @@ class VQ(Coded):
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
         own = (target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
         found = gptq_vectors(*own, grid.entries, grid.tables, keep)
-        fallback = f"damping raised to {factor.damping:g}" if factor.damping > self.damping else None
-        details = {"damping": factor.damping, "dead_columns": factor.dead, "shift": share, "fallback": fallback}
+        details = self._reported(factor, share)
         scales, vectors = found.scales[:, None].to(scale_dtype), found.vectors.to(scale_dtype)
         return QuantizedWeight(found.codes, scales, None, grid, vectors=vectors), details
