@@ -21,12 +21,15 @@ attention; a module whose scales are not known yet rounds nothing until it gets 
 
 import contextlib
 import copy
+import re
 import weakref
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from hfcompress.models.experts import Routed, find_experts
 
 
 QUANT_METHOD = "compressed-tensors"
@@ -54,6 +57,8 @@ def round_activations(model: PreTrainedModel, config: Mapping[str, Any]) -> None
         return  # with "dequantize" transformers loads the weights alone
     for group in groups.values():
         group.weights = None
+    inside = [f"re:{re.escape(name)}[.]" for name in find_experts(model)]  # transformers merges them, and rounds nothing there
+    known.ignore = [*(known.ignore or []), *inside]
     apply_quantization_config(model, known, show_progress=False)
 
 
@@ -72,8 +77,10 @@ def set_scales(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
         _enable(module, True)
 
 
-def rounded_input(linear: nn.Module, inputs: Tensor) -> Tensor:
+def rounded_input(linear: nn.Module, inputs: Any) -> Any:
     """What a linear makes of its inputs before it multiplies them with its weight."""
+    if isinstance(inputs, Routed):
+        return inputs  # transformers merges experts while loading, and rounds nothing that they are given
     scheme = getattr(linear, "quantization_scheme", None)
     if scheme is None or not getattr(linear, "quantization_enabled", True):
         return inputs

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.experts import ExpertLinear, Routed
 from hfcompress.models.streaming import Stream, StreamedModel
 
 
@@ -79,15 +80,15 @@ def set_weight(module: Linear, weight: Tensor) -> None:
 def watch_inputs(linears: Mapping[str, nn.Module], seen: Callable[[str, Any], None]) -> Generator[None]:
     """
     Call `seen(name, input)` before each of the linears runs. Of a module with several inputs, such as a cache with its
-    keys and values, it is told the tuple.
+    keys and values, it is told the tuple; of a linear of an expert a [`Routed`].
     """
 
     def hook_for(name):
         def hook(module, args):
             tensors = tuple(a for a in args if isinstance(a, Tensor))
-            seen(
-                name, tensors if len(tensors) > 1 else tensors[0]
-            )  # must return None: a value would replace the input
+            given = tensors if len(tensors) > 1 else tensors[0]
+            seen(name, Routed(*args) if isinstance(module, ExpertLinear) else given)
+            # returns None: a value would replace the input
 
         return hook
 
@@ -134,8 +135,8 @@ def shared_inputs(
     groups: dict[tuple, list[str]] = {}
     alive = []  # so that no memory is used twice while addresses are compared
 
-    def seen(name: str, inputs: Tensor | tuple[Tensor, ...]) -> None:
-        tensor = inputs[0] if isinstance(inputs, tuple) else inputs
+    def seen(name: str, inputs: Tensor | tuple[Tensor, ...] | Routed) -> None:
+        tensor = inputs[0] if isinstance(inputs, tuple) else inputs.inputs if isinstance(inputs, Routed) else inputs
         alive.append(inputs)
         if any(name in group for group in groups.values()):
             raise UnsupportedModelError(

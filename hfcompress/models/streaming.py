@@ -44,10 +44,10 @@ from transformers.utils import logging as transformers_logging
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.experts import are_apart, merges_experts, take_apart
 
 
 PROBE_TOKENS = 8
-EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass
@@ -146,7 +146,6 @@ class StreamedModel:
             round_activations(self.skeleton, checkpoint.quantization_config)
         list_name, self._blocks = _decoder_blocks(self.skeleton)
         self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
-        _refuse_fused_experts(self.skeleton, self.block_names)
         self._weight_mapping = _weight_mapping(self.skeleton)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)
@@ -533,12 +532,14 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
             f"{checkpoint.name} ({config.model_type}) is not a causal language model that this transformers knows; "
             "update transformers, or give --trust-remote-code if the repo carries its own modelling code."
         ) from error
+    take_apart(model, _weight_mapping(model))
     return model.eval()
 
 
 def _weight_mapping(model: PreTrainedModel) -> list[WeightRenaming | WeightConverter]:
     """How names on disk become parameters; fresh at each call, since loading leaves its traces in it."""
-    return [m for m in get_model_conversion_mapping(model) if isinstance(m, (WeightRenaming, WeightConverter))]
+    known = [m for m in get_model_conversion_mapping(model) if isinstance(m, (WeightRenaming, WeightConverter))]
+    return [m for m in known if not merges_experts(m)] if are_apart(model) else known
 
 
 def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -550,23 +551,6 @@ def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
             f"No list of {layers} decoder blocks was found in {type(model).__name__}; it is not supported yet."
         )
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
-
-
-def _refuse_fused_experts(model: PreTrainedModel, block_names: list[str]) -> None:
-    config = model.config.get_text_config()
-    for key in EXPERT_KEYS:
-        if isinstance(count := getattr(config, key, None), int) and count > 1:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has {count} experts per block ({key}); mixtures of experts are not supported "
-                "yet."
-            )
-    for block_name in block_names:
-        for name, parameter in model.get_submodule(block_name).named_parameters():
-            if parameter.ndim == 3 and "conv" not in name:
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} keeps its experts fused in one parameter ({block_name}.{name}); "
-                    "mixtures of experts are not supported yet."
-                )
 
 
 def _require_loaded(module: nn.Module, name: str, checkpoint: str, awaited: AbstractSet[str] = frozenset()) -> None:

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from hfcompress.errors import OutputError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
+from hfcompress.models.experts import Routed
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, set_weight, shared_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.background import Background
@@ -421,10 +422,10 @@ class BlockPass:
                 if group not in gathered:
                     gathered[group] = empty(tasks[name])
                 # as the weight will meet them; where a scale is only found from all of them, as they come
-                rows = held_out(self.first_rows[batch], len(inputs))
+                rows = held_out(self.first_rows[batch], len(streams[batch].batch.input_ids))
                 with self.profile.part(SUMS):
                     gathered[group].add(rounded_input(linears[name], inputs), mask, dense_inputs, rows)
-                tokens = inputs.shape[:-1].numel()
+                tokens = len(inputs) if isinstance(inputs, Routed) else inputs.shape[:-1].numel()
                 width = tasks[name].shape.in_features
                 self.profile.count(SUMS, operations_of_sums(width, tokens, dense_inputs is not None))
             if batch % GIVE_BACK == 0:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CalibrationError
+from hfcompress.models.experts import Routed
 from hfcompress.passes.processes import Processes
 from hfcompress.solvers.gptq import Factor, NotPositiveDefiniteError, factorize
 from hfcompress.solvers.observers import Histogram
@@ -28,6 +29,7 @@ from hfcompress.solvers.shift import capped, shift_strength, target_shift
 
 
 PANEL, WIDE_PANEL = 256, 2048  # columns of a Gram matrix that are computed together: on a CPU, on a GPU
+SHOWN_WEIGHT = 0.25  # tokens that those an expert is only shown count for, for every input of its linears
 TRIED_ROWS = 512  # of a weight, which say what share of a correction helps
 
 
@@ -51,7 +53,11 @@ class Statistics:
         magnitudes (`Histogram` or `None`): of the inputs.
         held_out (`Statistics` or `None`): of those of the tokens on which what follows from the others is judged; kept
             together with `cross`.
-        tokens (`int`): tokens seen, padding left out.
+        tokens (`int`): tokens seen, padding left out; of an expert, those that were sent to it.
+
+    For an expert the sums are weighted by the squares of the gates, which is what an error of its output counts for; and the
+    mean over the tokens that it is only shown is mixed in, the more the fewer were sent to it, so that an expert that saw few
+    or none is solved for what its block is like.
     """
 
     def __init__(
@@ -69,25 +75,32 @@ class Statistics:
         self.held_out: Statistics | None = None
         self.magnitudes = Histogram.empty(device) if ranges else None
         self.tokens = 0
+        self._excess = 0.0  # what the sums are divided by, over the number of tokens
+        self._shown: Statistics | None = None  # tokens that were not sent to the expert
         self._factors: dict[tuple[float, bool], Factor] = {}
         self._processes: Processes | None = None
 
     def add(
         self,
-        inputs: Tensor,
+        inputs: Tensor | Routed,
         mask: Tensor | None,
-        dense_inputs: Tensor | None = None,
+        dense_inputs: Tensor | Routed | None = None,
         held_out: Tensor | None = None,
     ) -> None:
         """
         Add the inputs of one batch.
 
         Args:
-            inputs (`Tensor`): `(rows, seq_len, in_features)`.
+            inputs (`Tensor` or `Routed`): `(rows, seq_len, in_features)`, or what an expert is given of such a batch.
             mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
-            dense_inputs (`Tensor` or `None`): what the dense model's linear receives for the same tokens.
+            dense_inputs (`Tensor`, `Routed` or `None`): what the dense model's linear receives for the same tokens; where an
+                expert of the dense model was not sent one of them, its input is taken to be the same.
             held_out (`Tensor` or `None`): bool `(rows,)`: rows that are also kept by themselves, to judge by.
         """
+        if isinstance(inputs, Routed):
+            self._add_routed(inputs.kept(mask), dense_inputs, held_out)
+            return
+        assert not isinstance(dense_inputs, Routed)
         if self.magnitudes is not None:
             self.magnitudes = self.magnitudes.add(flat_tokens(inputs, mask))
         if self.cross is not None and held_out is not None and dense_inputs is not None and held_out.any():
@@ -99,6 +112,27 @@ class Statistics:
                 own._add(inputs[rows], None if mask is None else mask[rows], dense_inputs[rows])
         else:
             self._add(inputs, mask, dense_inputs)
+
+    def _add_routed(self, inputs: Routed, dense_inputs: Tensor | Routed | None, held_out: Tensor | None) -> None:
+        if self._shown is None:
+            self._shown = Statistics(len(self.gram), self.gram.device)
+        self._shown._add(inputs.beside, None, None)
+        sent = inputs.sent
+        gates = sent.gates.float()[:, None]
+        x, dense = sent.inputs.float(), None
+        if self.cross is not None and isinstance(dense_inputs, Routed):
+            theirs, known = dense_inputs.sent.of(sent)
+            dense = torch.where(known[:, None], theirs.float(), x) * gates
+        weighed = x * gates
+        apart = [torch.ones(len(sent), dtype=torch.bool, device=gates.device)]
+        if dense is not None and held_out is not None and held_out.any():
+            held = held_out.to(gates.device)[sent.tokens // (inputs.total // len(held_out))]
+            apart = [~held, held]
+            self.held_out = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
+        for own, chosen in zip((self, self.held_out), apart, strict=False):
+            assert own is not None
+            own._add(weighed[chosen], None, None if dense is None else dense[chosen])
+            own._excess += (gates[chosen].square() - 1).sum().item()
 
     def _add(self, inputs: Tensor, mask: Tensor | None, dense_inputs: Tensor | None) -> None:
         raw = _tokens(inputs, mask)
@@ -126,6 +160,7 @@ class Statistics:
             self.gram += judge.gram
             self.cross += judge.cross
             self.tokens += judge.tokens
+            self._excess += judge._excess
         self._average(processes)
         if not torch.isfinite(self.gram).all():
             raise CalibrationError(
@@ -136,21 +171,38 @@ class Statistics:
             judge = self.held_out or Statistics(len(self.gram), self.gram.device, cross=True)
             judge._average(processes)  # this process may hold no such row, and others some
             self.held_out = judge if judge.tokens else None
+        if processes.max(torch.tensor(float(self._shown is not None), device=self.gram.device)):
+            self._mix_in(self._shown or Statistics(len(self.gram), self.gram.device), processes)
+
+    def _mix_in(self, shown: "Statistics", processes: Processes) -> None:
+        """What an expert would be given of any token of its block, for as many tokens as say little of so many inputs."""
+        shown._average(processes)
+        weight = SHOWN_WEIGHT * len(self.gram)
+        share = weight / (self.tokens + weight) if shown.tokens else 0.0
+        self.gram.mul_(1 - share).add_(shown.gram, alpha=share)
+        if self.cross is not None:
+            self.cross *= 1 - share
 
     def _average(self, processes: Processes) -> None:
         self.tokens = int(processes.sum(torch.tensor(self.tokens, device=self.gram.device)).item())
+        self._excess = processes.sum(torch.tensor(self._excess, device=self.gram.device)).item()
         self.gram = self._symmetric_mean(self.gram, processes)
         if self.cross is not None:
-            self.cross = processes.sum(self.cross).div_(max(self.tokens, 1))
+            self.cross = processes.sum(self.cross).div_(self._mass or 1)
         if self.joint is not None and self.dense_gram is not None:
-            self.joint = processes.sum(self.joint).div_(max(self.tokens, 1))
+            self.joint = processes.sum(self.joint).div_(self._mass or 1)
             self.dense_gram = self._symmetric_mean(self.dense_gram, processes)
         if self.magnitudes is not None:
             self.magnitudes = over_all(self.magnitudes, processes)
 
+    @property
+    def _mass(self) -> float:
+        """What the sums are divided by: how many tokens they are of, or the sum of the squares of their gates."""
+        return self.tokens + self._excess
+
     def _symmetric_mean(self, gram: Tensor, processes: Processes) -> Tensor:
         """Of sums whose lower triangle is filled in."""
-        mean = processes.sum(torch.tril(gram)).div_(max(self.tokens, 1))
+        mean = processes.sum(torch.tril(gram)).div_(self._mass or 1)
         return mean.add_(torch.tril(mean, -1).T)
 
     def target(self, weight: Tensor, damping: float, act_order: bool, name: str, most: float) -> tuple[Tensor, float]:
@@ -177,8 +229,8 @@ class Statistics:
         judge = self.held_out
         if judge is not None and judge.cross is not None and judge.tokens < self.tokens:
             few = weight[:: max(1, len(weight) // TRIED_ROWS)]
-            cross = torch.sub(self.cross, judge.cross, alpha=judge.tokens / self.tokens)
-            cross *= self.tokens / (self.tokens - judge.tokens)
+            cross = torch.sub(self.cross, judge.cross, alpha=judge._mass / self._mass)
+            cross *= self._mass / (self._mass - judge._mass)
             trial = target_shift(few, cross, self.factor(damping, act_order, name))
             share = shift_strength(few, trial, judge.gram, judge.cross, most)
         if not share:
@@ -258,8 +310,10 @@ def sums_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
 
-def flat_tokens(inputs: Tensor, mask: Tensor | None) -> Tensor:
-    """The tokens of a batch as float32 rows, padding left out."""
+def flat_tokens(inputs: Tensor | Routed, mask: Tensor | None) -> Tensor:
+    """The tokens of a batch, or those of it that were sent to an expert, as float32 rows, padding left out."""
+    if isinstance(inputs, Routed):
+        return inputs.kept(mask).sent.inputs.float()
     return _tokens(inputs, mask).float()
 
 

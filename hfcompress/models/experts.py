@@ -1,0 +1,295 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+The experts of a mixture as what they are on disk, one linear for each projection of each expert.
+
+transformers keeps all experts of a block in two parameters of three dimensions and merges them while loading. Here the
+merging is left out: on the model without weights, those parameters give way to one `nn.Linear` for each matrix, called as
+the checkpoint calls it. Which names go to which parameter, transformers' own conversions say; routing, gates and activation
+stay the architecture's own, and the products are put in by transformers' interface for implementations of experts. So
+everything that knows linears knows experts, and whoever watches one is told which tokens were sent to it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from hfcompress.errors import UnsupportedModelError
+
+
+IMPLEMENTATION = "hfcompress_apart"
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+BESIDE = 16  # a watched expert is also shown every so manieth token, whether it was sent there or not
+
+
+@dataclass(frozen=True)
+class Routed:
+    """
+    What a linear of an expert is given.
+
+    Args:
+        inputs (`Tensor`): `(count, in_features)`.
+        tokens (`Tensor`): int64 `(count,)`: which of the tokens of the batch, rows behind one another, they belong to.
+        gates (`Tensor`): float `(count,)`: what the expert's output is multiplied by; zero where the token was not sent to it
+            and is only shown, as those at the end are.
+        total (`int`): tokens of the batch.
+    """
+
+    inputs: Tensor
+    tokens: Tensor
+    gates: Tensor
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def kept(self, mask: Tensor | None) -> "Routed":
+        """Without padding, which `mask`, bool `(rows, seq_len)`, is false on."""
+        return self if mask is None else self._where(mask.reshape(-1).to(self.tokens.device)[self.tokens])
+
+    @property
+    def sent(self) -> "Routed":
+        """The tokens that were sent to the expert."""
+        return self._where(self.gates != 0)
+
+    @property
+    def beside(self) -> Tensor:
+        """The inputs of the others."""
+        return self.inputs[self.gates == 0]
+
+    def of(self, other: "Routed") -> tuple[Tensor, Tensor]:
+        """
+        Its inputs for the tokens that `other` holds, and bool which of them it has; what stands at the others is
+        arbitrary. Both hold tokens in ascending order.
+        """
+        if not len(self):
+            return torch.zeros_like(other.inputs), torch.zeros_like(other.tokens, dtype=torch.bool)
+        place = torch.searchsorted(self.tokens, other.tokens).clamp_(max=len(self) - 1)
+        return self.inputs[place], self.tokens[place] == other.tokens
+
+    def _where(self, chosen: Tensor) -> "Routed":
+        return Routed(self.inputs[chosen], self.tokens[chosen], self.gates[chosen], self.total)
+
+
+class ExpertLinear(nn.Linear):
+    """A linear of an expert, which is told what it is given besides its input; see [`Routed`]."""
+
+    def forward(
+        self, input: Tensor, tokens: Tensor | None = None, gates: Tensor | None = None, total: int = 0
+    ) -> Tensor:
+        return super().forward(input)
+
+
+class Expert(nn.Module):
+    """
+    The linears of one expert.
+
+    Args:
+        shapes (`dict[str, tuple[int, int]]`): local name -> `(out_features, in_features)`.
+        dtype (`torch.dtype`): of the weights, which are on the device `meta`.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], dtype: torch.dtype):
+        super().__init__()
+        for name, (rows, columns) in shapes.items():
+            self.add_module(name, ExpertLinear(columns, rows, bias=False, device="meta", dtype=dtype))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody looks at what its linears are given."""
+        return any(linear._forward_pre_hooks for linear in self.children())
+
+
+@dataclass(frozen=True)
+class Projections:
+    """
+    The local names of an expert's linears.
+
+    Args:
+        first (`tuple[str, ...]`): what is read by `act(gate) * up`: gate and up; or up alone.
+        down (`str`): what comes behind.
+    """
+
+    first: tuple[str, ...]
+    down: str
+
+
+def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> None:
+    """
+    Give every expert linears of its own, in place.
+
+    Args:
+        model (`PreTrainedModel`): the model, without weights.
+        mapping (`list`): how names on disk become parameters, for this model.
+
+    Raises:
+        UnsupportedModelError: the experts are stored or computed in a way that is not known.
+    """
+    modules = {name: module for name, module in model.named_modules() if _holds_experts(module)}
+    merging = [m for m in mapping if merges_experts(m)]
+    for name, module in modules.items():
+        projections = _projections(model, name, module, merging)
+        names = [*projections.first, projections.down]
+        fused = module.gate_up_proj if module.has_gate else module.up_proj
+        rows, hidden = fused.shape[1] // len(projections.first), fused.shape[2]
+        shapes = {n: (hidden, rows) if n == projections.down else (rows, hidden) for n in names}
+        experts = [Expert(shapes, fused.dtype) for _ in range(fused.shape[0])]
+        for parameter in [n for n, _ in module.named_parameters(recurse=False)]:
+            delattr(module, parameter)
+        for index, expert in enumerate(experts):
+            module.add_module(str(index), expert)
+        vars(module)["projections"] = projections
+    if modules:
+        ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_apart)
+        model.set_experts_implementation(IMPLEMENTATION)
+    _refuse_other_experts(model)
+
+
+def run_apart(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """
+    What an experts module returns, by the linears of its own.
+
+    Args:
+        module (`nn.Module`): the module, taken apart.
+        hidden (`Tensor`): `(tokens, hidden_size)`.
+        top_k_index (`Tensor`): int64 `(tokens, k)`: the experts that each token is sent to.
+        top_k_weights (`Tensor`): `(tokens, k)`: what their outputs are multiplied by.
+
+    Returns:
+        `Tensor`: `(tokens, hidden_size)`.
+    """
+    total, projections = len(hidden), module.projections
+    found = torch.zeros_like(hidden)
+    for index in range(module.num_experts):
+        expert = module.get_submodule(str(index))
+        tokens, place = (top_k_index == index).nonzero(as_tuple=True)
+        gates, sent = top_k_weights[tokens, place], len(tokens)
+        if expert.is_watched:
+            shown = torch.arange(index % BESIDE, total, BESIDE, device=tokens.device)
+            shown = shown if len(shown) else tokens.new_zeros(1)
+            tokens, gates = torch.cat((tokens, shown)), torch.cat((gates, gates.new_zeros(len(shown))))
+        elif not sent:
+            continue
+        x, told = hidden[tokens], (tokens, gates, total)
+        inner = torch.cat([expert.get_submodule(name)(x, *told) for name in projections.first], -1)
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        outputs = expert.get_submodule(projections.down)(inner, *told)[:sent] * gates[:sent, None]
+        found.index_add_(0, tokens[:sent], outputs.to(found.dtype))
+    return found
+
+
+def are_apart(model: nn.Module) -> bool:
+    """Whether a model has experts with linears of their own."""
+    return bool(find_experts(model))
+
+
+def merges_experts(conversion: Any) -> bool:
+    """Whether a conversion of transformers puts the matrices of all experts into one parameter."""
+    return isinstance(conversion, WeightConverter) and any(
+        isinstance(operation, MergeModulelist) for operation in conversion.operations
+    )
+
+
+def find_experts(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module, for every module in a model that holds experts, taken apart."""
+    return {name: module for name, module in model.named_modules() if "projections" in vars(module)}
+
+
+def find_routers(model: nn.Module) -> list[str]:
+    """
+    Names of what decides, beside experts, where a token goes and what of it: modules with a weight that has a row for every
+    expert, or one row.
+    """
+    found = []
+    for name, module in find_experts(model).items():
+        holder, _, own = name.rpartition(".")
+        for child, beside in model.get_submodule(holder).named_modules():
+            weight = beside._parameters.get("weight")
+            inside = child == own or child.startswith(f"{own}.")
+            if weight is not None and not inside and weight.ndim == 2 and weight.shape[0] in (1, module.num_experts):
+                found.append(f"{holder}.{child}")
+    return found
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Whether it is of a class that transformers' interface for implementations of experts has been put on."""
+    return hasattr(module, "_is_expert_parallel") and hasattr(module, "has_gate")
+
+
+
+
+def _projections(
+    model: PreTrainedModel, name: str, module: nn.Module, merging: Sequence[WeightConverter]
+) -> Projections:
+    """
+    The names of an expert's linears, told from how transformers merges them.
+
+    Raises:
+        UnsupportedModelError: it does so in another way, or not at all.
+    """
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    plain = not (module.has_bias or module.is_transposed or module.has_post_expert_norm) and module.is_concatenated
+    sources = {}
+    for parameter in (first, "down_proj"):
+        for converter in merging if plain else ():
+            [target] = converter.target_patterns
+            if f"{name}.{parameter}".endswith(target.lstrip("\\.")) and _is_plain(converter):
+                sources[parameter] = [_local(pattern) for pattern in converter.source_patterns]
+    complete = len(sources) == 2 and all(all(names) for names in sources.values())
+    if not complete or len(sources[first]) != 1 + bool(module.has_gate) or len(sources["down_proj"]) != 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} stores the experts of a block together ({name}.{first}), or computes them in a way of its "
+            "own; mixtures whose experts are stored one by one are supported, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
+        )
+    return Projections(tuple(sources[first]), sources["down_proj"][0])
+
+
+def _is_plain(converter: WeightConverter) -> bool:
+    """Whether matrices are only put behind one another: those of all experts, and then gate and up."""
+    steps = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
+    return steps in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])
+
+
+def _local(pattern: str) -> str:
+    """`w1`, of `.experts.*.w1.weight`; empty where it is none."""
+    found = re.search(r"\.\*\.(\w+)\.weight\$?$", pattern.replace("\\.", "."))
+    return found.group(1) if found else ""
+
+
+def _refuse_other_experts(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        UnsupportedModelError: there are experts, and they are not in modules of the kind that is known.
+    """
+    config = model.config.get_text_config()
+    apart = are_apart(model)
+    for key in EXPERT_KEYS:
+        if not apart and isinstance(count := getattr(config, key, None), int) and count > 1:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has {count} experts per block ({key}) in a form of its own, which is not supported "
+                "yet; mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 3 and "conv" not in name:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} keeps its experts fused in one parameter ({name}), which is not supported yet; "
+                "mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
+            )
