@@ -43,6 +43,7 @@ from hfcompress.formats.sparse24 import Sparse24
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.formats.writer import CheckpointWriter, check_output, write_text
 from hfcompress.hub.description import describe
+from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.adapter import ADAPTER, adapter_of, has_adapter, rebased
 from hfcompress.models.adapter import CONFIG as ADAPTER_CONFIG
 from hfcompress.models.checkpoint import Checkpoint
@@ -160,6 +161,7 @@ def export(
             f"{checkpoint.name} holds the values of the original, which have no codes to export; give --format dense."
         )
     grids = {name: tensor.grid for name, tensor in packed.items()}
+    layout.check_experts({n: grids.get(n) for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)})
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
     embeddings = [name for name in packed if isinstance(streamed.skeleton.get_submodule(name), nn.Embedding)]
     config = layout.config_with_embeddings(config, grids, embeddings)
@@ -298,7 +300,10 @@ def _sparse_weights(streamed: StreamedModel) -> dict[str, PackedTensor]:
 
 
 def _untouched(streamed: StreamedModel, packed: dict[str, PackedTensor]) -> list[str]:
-    return [n for n, m in streamed.skeleton.named_modules() if isinstance(m, nn.Linear) and n not in packed]
+    routers = find_routers(streamed.skeleton)
+    stems = [streamed.sources[f"{name}.weight"].removesuffix(".weight") for name in routers]
+    linears = [n for n, m in streamed.skeleton.named_modules() if isinstance(m, nn.Linear)]
+    return [name for name in dict.fromkeys([*linears, *routers, *stems]) if name not in packed]
 
 
 def _write_tensors(

@@ -331,5 +331,6 @@ def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
         if plan.kv_cache is not None:
             raise InvalidValueError("kv_cache needs a step beside it that rounds weights, such as rtn or gptq.")
         return None
-    config = layout.quantization_config(grids, [*plan.untouched, *plain], plan.kv_cache)
+    left = dict.fromkeys([*plan.untouched, *plain, *plan.routers])
+    config = layout.quantization_config(grids, list(left), plan.kv_cache)
     return layout.config_with_embeddings(config, grids, [] if plan.embeddings is None else [plan.embeddings.name])

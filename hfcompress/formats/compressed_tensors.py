@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
-from hfcompress.formats.layout import Layout, kind_of, refuse_conv1d
+from hfcompress.formats.layout import Layout, kind_of, refuse_conv1d, require_all_experts
 from hfcompress.formats.packing import pack, unpack
 from hfcompress.formats.stored import PackedTensor, packed_stems
+from hfcompress.models.names import pattern_of_experts
 from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -68,6 +69,23 @@ class PackQuantized(Layout):
                 f"{name} is looked up by token ids and holds {kind_of(grid)} nowhere; give it a step of its own whose type "
                 f"is int and whose activations are none, such as rtn with targets: [{name.rpartition('.')[2]}]."
             )
+
+    def check_experts(self, grids: Mapping[str, Grid | None]) -> None:
+        require_all_experts(self.name, grids)
+        distinct = list(dict.fromkeys(grid for grid in grids.values() if grid is not None))
+        first = next(iter(grids), "")
+        if len(distinct) > 1:
+            raise InvalidValueError(
+                f"transformers reads all experts by one scheme, and those of this recipe are on {len(distinct)} grids; give "
+                f"experts such as {first} the same settings, or write plain weights with --set format=dense."
+            )
+        for grid in distinct:
+            if grid.activations != "none" or not grid.symmetric:
+                asked = "zero points" if grid.activations == "none" else "rounded inputs"
+                raise InvalidValueError(
+                    f"transformers reads experts with {asked} from no layout of compressed-tensors, and {first} has them; set "
+                    "symmetric to true and activations to none, or give experts a step of their own that does."
+                )
 
     def suits(self, grid: Grid) -> bool:
         """Whether readers take this layout for such a linear."""
@@ -219,7 +237,7 @@ def _config(
     distinct = list(dict.fromkeys(grids.values()))
     groups = {}
     for index, grid in enumerate(distinct):
-        targets = ["Linear"] if len(distinct) == 1 else [n for n, g in grids.items() if g == grid]
+        targets = ["Linear"] if len(distinct) == 1 else _targets([n for n, g in grids.items() if g == grid])
         groups[f"group_{index}"] = {
             "targets": targets,
             "weights": {
@@ -246,6 +264,11 @@ def _config(
     if kv_cache is not None:
         config["kv_cache_scheme"] = _eight_bits(kv_cache, dynamic=False)
     return config
+
+
+def _targets(names: list[str]) -> list[str]:
+    """Names of linears as a group names them: those of experts, which readers know by no name, by one pattern for each kind."""
+    return list(dict.fromkeys(pattern_of_experts(name) or name for name in names))
 
 
 def _input_activations(grid: Grid) -> dict[str, Any] | None:

@@ -86,6 +86,20 @@ class Layout(ABC):
             InvalidValueError: this format cannot hold a linear whose zeros lie so.
         """
 
+    def check_experts(self, grids: Mapping[str, Grid | None]) -> None:
+        """
+        Args:
+            grids (`Mapping`): linear of an expert -> its grid, or `None` where it is left alone; of all experts of the model.
+
+        Raises:
+            InvalidValueError: this format cannot hold them, or its reader would not find them.
+        """
+        if grids:
+            raise InvalidValueError(
+                f"{self.name} has no place for the experts of a mixture, such as {next(iter(grids))}; write --set "
+                "format=compressed-tensors, or plain weights with --set format=dense."
+            )
+
     def check_values(self, name: str, weight: QuantizedWeight) -> None:  # noqa: B027 (most hold any)
         """
         Raises:
@@ -196,6 +210,19 @@ def kind_of(grid: Grid) -> str:
     if grid.is_plain:
         return "plain weights"
     return f"{grid.type} codes" if grid.activations == "none" else f"{grid.type} codes and rounded inputs"
+
+
+def require_all_experts(layout: str, grids: Mapping[str, Grid | None]) -> None:
+    """
+    Raises:
+        InvalidValueError: some linears of experts are left alone; a reader that merges experts takes all of them or none.
+    """
+    alone = next((name for name, grid in grids.items() if grid is None), None)
+    if alone is not None:
+        raise InvalidValueError(
+            f"{alone} would stay dense, and transformers reads experts from {layout} only where all of them are compressed; "
+            "compress all experts, or write plain weights with --set format=dense."
+        )
 
 
 def refuse_conv1d(layout: str, shape: LinearShape) -> None:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
-from hfcompress.formats.layout import Layout, kind_of, refuse_cache, refuse_conv1d
+from hfcompress.formats.layout import Layout, kind_of, refuse_cache, refuse_conv1d, require_all_experts
 from hfcompress.formats.packing import pack, unpack
 from hfcompress.formats.stored import PackedTensor, packed_stems
 from hfcompress.models.roles import LinearShape
@@ -77,6 +77,9 @@ class Sparse24(Layout):
                 f"{self.name} holds 2:4 weights alone, and {name} is to be {pattern or 'dense'}; put sparsify with the "
                 "pattern 2:4 before what rounds it, or leave the format at compressed-tensors."
             )
+
+    def check_experts(self, grids: Mapping[str, Grid | None]) -> None:
+        require_all_experts(self.name, grids)
 
     def check_values(self, name: str, weight: QuantizedWeight) -> None:
         if not Pattern.parse(PATTERN).holds(weight.codes):

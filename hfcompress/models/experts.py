@@ -37,7 +37,7 @@ from hfcompress.errors import UnsupportedModelError
 
 IMPLEMENTATION = "hfcompress_apart"
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-BESIDE = 16  # a watched expert is also shown every so manieth token, whether it was sent there or not
+APART, FEWEST = 16, 64  # a watched expert is also shown every so manieth token, sent there or not, of few tokens more
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ def run_apart(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weig
         tokens, place = (top_k_index == index).nonzero(as_tuple=True)
         gates, sent = top_k_weights[tokens, place], len(tokens)
         if expert.is_watched:
-            shown = torch.arange(index % BESIDE, total, BESIDE, device=tokens.device)
-            shown = shown if len(shown) else tokens.new_zeros(1)
+            apart = min(APART, max(1, total // FEWEST))
+            shown = torch.arange(index % apart, total, apart, device=tokens.device)
             tokens, gates = torch.cat((tokens, shown)), torch.cat((gates, gates.new_zeros(len(shown))))
         elif not sent:
             continue

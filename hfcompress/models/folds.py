@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress.models.experts import ExpertLinear, Routed
 from hfcompress.models.roles import Linear, watch_inputs
 from hfcompress.models.streaming import Stream, StreamedModel
 
@@ -193,7 +194,7 @@ class BlockTrial:
         self, leaders: Sequence[str] = (), taps: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The block's output, and the inputs of some linears as `(tokens, in_features)`, with factors on outputs."""
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, Tensor | Routed] = {}
         taps = taps or {}
         handles = [self.modules[name].register_forward_hook(_times(tap)) for name, tap in taps.items()]
         try:
@@ -202,7 +203,7 @@ class BlockTrial:
         finally:
             for handle in handles:
                 handle.remove()
-        return output, {name: x.reshape(-1, x.shape[-1]) for name, x in inputs.items()}
+        return output, {name: _flat(x) for name, x in inputs.items()}
 
     def fan_out(self, leaders: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """For each leader's input: producer -> how many of its channels each output channel scales, 0 if it does not
@@ -285,8 +286,13 @@ class BlockTrial:
         return float(round(offset)) if abs(offset - round(offset)) < WHOLE and round(offset) in (0, 1) else None
 
     def error(self, fold: Fold) -> float:
-        """See [`error_of`]; NaN if an output is not finite."""
+        """
+        See [`error_of`]; NaN if an output is not finite. Of experts it is the outputs of the consumers that count where they
+        change more: the few tokens may not have been sent to them.
+        """
+        experts = [name for name in fold.consumers if isinstance(self.modules[name], ExpertLinear)]
         before = self.run()[0]
+        apart = self._outputs(experts)
         added = (before - self.stream.hidden).norm()
         touched = [self.modules[name] for name in (fold.producer, *fold.consumers)]
         kept = [[p.data.clone() for p in module.parameters(recurse=False)] for module in touched]
@@ -295,10 +301,24 @@ class BlockTrial:
             scales = LARGEST ** (2 * torch.rand(fold.width, generator=generator) - 1)
             apply_fold(fold, self.modules, scales)
             worst = torch.maximum(worst, (self.run()[0] - before).norm())
+            for was, now in zip(apart, self._outputs(experts), strict=True):
+                worst = torch.maximum(worst, (now - was).norm() / was.norm() * added)
             for module, values in zip(touched, kept, strict=True):
                 for parameter, value in zip(module.parameters(recurse=False), values, strict=True):
                     parameter.data.copy_(value)
         return (worst / added).item()
+
+    def _outputs(self, experts: Sequence[str]) -> list[Tensor]:
+        """What linears of experts make of all tokens that they are shown."""
+        if not experts:
+            return []
+        inputs = self.run(experts)[1]
+        return [inputs[name] @ _by_input(self.modules[name]) for name in experts]
+
+
+def _flat(inputs: Tensor | Routed) -> Tensor:
+    """`(tokens, in_features)`; of an expert those that it is shown, which are the same wherever tokens are sent."""
+    return inputs.beside if isinstance(inputs, Routed) else inputs.reshape(-1, inputs.shape[-1])
 
 
 def _times(tap: Tensor):

@@ -17,6 +17,7 @@ import re
 
 
 ALL_LINEARS = "Linear"
+EXPERTS = "re:.*[.]experts[.][0-9]+[.].*"
 
 
 def matches(linear: str, patterns: tuple[str, ...]) -> bool:
@@ -45,3 +46,8 @@ def block_list(name: str) -> str | None:
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
     return None if number is None else ".".join(parts[:number])
+
+
+def pattern_of_experts(name: str) -> str | None:
+    """A pattern for the linears of all experts, by their names as modules and on disk; `None` where `name` is none of them."""
+    return EXPERTS if matches(name, (EXPERTS,)) else None

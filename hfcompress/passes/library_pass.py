@@ -36,6 +36,7 @@ from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter, disk_errors
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.roles import find_linears
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.journal import Journal
@@ -86,6 +87,11 @@ class LibraryPass:
                 raise UnsupportedModelError(
                     f"{name} is a {type(in_blocks[name]).__name__}, which {step.name} does not quantize as the plan "
                     "would say; use rtn or gptq with --set format=dense."
+                )
+            if isinstance(in_blocks[name], ExpertLinear):
+                raise UnsupportedModelError(
+                    f"{name} is of an expert, which transformers merges with the others while loading and {step.name} then passes "
+                    f"over; leave experts alone with --set {step.name}.ignore=[re:.*experts.*], or use rtn or gptq."
                 )
         block = step.described()["group_size"]
         uneven = [name for name in self.linears if block > 0 and in_blocks[name].weight.shape[1] % block]

@@ -47,6 +47,7 @@ from hfcompress.distillation.taught_trainer import (
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter, disk_errors
 from hfcompress.models.adapter import ADAPTER, require_peft, write_adapter
+from hfcompress.models.experts import ExpertLinear, Routed
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_of, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import parts_of
@@ -55,6 +56,7 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
+from hfcompress.passes.statistics import flat_tokens
 from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -103,6 +105,11 @@ class LoraPass:
                 raise InvalidValueError(
                     f"lora.rank is {settings.rank}, and {task.name} has only {least} rows or columns; lower it, or leave "
                     "that linear alone with lora.ignore."
+                )
+            if not settings.merge and isinstance(model.skeleton.get_submodule(task.name), ExpertLinear):
+                raise InvalidValueError(
+                    f"{task.name} is of an expert, which transformers merges with the others and PEFT then knows by no name; "
+                    "leave experts alone with lora.ignore=[re:.*experts.*], or merge into plain weights with lora.merge."
                 )
             if settings.merge and not task.grid.is_plain:
                 raise InvalidValueError(
@@ -260,12 +267,12 @@ class LoraPass:
         last: tuple[Tensor, Tensor] | None = None
         kept: Tensor | None = None
 
-        def seen(name: str, inputs: Tensor) -> None:
+        def seen(name: str, inputs: Tensor | Routed) -> None:
             nonlocal last
-            if last is None or last[0] is not inputs:  # linears that read the same tensor share its Gram matrix
-                x = inputs.reshape(-1, inputs.shape[-1])
-                x = (x if kept is None else x[kept.reshape(-1).to(x.device)]).float()
-                last = inputs, x.T @ x
+            read = inputs.inputs if isinstance(inputs, Routed) else inputs
+            if last is None or last[0] is not read:  # linears that read the same tensor share its Gram matrix
+                x = flat_tokens(inputs, kept)
+                last = read, x.T @ x
             grams[name] = grams[name] + last[1] if name in grams else last[1]
 
         for index, block_name in enumerate(model.block_names):

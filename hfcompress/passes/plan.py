@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
 from hfcompress.models.activations import find_attentions, rounds_caches
+from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
@@ -234,6 +235,7 @@ class Plan:
         blocks (`list[dict[str, LinearTask]]`): for each block, name -> task.
         head (`LinearTask` or `None`): the output head, if it was asked for.
         untouched (`list[str]`): `nn.Linear`s that stay as they are.
+        routers (`list[str]`): what sends tokens to experts, by their names as modules and on disk; they stay as they are.
         skipped (`dict[str, str]`): targeted linears that are left alone, and why.
         needs_inputs (`bool`): whether calibration data is needed.
         needs_dense_stream (`bool`): whether the dense model's stream is carried beside.
@@ -247,6 +249,7 @@ class Plan:
     blocks: list[dict[str, LinearTask]]
     head: LinearTask | None
     untouched: list[str] = field(default_factory=list)
+    routers: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     needs_inputs: bool = False
     needs_dense_stream: bool = False
@@ -297,8 +300,12 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     tasks: dict[str, LinearTask] = {}
     skipped: dict[str, str] = {}
     indivisible: dict[str, tuple[LinearShape, Any]] = {}
+    routers = find_routers(model.skeleton)
     for shape in (shape for group in [*shapes, head, embeddings] for shape in group.values()):
         found_here = _settings_for(shape.name, steps, in_blocks=shape.name not in named_only)
+        if found_here and shape.name in routers:
+            skipped[shape.name] = "it decides what of a token goes to experts"
+            continue
         if found_here and shape.name == head_name and head_name in _tied_names(model):
             raise InvalidValueError(
                 f"{head_name} shares its weight with the embeddings; take it out of targets, or name "
@@ -342,6 +349,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         raise InvalidValueError("The recipe leaves every linear of this model alone; check its targets and ignore.")
     for name in (name for name in embeddings if name in tasks):
         _check_embeddings(tasks[name], layout)
+    _check_experts(model, tasks, layout)
     caches = _cache_tasks(model, steps)
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
     plan = Plan(
@@ -349,6 +357,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         head=tasks.get(head_name) if head_name else None,
         embeddings=next((tasks[name] for name in embeddings if name in tasks), None),
         untouched=[name for name in linears if name not in tasks],
+        routers=list(dict.fromkeys(n for name in routers for n in (name, _stored_as(model, name)[0]))),
         skipped=skipped,
         needs_inputs=bool(folds)
         or tuning is not None
@@ -577,6 +586,13 @@ def check_patterns(steps: Sequence[Step], names: list[str]) -> None:
                 parts = list(dict.fromkeys([n.rpartition(".")[2] for n in names] + names))
                 hint = nearest(pattern, parts) or f" Its linears end in {', '.join(parts[:SHOWN])}."
                 raise InvalidValueError(f"{step.name}: no linear of this model is called '{pattern}'.{hint}")
+
+
+def _check_experts(model: StreamedModel, tasks: Mapping[str, LinearTask], layout) -> None:
+    coded = {name: task.grid for name, task in tasks.items() if layout.of(task.grid) is layout}
+    if coded or layout.codes_beside:
+        experts = [name for name, module in model.skeleton.named_modules() if isinstance(module, ExpertLinear)]
+        layout.check_experts({name: coded.get(name) for name in experts})
 
 
 def _refuse_indivisible(indivisible: dict[str, tuple[LinearShape, Quantizer]]) -> None:

@@ -46,6 +46,7 @@ from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtR
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
 from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.experts import Routed
 from hfcompress.models.roles import linear_of, set_weight, watch_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.block_pass import parts_of
@@ -54,6 +55,7 @@ from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import LinearTask, Plan, take_over
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.room import Batches, memory_needed, require_room, steps_of
+from hfcompress.passes.statistics import flat_tokens
 from hfcompress.passes.witness import testimony_of
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
@@ -236,9 +238,8 @@ class QatPass:
         linears = {name: linear_of(whole, name) for name in self.trained}
         mask = None
 
-        def seen(name: str, inputs: Tensor) -> None:
-            x = inputs.reshape(-1, inputs.shape[-1]).float()
-            x = x if mask is None else x[mask.reshape(-1).to(x.device)]
+        def seen(name: str, inputs: Tensor | Routed) -> None:
+            x = flat_tokens(inputs, mask)
             weight = dense[name].read().to(x.device).float()
             lost[name] += (x @ (weight - linears[name].weight.float()).T).square().sum().item()
             whole_[name] += (x @ weight.T).square().sum().item()

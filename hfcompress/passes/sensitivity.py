@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.models.gradients import SquaredGradients
+from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.roles import Linear, find_linears, get_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.plan import LinearTask
@@ -147,7 +148,26 @@ def unit_errors(
         if head_name is not None:
             units.append(_head_unit(model, whole, head_name, options, streams, processes, layout, swaps))
     measured = swaps.measured(processes)
-    return [replace(u, measured={c: kl for (n, c), kl in measured.items() if n == u.names[0]}) for u in units]
+    units = [replace(u, measured={c: kl for (n, c), kl in measured.items() if n == u.names[0]}) for u in units]
+    return _experts_together(units, model)
+
+
+def _experts_together(units: list[Unit], model: StreamedModel) -> list[Unit]:
+    """All experts of a model as one unit: readers take them by one scheme. What was measured of each adds up."""
+    experts = {n for n, module in model.skeleton.named_modules() if isinstance(module, ExpertLinear)}
+    own = [unit for unit in units if unit.names[0] in experts]
+    if len(own) < 2:
+        return units
+    choices = [choice for choice in own[0].errors if all(choice in unit.errors for unit in own)]
+    if not choices:
+        raise InvalidValueError("The experts share a choice, but have none in common; give them the same in budget.overrides.")
+    measured = [choice for choice in choices if all(choice in unit.measured for unit in own)]
+    whole = Unit(
+        tuple(name for unit in own for name in unit.names),
+        {c: {n: e for unit in own for n, e in unit.errors[c].items()} for c in choices},
+        {choice: sum(unit.measured[choice] for unit in own) for choice in measured},
+    )
+    return [unit for unit in units if unit.names[0] not in experts] + [whole]
 
 
 def _advance(

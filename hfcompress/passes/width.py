@@ -29,6 +29,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.experts import are_apart
 from hfcompress.models.roles import Linear, find_linears, linear_shape
 from hfcompress.models.shallow import changed_config, nested, reason_of, stored_key
 from hfcompress.models.streaming import Stream, StreamedModel, build_skeleton
@@ -136,6 +137,11 @@ class Widths:
     def __init__(self, model: StreamedModel, settings, ffn: int | None, groups: int | None, tuning=None):
         self.model, self.settings, self.ffn, self.groups, self.tuning = model, settings, ffn, groups, tuning
         self.config_changes = width_changes(model.skeleton.config, ffn, groups)
+        if ffn is not None and are_apart(model.skeleton):
+            raise UnsupportedModelError(
+                f"{model.checkpoint.name} is a mixture, of which prune takes out whole experts and not their channels; leave "
+                "prune.ffn out and name prune.experts."
+            )
         self.cuts: list[list[Cut]] = [[] for _ in range(len(model))]
         if self.config_changes:
             probe = model.probe()
