@@ -37,8 +37,10 @@ from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.manifest import MANIFEST, read_manifest
 from hfcompress.models.shallow import merged
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.footprint import Course, choose_course, rows_at_once
@@ -356,6 +358,7 @@ def _manifest(
         "folds": [pair for pairs in journal.folds.values() for pair in pairs],
         "coverage": _coverage(results, ready.plan, made.config.get_text_config().tie_word_embeddings),
         **({} if ready.plan.embeddings is None else {"embeddings": ready.plan.embeddings.name}),
+        **_experts(results, ready.streamed),
         "fallbacks": sum(1 for row in results if row["fallback"]),
         "training": _trained(ready, journal),
         **_student(ready, job),
@@ -437,6 +440,23 @@ def _coverage(results: list[dict[str, Any]], plan: Plan, tied: bool) -> dict[str
     embeddings = plan.embeddings is not None
     every = len(results) + len(plan.untouched) - embeddings
     return {"compressed": len(results) - (embeddings and not tied), "linears": every}
+
+
+def _experts(results: list[dict[str, Any]], model: StreamedModel) -> dict[str, dict[str, int]]:
+    """How many experts were solved on tokens that were sent to them, and how many those were."""
+    sent, few = {}, set()
+    modules = dict(model.skeleton.named_modules())
+    for row in results:
+        if isinstance(modules.get(row["name"]), ExpertLinear) and row["relative_output_error"] is not None:
+            expert = row["name"].rpartition(".")[0]
+            sent[expert] = row["tokens"]
+            if row["tokens"] < row["shape"][1]:
+                few.add(expert)
+    counts = sorted(sent.values())
+    if not counts:
+        return {}
+    told = {"fewest": counts[0], "median": counts[len(counts) // 2], "most": counts[-1]}
+    return {"experts": {"count": len(counts), **told, "few": len(few), "unseen": counts.count(0)}}
 
 
 def _course(ready: Prepared, journal: Journal, memory_limit: int | None, dense_model=None) -> Course:

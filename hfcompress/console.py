@@ -100,6 +100,13 @@ def show_run(result) -> None:
         f"in {seconds:.1f} s; largest relative {kind} error {value:.3f} ({worst['name']})",
         soft_wrap=True,
     )
+    if experts := manifest.get("experts"):
+        out.print(
+            f"{experts['count']} experts, each solved on {experts['fewest']:,} to {experts['most']:,} tokens that were sent to it "
+            f"(median {experts['median']:,}); to {experts['few']} came fewer than their linears have inputs, to "
+            f"{experts['unseen']} none",
+            soft_wrap=True,
+        )
     if pairs := manifest.get("folds"):
         scaled = sum(pair["left_alone"] is None for pair in pairs)
         out.print(

@@ -54,6 +54,12 @@ def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
     if fallbacks:
         were = "was" if len(fallbacks) == 1 else "were"
         yield f"{counted(len(fallbacks), 'linear')} {were} solved by a fallback, the first of them {fallbacks[0]}."
+    experts = manifest.get("experts") or {}
+    if few := experts.get("few"):
+        yield (
+            f"Of {experts['count']} experts {few} were sent fewer calibration tokens than their linears have inputs, the fewest "
+            f"{experts['fewest']}; they were also solved on tokens that were sent to others."
+        )
     for name, reason in (manifest.get("skipped") or {}).items():
         yield f"{name} was left alone: {reason or 'the reason is not known'}."
 

@@ -55,6 +55,7 @@ PRUNED = {
     "hidden": "coordinates of the residual stream",
     "ffn": "feed-forward channels in each block",
     "heads": "heads in each block",
+    "experts": "experts in each block",
 }
 HEARD = {
     "live": "the original's predictions",

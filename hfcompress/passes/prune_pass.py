@@ -12,9 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Structured pruning as a run of its own: first whole blocks, then channels and heads of those that stay.
+Structured pruning as a run of its own: first whole blocks, then experts, channels and heads of those that stay.
 
-How it works. Which blocks stay is settled on the predictions of the whole model. What is left is seen as a checkpoint of
+How it works. Which blocks stay is settled on the predictions of the whole model, which experts by what they add. What is left is seen as a checkpoint of
 its own, whose tensors are still read from the whole one, and goes through the block pass, where the readers of the
 channels that go are solved as sparse weights ([`hfcompress.passes.width`]). The parts that the pass has written are cut
 afterwards.
@@ -26,14 +26,18 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.experts import are_apart
+from hfcompress.models.fewer_experts import expert_changes, expert_groups, experts_of, fewer_experts
 from hfcompress.models.shallow import changed_config, depth_changes, merged, shallow
 from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
 from hfcompress.passes.depth import blocks_to_keep
+from hfcompress.passes.experts import experts_to_keep
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.latency import Latency, latency
 from hfcompress.passes.plan import Plan
@@ -43,8 +47,9 @@ from hfcompress.passes.width import Widths, ffn_width, key_value_heads, width_ch
 from hfcompress.progress import Progress
 
 
-NAME = "prune"
-SIZES = ("blocks", "hidden", "ffn", "heads", "parameters")
+NAME, EXPERTS = "prune", "experts"
+Sizes = tuple[int, int | None, int | None, int | None]  # blocks, feed-forward channels, groups of heads, experts
+SIZES = ("blocks", "hidden", "ffn", "heads", "experts", "parameters")
 SEARCH = 12  # bisections of how much is taken, where a size is asked for
 
 
@@ -54,8 +59,8 @@ class PrunePass:
         model (`StreamedModel`): the whole model.
         settings ([`hfcompress.recipes.Prune`]): the step.
         tuning ([`hfcompress.recipes.Tune`], *optional*): what comes after every block.
-        sizes (`tuple`, *optional*): blocks, feed-forward channels and groups of heads that stay, where an earlier run has
-            settled them.
+        sizes (`tuple`, *optional*): blocks, feed-forward channels, groups of heads and experts of a block that stay, where an
+            earlier run has settled them.
         original (`int`, *optional*): parameters of the model of which a share shall stay; this one's if left out.
 
     Raises:
@@ -72,8 +77,9 @@ class PrunePass:
         original: int | None = None,
     ):
         self.whole, self.model, self.settings, self.tuning = model, model, settings, tuning
-        self.original = original or self._parameters(len(model), None, None)
-        self.blocks, self.ffn, self.groups = sizes or self._sizes()
+        self.original = original or self._parameters(len(model), None, None, None)
+        self.blocks, self.ffn, self.groups, self.experts = sizes or self._sizes()
+        self.expert_changes = {} if self.experts is None else expert_changes(model, self.experts)
         self.widths = Widths(model, settings, self.ffn, self.groups, tuning)
         self.kept = list(range(len(model)))
         self.depth_changes: dict[str, Any] = {}
@@ -89,7 +95,7 @@ class PrunePass:
     @property
     def config_changes(self) -> dict[str, Any]:
         """What config.json must say."""
-        return merged(self.depth_changes, self.widths.config_changes)
+        return merged(merged(self.depth_changes, self.expert_changes), self.widths.config_changes)
 
     def settle(
         self,
@@ -102,8 +108,14 @@ class PrunePass:
         """Choose the blocks that stay, or take over what an earlier run has chosen."""
         if self.settings.target_latency is not None and processes.writes:
             keep_sizes(writer, self._result)
-        if self.blocks == len(self.whole):
-            return
+        if self.blocks < len(self.whole):
+            self._take_blocks(batches, journal, processes, progress)
+        if self.experts is not None:
+            self._take_experts(self.experts, batches, writer, processes, progress)
+
+    def _take_blocks(
+        self, batches: Sequence[Batch], journal: Journal, processes: Processes, progress: Progress
+    ) -> None:
         if journal.kept_blocks is None:
             count = len(self.whole) - self.blocks
             kept = blocks_to_keep(self.whole, count, self.settings, batches, processes, progress)
@@ -111,6 +123,27 @@ class PrunePass:
         assert journal.kept_blocks is not None
         self.kept = journal.kept_blocks
         checkpoint, self.depth_changes = shallow(self.whole, self.kept)
+        self._see(checkpoint)
+
+    def _take_experts(
+        self,
+        count: int,
+        batches: Sequence[Batch],
+        writer: CheckpointWriter,
+        processes: Processes,
+        progress: Progress,
+    ) -> None:
+        if writer.holds_stage(EXPERTS):
+            kept = {name: places.tolist() for name, places in writer.read_stage(EXPERTS).items()}
+        else:
+            processes.wait()  # all have looked for it
+            kept = experts_to_keep(self.model, count, batches, processes, progress)
+            if processes.writes:
+                writer.write_stage(EXPERTS, {name: torch.tensor(places) for name, places in kept.items()})
+        self._see(fewer_experts(self.model, kept)[0])
+
+    def _see(self, checkpoint: Checkpoint) -> None:
+        """Go on with a smaller model."""
         self.model = StreamedModel(checkpoint, self.whole.device, self.whole.dtype)
         self.widths = Widths(self.model, self.settings, self.ffn, self.groups, self.tuning)
 
@@ -141,9 +174,10 @@ class PrunePass:
             "blocks": (len(self.whole), self.blocks),
             "ffn": (ffn_width(text) if self.ffn else None, self.ffn),
             "heads": (text.num_attention_heads, self._heads(self.groups)) if self.groups else (None, None),
+            "experts": (experts_of(self.whole), self.experts) if self.experts is not None else (None, None),
         }
         changed = {key: {"before": a, "after": b} for key, (a, b) in sizes.items() if b is not None and a != b}
-        before, after = self._parameters(len(self.whole), None, None), self._parameters(*self._result)
+        before, after = self._parameters(len(self.whole), None, None, None), self._parameters(*self._result)
         if self.settings.target_latency is not None:
             changed["latency"] = {"before": 1.0, "after": self._share(*self._result)}
         return {**changed, "kept_blocks": self.kept, "parameters": {"before": before, "after": after}}
@@ -151,23 +185,23 @@ class PrunePass:
     # how much
 
     @property
-    def _result(self) -> tuple[int, int | None, int | None]:
-        return self.blocks, self.ffn, self.groups
+    def _result(self) -> Sizes:
+        return self.blocks, self.ffn, self.groups, self.experts
 
-    def _sizes(self) -> tuple[int, int | None, int | None]:
-        """Blocks, feed-forward channels and groups of heads that stay; `None` where none go."""
+    def _sizes(self) -> Sizes:
+        """Blocks, feed-forward channels, groups of heads and experts that stay; `None` where none go."""
         settings = self.settings
         key, most = size_asked(settings, self.original)
         if most is None:
             return self._sizes_at(1.0)
         measures = {"target_parameters": self._parameters, "target_size": self._bytes, "target_latency": self._share}
         measure = measures[key]
-        low, high = 0.0, 1 / max(settings.depth, settings.ffn, settings.heads)
+        low, high = 0.0, 1 / max(settings.depth, settings.ffn, settings.heads, settings.experts)
         least = measure(*self._sizes_at(high, strict=False))
         if least > most:
             raise InvalidValueError(
                 f"prune.{key} is {most:,}, and with all that can go of what is named {least:,} stay; name more of depth, "
-                "ffn, heads."
+                "ffn, heads, experts."
             )
         for _ in range(SEARCH):
             middle = (low + high) / 2
@@ -175,7 +209,7 @@ class PrunePass:
             low, high = (low, middle) if fits else (middle, high)
         return self._sizes_at(high, strict=False)
 
-    def _sizes_at(self, scale: float, strict: bool = True) -> tuple[int, int | None, int | None]:
+    def _sizes_at(self, scale: float, strict: bool = True) -> Sizes:
         settings, text = self.settings, self.whole.skeleton.config.get_text_config()
         total = len(self.whole)
         blocks = max(1, total - round(total * min(settings.depth * scale, 1)))
@@ -204,7 +238,26 @@ class PrunePass:
             raise InvalidValueError(
                 f"prune.depth is {settings.depth:g}, and there are {total} blocks; give at least {1 / total:.2g}."
             )
-        return blocks, ffn, groups
+        return blocks, ffn, groups, self._experts_at(settings.experts * scale, strict) if settings.experts else None
+
+    def _experts_at(self, share: float, strict: bool) -> int | None:
+        """Experts of a block that stay where this share goes; `None` for all."""
+        every, groups = experts_of(self.whole), expert_groups(self.whole)
+        text = self.whole.skeleton.config.get_text_config()
+        chosen = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k", None) or 1
+        least = groups * math.ceil(chosen / groups)
+        count = max(least, groups * round(every * (1 - min(share, 1)) / groups))
+        if strict and count >= every:
+            raise InvalidValueError(
+                f"prune.experts is {self.settings.experts:g}, and of {every} experts of a block, {chosen} of which every token "
+                f"is sent to, multiples of {groups} can go; give at least {groups / every:.2g}, or leave it out."
+            )
+        if strict and every * (1 - share) < chosen - 0.5:
+            raise InvalidValueError(
+                f"prune.experts is {self.settings.experts:g}, and every token is sent to {chosen} of the {every} experts of a "
+                f"block; give at most {1 - chosen / every:.2g}."
+            )
+        return None if count >= every else count
 
     @functools.cache  # noqa: B019 (the pass lives as long as the run)
     def _possible(self, groups: int) -> bool:
@@ -220,19 +273,17 @@ class PrunePass:
         text = self.whole.skeleton.config.get_text_config()
         return None if groups is None else text.num_attention_heads // key_value_heads(text) * groups
 
-    def _parameters(self, blocks: int, ffn: int | None, groups: int | None) -> int:
+    def _parameters(self, blocks: int, ffn: int | None, groups: int | None, experts: int | None) -> int:
         """Parameters of a model of that size, tied ones once."""
         outside = sum(math.prod(self.whole.tensors[key].shape) for key in self.whole.outside_keys)
-        return outside + blocks * self._block_parameters(ffn, groups)
+        return outside + round(blocks * self._block_parameters(ffn, groups, experts))
 
-    def _bytes(self, blocks: int, ffn: int | None, groups: int | None) -> int:
+    def _bytes(self, *sizes: Any) -> int:
         """Bytes of its files at most."""
-        return bytes_with(
-            self.whole, self._parameters(len(self.whole), None, None), self._parameters(blocks, ffn, groups)
-        )
+        return bytes_with(self.whole, self._parameters(len(self.whole), None, None, None), self._parameters(*sizes))
 
-    def _share(self, blocks: int, ffn: int | None, groups: int | None) -> float:
-        """The time of a token in a model of that size, as a share of that in the whole one."""
+    def _share(self, blocks: int, ffn: int | None, groups: int | None, experts: int | None) -> float:
+        """The time of a token in a model of that size, as a share of that in the whole one; experts take none."""
         whole = self._latency(None, None).of(len(self.whole))
         return round(self._latency(ffn, groups).of(blocks) / whole, 3)
 
@@ -242,13 +293,20 @@ class PrunePass:
         return latency(self.whole, changed_config(config, width_changes(config, ffn, groups)))
 
     @functools.cache  # noqa: B019 (the pass lives as long as the run)
-    def _block_parameters(self, ffn: int | None, groups: int | None) -> int:
-        """Parameters of one block, of a model of one block that transformers builds so wide."""
+    def _block_parameters(self, ffn: int | None, groups: int | None, experts: int | None) -> float:
+        """
+        Parameters of one block, of a model of one block that transformers builds so wide; of a mixture, some of whose blocks
+        may have no experts, the mean.
+        """
         checkpoint = copy.copy(self.whole.checkpoint)
-        changes = merged(depth_changes(checkpoint.config, [0]), width_changes(checkpoint.config, ffn, groups))
+        counted = range(len(self.whole)) if are_apart(self.whole.skeleton) else range(1)
+        changes = merged(depth_changes(checkpoint.config, counted), width_changes(checkpoint.config, ffn, groups))
+        if experts is not None:
+            changes = merged(changes, expert_changes(self.whole, experts))
         checkpoint.config = changed_config(checkpoint.config, changes)
-        block = build_skeleton(checkpoint, self.whole.dtype).get_submodule(self.whole.block_names[0])
-        return sum(parameter.numel() for parameter in block.parameters())
+        built = build_skeleton(checkpoint, self.whole.dtype)
+        blocks = [built.get_submodule(self.whole.block_names[index]) for index in counted]
+        return sum(parameter.numel() for block in blocks for parameter in block.parameters()) / len(blocks)
 
     def _cut_rows(self, journal: Journal) -> dict[str, list[dict[str, Any]]]:
         """What is reported of the linears, with the shapes and bytes that they then have."""

@@ -127,8 +127,15 @@ def _report(
         **errors(weight, values, statistics),
         "tokens": statistics.tokens if statistics is not None else 0,
         **details,
-        "fallback": task.fallback or details.get("fallback"),
+        "fallback": task.fallback or details.get("fallback") or _unseen(statistics),
     }
+
+
+def _unseen(statistics: Statistics | None) -> str | None:
+    """What there is to say of an expert that no token was sent to."""
+    if statistics is None or statistics.tokens:
+        return None
+    return "no calibration token was sent to this expert, so it was solved on others of its block"
 
 
 def quadratic_trace(rows: Tensor, gram: Tensor) -> Tensor:

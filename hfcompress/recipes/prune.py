@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Prune: an ordinary smaller model, with fewer blocks, feed-forward channels or groups of heads."""
+"""Prune: an ordinary smaller model, with fewer blocks, feed-forward channels, groups of heads or experts."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -21,15 +21,15 @@ from hfcompress.recipes.base import Recipe
 from hfcompress.sizes import parse_size
 
 
-DIMENSIONS = ("depth", "hidden", "ffn", "heads")
+DIMENSIONS = ("depth", "hidden", "ffn", "heads", "experts")
 TARGETS = ("target_parameters", "target_size", "target_latency")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Recipe):
     """
-    Take out whole blocks, directions of the residual stream, feed-forward channels or groups of attention heads. What is
-    left loads as any checkpoint of its architecture does; the steps behind it work on the smaller model.
+    Take out whole blocks, directions of the residual stream, feed-forward channels, groups of attention heads or experts of a
+    mixture. What is left loads as any checkpoint of its architecture does; the steps behind it work on the smaller model.
 
     Args:
         depth (`float`, *optional*, defaults to 0.0): the share of the decoder blocks that goes.
@@ -39,6 +39,8 @@ class Prune(Recipe):
         ffn (`float`, *optional*, defaults to 0.0): the share of the feed-forward channels that goes, in every block.
         heads (`float`, *optional*, defaults to 0.0): the share of the attention heads that goes, in every block; queries
             go with the keys and values that they share.
+        experts (`float`, *optional*, defaults to 0.0): the share of the experts that goes, in every block of a mixture: those
+            that add least to what comes out of it, gate times output (REAP, arXiv 2510.13999). Routers choose among the others.
         target_parameters (`int` or `float`, *optional*): parameters of the result, at most, embeddings included, or below 1
             the share of them that stays: the given shares become proportions of what is taken, and are scaled until it fits. Beside other
             dimensions `hidden` goes as it is given, and they are scaled.
@@ -69,6 +71,7 @@ class Prune(Recipe):
     hidden: float = 0.0
     ffn: float = 0.0
     heads: float = 0.0
+    experts: float = 0.0
     target_parameters: int | float | None = None
     target_size: int | str | None = None
     target_latency: float | None = None
