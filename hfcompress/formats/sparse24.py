@@ -33,6 +33,7 @@ from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedMod
 from hfcompress.formats.layout import Layout, kind_of, refuse_cache, refuse_conv1d, require_all_experts
 from hfcompress.formats.packing import pack, unpack
 from hfcompress.formats.stored import PackedTensor, packed_stems
+from hfcompress.models.names import means
 from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 from hfcompress.solvers.pattern import Pattern
@@ -197,7 +198,7 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
     view = dict(tensors)
     grids = {name: grid_of(group) for group in config["groups"] for name in group["targets"]}
     for stem in packed_stems(tensors, "weight_index"):
-        grid = next((grid for name, grid in grids.items() if name == stem or name.endswith(f".{stem}")), None)
+        grid = next((grid for name, grid in grids.items() if means(name, stem)), None)
         if grid is None:
             raise CheckpointError(
                 f"The quantization_config does not say how {stem} is stored; download or copy config.json again."

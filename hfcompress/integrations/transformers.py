@@ -33,10 +33,14 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hfcompress.errors import CheckpointError
 from hfcompress.formats import native, sparse24
 from hfcompress.formats.native.factors import BASE
 from hfcompress.formats.native.layout import EVERY_LOCAL, dense_of, require_version
 from hfcompress.models.names import in_block
+
+
+EVERY = "*"  # in the name of a pattern, for the number of an expert
 
 
 @register_quantization_config(sparse24.QUANT_METHOD)
@@ -79,6 +83,10 @@ class UnpackingHfQuantizer(HfQuantizer):
 
     def get_load_operations(self) -> dict:
         return {"dequantize": _Unpack}
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        model._weight_conversions = None  # it is an ordinary model now, and is saved as such
+        return model
 
     def is_serializable(self) -> bool:
         return True
@@ -130,7 +138,7 @@ class NativeHfQuantizer(UnpackingHfQuantizer):
             base = model.get_parameter(f"{in_block(name, int(found[BASE]))}.weight")
             weight.copy_(base.float() + dense_of(found).to(base.device))
         self.leaning.clear()
-        return model
+        return super()._process_model_after_weight_loading(model, **kwargs)
 
 
 class _Found(dict[str, dict[str, Tensor]]):
@@ -141,7 +149,10 @@ class _Found(dict[str, dict[str, Tensor]]):
 
 
 class _Unpack(ConversionOps):
-    """The dense weight of one module, of the tensors that were stored for it."""
+    """
+    The dense weight of one module, of the tensors that were stored for it; or those of all experts of a block, which
+    transformers merges behind it.
+    """
 
     def __init__(self, hf_quantizer: UnpackingHfQuantizer):
         self.hf_quantizer = hf_quantizer
@@ -150,22 +161,25 @@ class _Unpack(ConversionOps):
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs
     ) -> dict[str, Any]:
         model, full_layer_name = kwargs["model"], kwargs["full_layer_name"]
+        if any(EVERY in name for name in input_dict):
+            return self._of_experts(input_dict, full_layer_name, model.get_parameter(full_layer_name).dtype)
         found = {name: value[0] if isinstance(value, list) else value for name, value in input_dict.items()}
         found = {name.rpartition(".")[2]: value for name, value in found.items()}
         weight = self.hf_quantizer.unpacked(found, full_layer_name.removesuffix(".weight"))
         return {full_layer_name: weight.to(model.get_parameter(full_layer_name).dtype)}
 
-    @property
-    def reverse_op(self) -> ConversionOps:
-        """What `save_pretrained` writes: the model is an ordinary one now, and is saved as such."""
-        return _Keep()
-
-
-class _Keep(ConversionOps):
-    """A weight as it is."""
-
-    def convert(
-        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs
-    ) -> dict[str, Any]:
-        [weight] = input_dict.values()
-        return {kwargs["full_layer_name"]: weight}
+    def _of_experts(self, input_dict: dict[str, Any], full_layer_name: str, dtype: torch.dtype) -> dict[str, Any]:
+        """Pattern of one projection -> the weights `(experts, out_features, in_features)`."""
+        holder = full_layer_name.rpartition(".")[0]
+        found: dict[str, Any] = {}
+        for projection in dict.fromkeys(name.rpartition(".")[0] for name in input_dict):
+            stored = {n.rpartition(".")[2]: each for n, each in input_dict.items() if n.rpartition(".")[0] == projection}
+            if len({len(each) for each in stored.values()}) != 1:
+                raise CheckpointError(f"Some experts of {holder} are incomplete; download or copy the checkpoint again.")
+            own = projection.rpartition(".")[2]
+            weights = []
+            for number, parts in enumerate(zip(*stored.values(), strict=True)):
+                weight = self.hf_quantizer.unpacked(dict(zip(stored, parts, strict=True)), f"{holder}.{number}.{own}")
+                weights.append(weight.to(dtype))
+            found[f"{projection}.weight"] = torch.stack(weights)
+        return found

@@ -17,6 +17,7 @@ import re
 
 
 ALL_LINEARS = "Linear"
+NUMBER = "[0-9]+"
 EXPERTS = "re:.*[.]experts[.][0-9]+[.].*"
 
 
@@ -51,3 +52,11 @@ def block_list(name: str) -> str | None:
 def pattern_of_experts(name: str) -> str | None:
     """A pattern for the linears of all experts, by their names as modules and on disk; `None` where `name` is none of them."""
     return EXPERTS if matches(name, (EXPERTS,)) else None
+
+
+def means(name: str, stem: str) -> bool:
+    """Whether a linear called `name` is called `stem` on disk: without the model's prefix, or what lies around experts else."""
+    if name == stem or name.endswith(f".{stem}"):
+        return True
+    own, other = (re.match(rf"(?:.*?[.])?({NUMBER})[.].*[.]experts[.]({NUMBER}[.].*)", each) for each in (name, stem))
+    return own is not None and other is not None and own.groups() == other.groups()

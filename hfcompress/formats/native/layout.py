@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfcompress.errors import UnsupportedModelError
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats.layout import Layout
 from hfcompress.formats.native.codebook import LEVELS, Codebook, CodebookTensor, grid_of
 from hfcompress.formats.native.codebook import LOCALS as CODEBOOK_LOCALS
@@ -64,6 +64,14 @@ class Native(Coded):
         if local != WORDS:
             return {name: tensor}
         return {f"{stem}.{local}": part for local, part in packed(tensor).items()}
+
+    def check_experts(self, grids: Mapping[str, Grid | None]) -> None:
+        other = next((name for name, grid in grids.items() if grid is None or grid.type != "coded"), None)
+        if other is not None:
+            raise InvalidValueError(
+                f"{other} is of an expert, and transformers merges experts only where all of them are entropy-coded; let "
+                "entropy round all experts, or write plain weights with --set format=dense."
+            )
 
     def quantization_config(
         self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
