@@ -32,14 +32,19 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     OPTConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from hfcompress.models.tiny import tiny_folder
@@ -88,6 +93,26 @@ CONFIGS = {
     ),
     "qwen2": lambda: Qwen2Config(**_COMMON),
 }
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MIXTURES = {
+    "mixtral": lambda: MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3-moe": lambda: Qwen3MoeConfig(**_COMMON, **_EXPERTS, num_experts=8, head_dim=16, mlp_only_layers=[1]),
+    "qwen2-moe": lambda: Qwen2MoeConfig(**_COMMON, **_EXPERTS, num_experts=8, shared_expert_intermediate_size=32),
+    "deepseek-v3": lambda: DeepseekV3Config(
+        **{**_COMMON, "num_key_value_heads": 4},
+        **_EXPERTS,
+        n_routed_experts=8,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=32,
+        kv_lora_rank=32,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+    ),
+    "olmoe": lambda: OlmoeConfig(**{**_COMMON, "intermediate_size": 32}, num_experts=8, num_experts_per_tok=2),
+}
 
 
 def make_model(config, dtype=torch.float32):
@@ -127,6 +152,12 @@ def with_outliers(folder: Path, factor: float = 24.0):
 def any_model(request):
     """Each supported architecture in turn."""
     return make_model(CONFIGS[request.param]())
+
+
+@pytest.fixture(params=MIXTURES)
+def any_mixture(request):
+    """Each kind of mixture of experts in turn."""
+    return make_model(MIXTURES[request.param]())
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from hfcompress.errors import UnsupportedModelError
 
 IMPLEMENTATION = "hfcompress_apart"
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-APART, FEWEST = 16, 64  # a watched expert is also shown every so manieth token, sent there or not, of few tokens more
+APART, FEWEST = 16, 64  # a watched expert is also shown every so manieth token, sent there or not; of a short row more of them
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> None:
         for index, expert in enumerate(experts):
             module.add_module(str(index), expert)
         vars(module)["projections"] = projections
+        vars(module)["row_length"] = 0
     if modules:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_apart)
         model.set_experts_implementation(IMPLEMENTATION)
@@ -178,13 +179,15 @@ def run_apart(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weig
     """
     total, projections = len(hidden), module.projections
     found = torch.zeros_like(hidden)
+    length = vars(module).get("row_length") or total
+    apart = min(APART, max(1, length // FEWEST))
+    places = torch.arange(total, device=hidden.device) % length % apart  # by rows, however many go together
     for index in range(module.num_experts):
         expert = module.get_submodule(str(index))
         tokens, place = (top_k_index == index).nonzero(as_tuple=True)
         gates, sent = top_k_weights[tokens, place], len(tokens)
         if expert.is_watched:
-            apart = min(APART, max(1, total // FEWEST))
-            shown = torch.arange(index % apart, total, apart, device=tokens.device)
+            shown = (places == index % apart).nonzero()[:, 0]
             tokens, gates = torch.cat((tokens, shown)), torch.cat((gates, gates.new_zeros(len(shown))))
         elif not sent:
             continue
@@ -194,6 +197,12 @@ def run_apart(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weig
         outputs = expert.get_submodule(projections.down)(inner, *told)[:sent] * gates[:sent, None]
         found.index_add_(0, tokens[:sent], outputs.to(found.dtype))
     return found
+
+
+def tell_row_length(block: nn.Module, length: int) -> None:
+    """Let the experts of a block know how many tokens a row has: they are given all of a batch behind one another."""
+    for module in find_experts(block).values():
+        vars(module)["row_length"] = length
 
 
 def are_apart(model: nn.Module) -> bool:

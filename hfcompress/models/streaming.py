@@ -44,7 +44,7 @@ from transformers.utils import logging as transformers_logging
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.experts import are_apart, merges_experts, take_apart
+from hfcompress.models.experts import are_apart, merges_experts, take_apart, tell_row_length
 
 
 PROBE_TOKENS = 8
@@ -346,7 +346,9 @@ class StreamedModel:
     def call(self, block: nn.Module, index: int, stream: Stream) -> Tensor:
         """The output of block `index` for a stream that has reached it."""
         args, kwargs = stream.calls[index]
-        output = block(stream.hidden, *args, **kwargs)
+        hidden = stream.hidden
+        tell_row_length(block, hidden.shape[1])
+        output = block(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def advance(self, block: nn.Module, index: int, streams: list[Stream]) -> None:
