@@ -43,11 +43,11 @@ from hfcompress.formats.sparse24 import Sparse24
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.formats.writer import CheckpointWriter, check_output, write_text
 from hfcompress.hub.description import describe
-from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.adapter import ADAPTER, adapter_of, has_adapter, rebased
 from hfcompress.models.adapter import CONFIG as ADAPTER_CONFIG
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.manifest import EXPORTS, MANIFEST, read_manifest
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
@@ -161,7 +161,9 @@ def export(
             f"{checkpoint.name} holds the values of the original, which have no codes to export; give --format dense."
         )
     grids = {name: tensor.grid for name, tensor in packed.items()}
-    layout.check_experts({n: grids.get(n) for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)})
+    layout.check_experts(
+        {n: grids.get(n) for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)}
+    )
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
     embeddings = [name for name in packed if isinstance(streamed.skeleton.get_submodule(name), nn.Embedding)]
     config = layout.config_with_embeddings(config, grids, embeddings)

@@ -13,11 +13,13 @@
 # limitations under the License.
 """Train the tiny Llama that hfcompress ships, from text that every Python carries.
 
-    python scripts/train_tiny_llama.py [--output hfcompress/models/tiny_llama] [--steps 1800]
+    python scripts/train_tiny_llama.py [--output hfcompress/models/tiny_llama] [--steps 1800] [--experts 16]
 
 The text is the standard library's own sources (docstrings included) and its language reference; a fifth of the
 reference's topics is held out and becomes `evaluation.npy`. Seeded; under 30 minutes on two cores. The folder holds
-a bf16 checkpoint, a byte-level BPE tokenizer, the two token arrays and `training.json` with what was measured.
+a bf16 checkpoint, a byte-level BPE tokenizer, the two token arrays and `training.json` with what was measured. With
+`--experts` it is a mixture (Qwen3-MoE), of which every token is sent to two; it is not shipped, and `measure_experts.py`
+asks for it.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3MoeConfig
 
 from hfcompress.calibration.reference_text import reference_text
 
@@ -55,6 +57,14 @@ CONFIG = {
     "bos_token_id": 0,
     "eos_token_id": 0,
     "dtype": "bfloat16",
+}
+EXPERTS = {
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 192,
+    "head_dim": 32,
+    "norm_topk_prob": True,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.001,
 }
 
 
@@ -107,7 +117,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--experts", type=int, help="of every block; needs an --output of its own")
     args = parser.parse_args()
+    if args.experts and args.output == default:
+        parser.error("--experts makes another model than the one that is shipped; give --output")
     torch.manual_seed(args.seed)
     generator = np.random.default_rng(args.seed)
 
@@ -120,7 +133,10 @@ def main() -> None:
     train = np.concatenate([pack(tokenizer, sources), calibration, calibration])
     print(f"{train.size:,} training tokens, {evaluation.size:,} held out", flush=True)
 
-    model = LlamaForCausalLM(LlamaConfig(**CONFIG)).float().train()
+    config = LlamaConfig(**CONFIG)
+    if args.experts:
+        config = Qwen3MoeConfig(**CONFIG, **EXPERTS, num_experts=args.experts)
+    model = AutoModelForCausalLM.from_config(config).float().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / WARMUP, max(0.0, (args.steps - i) / (args.steps - WARMUP)))
@@ -141,6 +157,8 @@ def main() -> None:
         if step % 100 == 0:
             print(f"step {step} loss {loss.item():.3f} {time.time() - start:.0f} s", flush=True)
 
+    if args.experts:
+        model.config.output_router_logits = False
     model.to(torch.bfloat16).save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     np.save(args.output / "calibration.npy", calibration[generator.permutation(len(calibration))[:CALIBRATION_ROWS]])

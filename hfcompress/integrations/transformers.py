@@ -173,9 +173,13 @@ class _Unpack(ConversionOps):
         holder = full_layer_name.rpartition(".")[0]
         found: dict[str, Any] = {}
         for projection in dict.fromkeys(name.rpartition(".")[0] for name in input_dict):
-            stored = {n.rpartition(".")[2]: each for n, each in input_dict.items() if n.rpartition(".")[0] == projection}
+            stored = {
+                n.rpartition(".")[2]: each for n, each in input_dict.items() if n.rpartition(".")[0] == projection
+            }
             if len({len(each) for each in stored.values()}) != 1:
-                raise CheckpointError(f"Some experts of {holder} are incomplete; download or copy the checkpoint again.")
+                raise CheckpointError(
+                    f"Some experts of {holder} are incomplete; download or copy the checkpoint again."
+                )
             own = projection.rpartition(".")[2]
             weights = []
             for number, parts in enumerate(zip(*stored.values(), strict=True)):

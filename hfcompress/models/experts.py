@@ -37,7 +37,10 @@ from hfcompress.errors import UnsupportedModelError
 
 IMPLEMENTATION = "hfcompress_apart"
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-APART, FEWEST = 16, 64  # a watched expert is also shown every so manieth token, sent there or not; of a short row more of them
+APART, FEWEST = (
+    16,
+    64,
+)  # a watched expert is also shown every so manieth token, sent there or not; of a short row more of them
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> None:
     _refuse_other_experts(model)
 
 
-def run_apart(module: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def run_apart(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """
     What an experts module returns, by the linears of its own.
 
@@ -217,7 +220,7 @@ def merges_experts(conversion: Any) -> bool:
     )
 
 
-def find_experts(model: nn.Module) -> dict[str, nn.Module]:
+def find_experts(model: nn.Module) -> dict[str, Any]:
     """Name -> module, for every module in a model that holds experts, taken apart."""
     return {name: module for name, module in model.named_modules() if "projections" in vars(module)}
 
@@ -241,8 +244,6 @@ def find_routers(model: nn.Module) -> list[str]:
 def _holds_experts(module: nn.Module) -> bool:
     """Whether it is of a class that transformers' interface for implementations of experts has been put on."""
     return hasattr(module, "_is_expert_parallel") and hasattr(module, "has_gate")
-
-
 
 
 def _projections(

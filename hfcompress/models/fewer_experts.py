@@ -100,7 +100,9 @@ def expert_changes(model: StreamedModel, count: int) -> dict[str, Any]:
     key = next((key for key in EXPERT_KEYS if getattr(text, key, None) == whole), None)
     name = f"{model.checkpoint.name} ({type(model.skeleton).__name__})"
     if key is None:
-        raise UnsupportedModelError(f"The configuration of {name} does not say how many experts there are; leave prune.experts out.")
+        raise UnsupportedModelError(
+            f"The configuration of {name} does not say how many experts there are; leave prune.experts out."
+        )
     changes = nested(config, {stored_key(text, key): count})
     checkpoint = copy.copy(model.checkpoint)
     try:

@@ -50,7 +50,10 @@ def experts_to_keep(
         progress.step(f"choosing experts: block {index + 1} of {len(model)}", amount=0)
         with model.block(index) as block:
             holders = {f"{block_name}.{name}": module for name, module in find_experts(block).items()}
-            sums = {name: torch.zeros(2, m.num_experts, dtype=torch.float64, device=model.device) for name, m in holders.items()}
+            sums = {
+                name: torch.zeros(2, m.num_experts, dtype=torch.float64, device=model.device)
+                for name, m in holders.items()
+            }
             advanced = []
             for stream in streams:
                 handles = [h for name, m in holders.items() for h in _watch(m, sums[name], stream.batch.mask)]
@@ -67,7 +70,7 @@ def experts_to_keep(
     return kept
 
 
-def _watch(holder: nn.Module, sums: Tensor, mask: Tensor | None) -> list[Any]:
+def _watch(holder: Any, sums: Tensor, mask: Tensor | None) -> list[Any]:
     """Add up gate times the norm of the output, and the number of tokens, of every expert."""
 
     def hook_for(number: int):
@@ -82,6 +85,6 @@ def _watch(holder: nn.Module, sums: Tensor, mask: Tensor | None) -> list[Any]:
 
         return hook
 
-    projections: Any = holder.projections
+    projections = holder.projections
     linears = [holder.get_submodule(f"{number}.{projections.down}") for number in range(holder.num_experts)]
     return [linear.register_forward_hook(hook_for(number)) for number, linear in enumerate(linears)]

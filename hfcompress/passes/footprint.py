@@ -39,7 +39,7 @@ from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.solving import solve_group
+from hfcompress.passes.solving import solve_group, treatment
 from hfcompress.passes.statistics import Statistics
 
 
@@ -147,10 +147,14 @@ class Footprint:
                 self._look_at_a_row(
                     block, row, {names[0]: linears[names[0]] for names in groups if names[0] in linears}
                 )
+        known: list[tuple[list[Any], _Solving]] = []  # one is as another among experts
         for names in groups:
             group = {name: tasks[name] for name in names if name in tasks}
             if group:
-                self.solving[names[0]] = self._solved_small(group)
+                kind = [(replace(task.shape, name=""), *treatment(task), task.base is None) for task in group.values()]
+                found = next((solving for other, solving in known if other == kind), None) or self._solved_small(group)
+                known.append((kind, found))
+                self.solving[names[0]] = found
         if self.plan.head is not None:
             self.solving[self.plan.head.name] = self._solved_small({self.plan.head.name: self.plan.head})
 

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import InvalidValueError
-from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.experts import ExpertLinear
+from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.roles import Linear, find_linears, get_weight, shared_inputs, watch_inputs
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
 from hfcompress.passes.plan import LinearTask
@@ -160,7 +160,9 @@ def _experts_together(units: list[Unit], model: StreamedModel) -> list[Unit]:
         return units
     choices = [choice for choice in own[0].errors if all(choice in unit.errors for unit in own)]
     if not choices:
-        raise InvalidValueError("The experts share a choice, but have none in common; give them the same in budget.overrides.")
+        raise InvalidValueError(
+            "The experts share a choice, but have none in common; give them the same in budget.overrides."
+        )
     measured = [choice for choice in choices if all(choice in unit.measured for unit in own)]
     whole = Unit(
         tuple(name for unit in own for name in unit.names),

@@ -97,7 +97,7 @@ def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
     for task in tasks.values():
         for group in groups:
             other = group[0]
-            if _treatment(task) == _treatment(other):
+            if treatment(task) == treatment(other):
                 group.append(task)
                 break
         else:
@@ -105,7 +105,8 @@ def _alike(tasks: dict[str, LinearTask]) -> list[list[LinearTask]]:
     return groups
 
 
-def _treatment(task: LinearTask) -> tuple[Any, ...]:
+def treatment(task: LinearTask) -> tuple[Any, ...]:
+    """What is done to a linear; those for which it is equal are solved as one where they read the same tensor."""
     alone = (
         task.name if getattr(task.settings, "alone", False) else None
     )  # what it finds is for all rows of one weight

@@ -30,6 +30,7 @@ from hfcompress.solvers.shift import capped, shift_strength, target_shift
 
 PANEL, WIDE_PANEL = 256, 2048  # columns of a Gram matrix that are computed together: on a CPU, on a GPU
 SHOWN_WEIGHT = 0.25  # tokens that those an expert is only shown count for, for every input of its linears
+GATE_POWER = 1.0  # of gates, that the inputs of an expert are weighed by
 TRIED_ROWS = 512  # of a weight, which say what share of a correction helps
 
 
@@ -118,7 +119,7 @@ class Statistics:
             self._shown = Statistics(len(self.gram), self.gram.device)
         self._shown._add(inputs.beside, None, None)
         sent = inputs.sent
-        gates = sent.gates.float()[:, None]
+        gates = sent.gates.float()[:, None] ** GATE_POWER
         x, dense = sent.inputs.float(), None
         if self.cross is not None and isinstance(dense_inputs, Routed):
             theirs, known = dense_inputs.sent.of(sent)

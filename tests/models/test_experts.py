@@ -147,7 +147,9 @@ def test_gate_and_up_of_an_expert_share_an_input_and_no_other_does(any_mixture):
 
 
 def test_who_decides_where_tokens_go_is_found():
-    found = {name: find_routers(StreamedModel(Checkpoint.open(make_model(c()))).skeleton) for name, c in MIXTURES.items()}
+    found = {
+        name: find_routers(StreamedModel(Checkpoint.open(make_model(c()))).skeleton) for name, c in MIXTURES.items()
+    }
     gates = [f"model.layers.{index}.mlp.gate" for index in range(3)]
     assert found["mixtral"] == found["olmoe"] == gates
     assert found["qwen3-moe"] == [gates[0], gates[2]]
@@ -167,7 +169,9 @@ def test_a_copy_of_a_block_has_experts_of_its_own():
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
 TOGETHER = {
-    "gpt-oss": GptOssConfig(**SMALL, intermediate_size=32, num_hidden_layers=1, num_local_experts=2, num_experts_per_tok=1),
+    "gpt-oss": GptOssConfig(
+        **SMALL, intermediate_size=32, num_hidden_layers=1, num_local_experts=2, num_experts_per_tok=1
+    ),
     "aria": AriaTextConfig(**SMALL, intermediate_size=32, num_hidden_layers=1, moe_num_experts=2, moe_topk=1),
 }
 
@@ -183,12 +187,16 @@ def test_experts_in_a_form_of_their_own_are_refused():
         vocab_size=64, hidden_size=32, num_hidden_layers=1, num_key_value_heads=2, kv_channels=16, intermediate_size=32,
         num_local_experts=4, num_experts_per_tok=2,
     )  # fmt: skip
-    with pytest.raises(UnsupportedModelError, match=r"has 4 experts per block \(num_local_experts\) in a form of its own"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"has 4 experts per block \(num_local_experts\) in a form of its own"
+    ):
         StreamedModel(Checkpoint.open(make_model(config)))
 
 
 def test_a_dense_model_has_nothing_to_take_apart():
-    model = make_model(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model = make_model(
+        LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
     before = [name for name, _ in model.named_parameters()]
     take_apart(model, [])
     assert [name for name, _ in model.named_parameters()] == before
