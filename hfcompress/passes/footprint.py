@@ -31,12 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import InvalidValueError
+from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.gradients import LOGIT_BYTES, STORED_BYTES
 from hfcompress.models.roles import find_linears, shared_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.live_bytes import LiveBytes
 from hfcompress.passes.memory import give_back_freed_memory
-from hfcompress.passes.observe import walk_suspended
+from hfcompress.passes.observe import stages, walk_suspended
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.solving import solve_group, treatment
@@ -280,7 +281,7 @@ class Footprint:
         solving = max((each.peak for each in self.solving.values()), default=0.0)
         tuned = self._tuned(at_once) if self.plan.tuning is not None else 0
         walking = (0 if course.spilled else whole * sides) + block * sides + kept + self._curvature()
-        observing = frames + forward + self._sums()
+        observing = frames + forward + self._sums(course.suspended)
         phases = {
             "embedding": embedding,
             "blocks": walking + max(observing, frames + solving, tuned, self.packing.peak, self.stored),
@@ -309,11 +310,18 @@ class Footprint:
         widest = max((task.shape.in_features for task in self.plan.blocks[self.largest].values()), default=0)
         return self.length * widest * self.model.dtype.itemsize
 
-    def _sums(self) -> float:
-        """The largest statistics."""
-        tasks = [task for task in self.plan.blocks[self.largest].values() if task.needs_inputs]
-        widest = max((task.shape.in_features for task in tasks), default=0)
-        return 4 * widest**2 * (4 if self.plan.needs_dense_stream else 1)
+    def _sums(self, suspended: bool) -> float:
+        """The largest statistics; of experts all at once where forwards are run again, and those of what they are shown."""
+        copies = 4 if self.plan.needs_dense_stream else 1
+        tasks = {name: task for name, task in self.plan.blocks[self.largest].items() if task.needs_inputs}
+        leaders = {name: self.model.skeleton.get_submodule(name) for name in tasks}
+        largest = 0
+        for stage in stages(leaders):
+            of_experts = isinstance(leaders[stage[0]], ExpertLinear)
+            together = len(stage) if of_experts and not suspended else 1
+            width = tasks[stage[0]].shape.in_features
+            largest = max(largest, 4 * width**2 * together * (copies + of_experts))
+        return largest
 
     def _curvature(self) -> float:
         """What is known of the outputs' worth."""

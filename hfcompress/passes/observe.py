@@ -16,7 +16,8 @@
 Two ways, same numbers. *Suspended*: each batch's forward runs in a greenlet and is halted where a group of linears is
 about to run; when all batches have arrived, the group is solved, its new weights are put in, and all go on. One
 forward per block, paid for with the frames of the halted forwards. *Recomputed*: for each group the forward is run
-again up to that group and given up there; little memory, one forward more per group.
+again up to that group and given up there; little memory, one forward more per group. Experts do not hear of one another, so
+that what all of them read is seen in one forward, and what all of them read behind that in another.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from typing import Any
 import greenlet
 from torch import Tensor, nn
 
+from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.roles import watch_inputs
 
 
@@ -89,13 +91,19 @@ def walk_recomputed(
     solve: Solve,
     finished: Finished | None,
 ) -> None:
-    """The same as [`walk_suspended`], by running the forward again for every group."""
-    for group, name in enumerate(leaders[0]):
+    """The same as [`walk_suspended`], by running the forward again for every group, or for those that go together."""
+    numbers = {name: group for group, name in enumerate(leaders[0])}
+    for stage in stages(leaders[0]):
         for batch in range(count):
-            arrived = [_run_until(own[name], call, batch) for own, call in zip(leaders, calls, strict=True)]
-            seen(group, batch, arrived[0], arrived[1] if len(arrived) > 1 else None)
+            arrived = [
+                _run_until({name: own[name] for name in stage}, call, batch)
+                for own, call in zip(leaders, calls, strict=True)
+            ]
+            for name in stage:
+                seen(numbers[name], batch, arrived[0].pop(name), arrived[1].pop(name) if len(arrived) > 1 else None)
             del arrived
-        solve(group)
+        for name in stage:
+            solve(numbers[name])
     if finished is None:
         return
     for batch in range(count):
@@ -103,22 +111,39 @@ def walk_recomputed(
             finished(which, batch, call(batch))
 
 
+def stages(leaders: Mapping[str, nn.Module]) -> list[list[str]]:
+    """
+    Which groups need no other to be solved before them: the same linear of all experts of a block, and every other alone.
+
+    Args:
+        leaders (`dict[str, nn.Module]`): the first linear of every group in the order in which they run.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, module in leaders.items():
+        expert, _, local = name.rpartition(".")
+        key = (expert.rpartition(".")[0], local) if isinstance(module, ExpertLinear) else (name, "")
+        found.setdefault(key, []).append(name)
+    return list(found.values())
+
+
 class _Reached(Exception):
     """A forward has come to where its input was wanted."""
 
 
-def _run_until(linear: nn.Module, call: Call, batch: int) -> Any:
-    found = []
+def _run_until(linears: Mapping[str, nn.Module], call: Call, batch: int) -> dict[str, Any]:
+    """The inputs of all these linears; the forward is given up where it has come to the last of them."""
+    found: dict[str, Any] = {}
 
     def stop(name: str, inputs: Any) -> None:
-        found.append(inputs)
-        raise _Reached
+        found[name] = inputs
+        if len(found) == len(linears):
+            raise _Reached
 
-    with watch_inputs({"": linear}, stop):
+    with watch_inputs(linears, stop):
         try:
             call(batch)
         except _Reached:
-            return found[0]
+            return found
     raise RuntimeError("a linear that ran in the probe did not run in the forward")
 
 

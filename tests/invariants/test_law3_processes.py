@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import token_ids
+from conftest import MIXTURES, make_model, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -72,6 +72,23 @@ def test_gloo_processes_give_the_codes_of_one(saved_llama, tmp_path, processes, 
     assert len(one) == len(several) > 10_000
     assert (one == several).float().mean() >= 0.999
     assert done.stdout.count("written to") == 1  # only one of them writes and speaks
+
+
+def test_processes_send_tokens_to_experts_as_one_does(tmp_path):
+    make_model(MIXTURES["qwen3-moe"](), torch.bfloat16).save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "calibration.npy", token_ids(9, 24))
+    arguments = [tmp_path / "model", hfc.GPTQ(group_size=32)]
+    hfc.compress(
+        str(arguments[0]), arguments[1], tmp_path / "one", calibration=tmp_path / "calibration.npy", evaluate=False
+    )
+    options = ["--model", tmp_path / "model", "--calibration", tmp_path / "calibration.npy", "--no-eval"]
+    options += ["--set", "gptq.group_size=32", "--output", tmp_path / "several"]
+    launch(ROOT / "recipes" / "gptq_w4a16.py", *options)
+    experts = [json.loads((tmp_path / n / "hfcompress.json").read_text())["experts"] for n in ("one", "several")]
+    assert experts[0] == experts[1]
+    one, several = codes(tmp_path / "one"), codes(tmp_path / "several")
+    assert len(one) == len(several) > 100_000
+    assert (one == several).float().mean() >= 0.999
 
 
 WHOLE_NUMBERS = """
