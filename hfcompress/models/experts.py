@@ -164,7 +164,6 @@ def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> None:
     if modules:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_apart)
         model.set_experts_implementation(IMPLEMENTATION)
-    _refuse_other_experts(model)
 
 
 def run_apart(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -260,8 +259,8 @@ def _projections(
     sources = {}
     for parameter in (first, "down_proj"):
         for converter in merging if plain else ():
-            [target] = converter.target_patterns
-            if f"{name}.{parameter}".endswith(target.lstrip("\\.")) and _is_plain(converter):
+            target, *others = converter.target_patterns
+            if not others and f"{name}.{parameter}".endswith(target.lstrip("\\.")) and _is_plain(converter):
                 sources[parameter] = [_local(pattern) for pattern in converter.source_patterns]
     complete = len(sources) == 2 and all(all(names) for names in sources.values())
     if not complete or len(sources[first]) != 1 + bool(module.has_gate) or len(sources["down_proj"]) != 1:
@@ -284,8 +283,12 @@ def _local(pattern: str) -> str:
     return found.group(1) if found else ""
 
 
-def _refuse_other_experts(model: PreTrainedModel) -> None:
+def refuse_other_experts(model: PreTrainedModel, block_names: Sequence[str]) -> None:
     """
+    Args:
+        model (`PreTrainedModel`): the model, after [`take_apart`].
+        block_names (`Sequence[str]`): its decoder blocks.
+
     Raises:
         UnsupportedModelError: there are experts, and they are not in modules of the kind that is known.
     """
@@ -297,9 +300,11 @@ def _refuse_other_experts(model: PreTrainedModel) -> None:
                 f"{type(model).__name__} has {count} experts per block ({key}) in a form of its own, which is not supported "
                 "yet; mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
             )
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 3 and "conv" not in name:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} keeps its experts fused in one parameter ({name}), which is not supported yet; "
-                "mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
-            )
+    for block_name in block_names:
+        for name, parameter in model.get_submodule(block_name).named_parameters():
+            if parameter.ndim == 3 and "conv" not in name:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} keeps its experts fused in one parameter ({block_name}.{name}), which is not "
+                    "supported yet; mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and "
+                    "DeepSeek."
+                )

@@ -44,7 +44,7 @@ from transformers.utils import logging as transformers_logging
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.experts import are_apart, merges_experts, take_apart, tell_row_length
+from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
 
 
 PROBE_TOKENS = 8
@@ -146,6 +146,7 @@ class StreamedModel:
             round_activations(self.skeleton, checkpoint.quantization_config)
         list_name, self._blocks = _decoder_blocks(self.skeleton)
         self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
+        refuse_other_experts(self.skeleton, self.block_names)
         self._weight_mapping = _weight_mapping(self.skeleton)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)

@@ -14,7 +14,8 @@
 """
 Structured pruning as a run of its own: first whole blocks, then experts, channels and heads of those that stay.
 
-How it works. Which blocks stay is settled on the predictions of the whole model, which experts by what they add. What is left is seen as a checkpoint of
+How it works. Which blocks stay is settled on the predictions of the whole model, which experts by what they add to the
+stream. What is left is seen as a checkpoint of
 its own, whose tensors are still read from the whole one, and goes through the block pass, where the readers of the
 channels that go are solved as sparse weights ([`hfcompress.passes.width`]). The parts that the pass has written are cut
 afterwards.
@@ -245,17 +246,20 @@ class PrunePass:
         every, groups = experts_of(self.whole), expert_groups(self.whole)
         text = self.whole.skeleton.config.get_text_config()
         chosen = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k", None) or 1
-        least = groups * math.ceil(chosen / groups)
+        reached = int(
+            getattr(text, "topk_group", None) or groups
+        )  # groups that a token is sent to, each by its best two
+        least = groups * max(math.ceil(chosen / reached), min(2, groups))
         count = max(least, groups * round(every * (1 - min(share, 1)) / groups))
         if strict and count >= every:
             raise InvalidValueError(
                 f"prune.experts is {self.settings.experts:g}, and of {every} experts of a block, {chosen} of which every token "
                 f"is sent to, multiples of {groups} can go; give at least {groups / every:.2g}, or leave it out."
             )
-        if strict and every * (1 - share) < chosen - 0.5:
+        if strict and every * (1 - share) < least - 0.5:
             raise InvalidValueError(
                 f"prune.experts is {self.settings.experts:g}, and every token is sent to {chosen} of the {every} experts of a "
-                f"block; give at most {1 - chosen / every:.2g}."
+                f"block, so that at least {least} must stay; give at most {1 - least / every:.2g}."
             )
         return None if count >= every else count
 

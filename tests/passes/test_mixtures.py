@@ -291,7 +291,10 @@ REFUSED = {
     "ffn": (hfc.Job(steps=(hfc.Prune(ffn=0.5),)), "name prune.experts"),
     "adapter": (hfc.Job(steps=(W4, hfc.LoRA())), "PEFT then knows by no name"),
     "nf4": (hfc.Job(steps=(hfc.BitsAndBytes(),)), "bitsandbytes then passes over"),
-    "too many": (hfc.Job(steps=(hfc.Prune(experts=0.9),)), "sent to 2 of the 4 experts of a block; give at most 0.5"),
+    "too many": (
+        hfc.Job(steps=(hfc.Prune(experts=0.9),)),
+        "sent to 2 of the 4 experts of a block, so that at least 2 must stay; give at most 0.5",
+    ),
     "too few": (hfc.Job(steps=(hfc.Prune(experts=0.1),)), "give at least 0.25"),
 }
 
