@@ -40,8 +40,8 @@ OURS, FLAT, BARE, SENT, ALL = "gates, mixed", "mixed alone", "gates alone", "nei
 WAYS = {  # the power of the gates, and what the shown tokens weigh
     OURS: (statistics.GATE_POWER, statistics.SHOWN_WEIGHT),
     FLAT: (0.0, statistics.SHOWN_WEIGHT),
-    BARE: (statistics.GATE_POWER, 0.0),
-    SENT: (0.0, 0.0),
+    BARE: (statistics.GATE_POWER, 1e-9),
+    SENT: (0.0, 1e-9),
     ALL: (0.0, 1e9),
 }
 
