@@ -17,6 +17,7 @@ import math
 
 import pytest
 import torch
+from measure_experts import OURS, WAYS, counted
 from measure_hidden_states import lost, narrower, rounded
 from measure_transforms import TRANSFORMS, compared, found, huffman, told, transformed
 from transformers import AutoModelForCausalLM
@@ -26,6 +27,7 @@ from benchmarking.bench import PEER_GPTQ, Bench, Progress, Setting
 from benchmarking.quality import Outcome
 from benchmarking.workers import WORKERS, weight_bytes
 from hfcompress.models.tiny import tiny_folder
+from hfcompress.passes import statistics
 from hfcompress.recipes import job_from_dict
 
 
@@ -110,3 +112,11 @@ def test_the_bits_of_a_peer_are_those_of_its_files(monkeypatch, tmp_path):
     point = rate._of_peer(bench, PEER_GPTQ[0], Setting.parse("w4g128"), Progress(1))
     assert (point.method, point.kl) == ("llm-compressor GPTQ w4g128", 0.1)
     assert point.bits == pytest.approx(4.0, abs=0.01)
+
+
+def test_a_study_leaves_the_constants_that_it_tries_as_they_were():
+    before = statistics.GATE_POWER, statistics.SHOWN_WEIGHT
+    with pytest.raises(ZeroDivisionError), counted(0.0, 7.0):
+        assert (statistics.GATE_POWER, statistics.SHOWN_WEIGHT) == (0.0, 7.0)
+        raise ZeroDivisionError
+    assert (statistics.GATE_POWER, statistics.SHOWN_WEIGHT) == before == WAYS[OURS]
