@@ -16,7 +16,10 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from setuptools import find_packages
 
 import hfcompress as hfc
 
@@ -58,6 +61,22 @@ def test_every_shipped_recipe_has_a_script():
     assert {name.replace("-", "_") for name in library} == scripts
     for name in library:
         assert f'run_recipe("{name}")' in (ROOT / "recipes" / f"{name.replace('-', '_')}.py").read_text()
+
+
+def test_a_wheel_holds_every_package_and_its_data():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    sources = {path.parent.relative_to(ROOT) for path in (ROOT / "hfcompress").rglob("*.py")}
+    assert {Path(*name.split(".")) for name in packages} == sources
+    data = {
+        path for name, globs in settings["package-data"].items() for glob in globs for path in matching(name, glob)
+    }
+    others = {path for path in (ROOT / "hfcompress").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in others if path.suffix != ".py"} == data
+
+
+def matching(package: str, glob: str) -> list[Path]:
+    return [path for path in ROOT.joinpath(*package.split(".")).glob(glob) if path.is_file()]
 
 
 def test_every_source_file_has_its_licence():
