@@ -424,6 +424,40 @@ def push(
 
 
 @app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A folder or a Hub id (id@revision).")],
+    prompt: Annotated[
+        str, typer.Argument(help="What it is to go on with, or to answer where it has a chat template.")
+    ],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws, where the temperature is above 0.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Leave the chat template out.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    trust_remote_code: RemoteCode = False,
+) -> int:
+    """Let a checkpoint talk, so that one sees that it still can."""
+    from hfcompress import console
+    from hfcompress.generating import generate as generate_text
+
+    found = generate_text(
+        model,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        plain=plain,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        say=console.say_at_once,
+    )
+    console.show_generated(found.tokens, found.seconds)
+    return OK
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="A folder or a Hub id (id@revision).")],
     trust_remote_code: RemoteCode = False,

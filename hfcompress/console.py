@@ -123,6 +123,21 @@ def show_run(result) -> None:
     out.print(f"report: {result.page}", soft_wrap=True)
 
 
+def say_at_once(text: str) -> None:
+    """A piece of what a model says, on stdout."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def show_generated(tokens: int, seconds: float) -> None:
+    """What it took to say so many tokens, on stderr, so that stdout holds the text alone."""
+    say_at_once("\n")
+    said = "1 token" if tokens == 1 else f"{tokens} tokens"
+    _console(sys.stderr).print(
+        f"{said} in {seconds:.1f} s, {tokens / max(seconds, 1e-9):.1f} a second", soft_wrap=True
+    )
+
+
 def _show_profile(out: Console, profile: dict[str, Any], seconds: float) -> None:
     shown = table("where the time went", "part", "seconds", "share", "GFLOP", "seconds at the machine's rate")
     parts = profile["parts"]
