@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hfcompress.evaluation.limits import by_reason, several
 from hfcompress.evaluation.numbers import size
 from hfcompress.models.manifest import MANIFEST
 from hfcompress.tables import budget_tables, plus_or_minus, report_tables, table
@@ -113,8 +114,8 @@ def show_run(result) -> None:
             f"{scaled} of {len(pairs)} pairs of a producer and its readers scaled before rounding; {MANIFEST} names each",
             soft_wrap=True,
         )
-    for name, reason in manifest["skipped"].items():
-        out.print(f"left alone: {name}, {reason}", soft_wrap=True)
+    for names, reason in by_reason(manifest["skipped"]):
+        out.print(f"left alone: {several(names).rstrip(',')}, {reason}", soft_wrap=True)
     if "profile" in manifest:
         _show_profile(out, manifest["profile"], manifest["phases"]["compress"]["seconds"])
     if "gguf" in manifest:

@@ -165,10 +165,12 @@ def _rehearsed(ready: Prepared, course: Course, batch, progress: Progress) -> fl
     if len(batches) > 1:  # how long it is solved for differs with the data, and does not grow with it
         solving, more = run.rehearse(batches[:few])
         each = max(0.0, (more - one) / (few - 1))
-    seconds = len(ready.streamed) * (solving + one + each * max(0, len(batches) - 1))
+    sizes = ready.streamed.block_parameters
+    blocks = sum(sizes) / max(sizes)  # as large as the one that was gone through
+    seconds = blocks * (solving + one + each * max(0, len(batches) - 1))
     if ready.plan.needs_curvature and batches:
         share = min(len(batches), rows_of(ready.plan) / len(batches[0].input_ids))
-        seconds += BACKWARD * share * (each or one / 2) * len(ready.streamed)
+        seconds += BACKWARD * share * (each or one / 2) * blocks
     return seconds
 
 

@@ -19,7 +19,7 @@ then. A change within two standard errors is not called one; where no standard e
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hfcompress.evaluation.numbers import counted, is_number, number, percent, plus_minus, span
@@ -60,8 +60,20 @@ def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
             f"Of {experts['count']} experts {few} were sent fewer calibration tokens than their linears have inputs, the fewest "
             f"{experts['fewest']}; they were also solved on tokens that were sent to others."
         )
-    for name, reason in (manifest.get("skipped") or {}).items():
-        yield f"{name} was left alone: {reason or 'the reason is not known'}."
+    for names, reason in by_reason(manifest.get("skipped") or {}):
+        were = "was" if len(names) == 1 else "were"
+        yield f"{several(names)} {were} left alone: {reason or 'the reason is not known'}."
+
+
+def by_reason(skipped: Mapping[str, str | None]) -> list[tuple[list[str], str | None]]:
+    """The linears that were left alone, those with the same reason together."""
+    reasons = dict.fromkeys(skipped.values())
+    return [([name for name, own in skipped.items() if own == reason], reason) for reason in reasons]
+
+
+def several(names: Sequence[str]) -> str:
+    """`lm_head`, or `24 linears, the first of them model.layers.0.mlp.gate,`."""
+    return names[0] if len(names) == 1 else f"{counted(len(names), 'linear')}, the first of them {names[0]},"
 
 
 def _sparsity(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -250,6 +250,11 @@ class StreamedModel:
         return self._keys_of_block[index]
 
     @property
+    def block_parameters(self) -> list[int]:
+        """How many parameters every block has."""
+        return [sum(p.numel() for p in block.parameters()) for block in self._blocks]
+
+    @property
     def outside_keys(self) -> list[str]:
         """The names on disk of everything outside the blocks."""
         return self._outside_keys

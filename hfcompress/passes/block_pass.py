@@ -229,8 +229,8 @@ class BlockPass:
     @torch.no_grad()
     def rehearse(self, batches: list[Batch]) -> tuple[float, float]:
         """
-        Go through the first block with these rows, from reading it to having its tensors as they are written; none of it
-        is kept.
+        Go through the first of the largest blocks with these rows, from reading it to having its tensors as they are written;
+        none of it is kept.
 
         Args:
             batches (`list[Batch]`): a few of the calibration data.
@@ -243,10 +243,12 @@ class BlockPass:
         streams = self.model.embed(batches) if self.plan.needs_inputs else []
         dense = list(streams) if self.plan.needs_dense_stream else []
         probe = self.model.probe() if self.plan.needs_inputs else None
-        self.curvatures = Curvatures(stand_ins(self.plan.blocks[0].values()))
+        sizes = self.model.block_parameters
+        index = sizes.index(max(sizes))
+        self.curvatures = Curvatures(stand_ins(self.plan.blocks[index].values()))
         began, solved = time.perf_counter(), self.profile.spent(SOLVE)
-        with self.model.block(0) as block:
-            self._compress(block, 0, streams, dense, probe, False)
+        with self.model.block(index) as block:
+            self._compress(block, index, streams, dense, probe, False)
         self.journal.blocks.clear()
         solving = self.profile.spent(SOLVE) - solved
         return solving, time.perf_counter() - began - solving

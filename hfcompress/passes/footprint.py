@@ -106,7 +106,7 @@ class Footprint:
         self.dense_model = dense_model
         self.rows, self.length = (0, 0) if batch is None else batch.input_ids.shape
         size = model.dtype.itemsize
-        self.blocks = [sum(p.numel() for p in _parameters(model, name)) * size for name in model.block_names]
+        self.blocks = [count * size for count in model.block_parameters]
         leaning = [any(task.base is not None for task in tasks.values()) for tasks in plan.blocks]
         self.largest = max(range(len(self.blocks)), key=lambda index: (self.blocks[index], leaning[index]))
         keys = model.keys_of_block(self.largest)

@@ -190,6 +190,17 @@ def test_what_the_manifest_tells():
         "1 linear was solved by a fallback, the first of them b.",
         "c was left alone: it is tied.",
     ]
+    gates = {f"model.layers.{index}.mlp.gate": "it decides what of a token goes to experts" for index in range(3)}
+    assert limits({"linears": [], "skipped": {**gates, "c": "it is tied"}}, quality()) == [
+        "3 linears, the first of them model.layers.0.mlp.gate, were left alone: it decides what of a token goes to experts.",
+        "c was left alone: it is tied.",
+    ]
+    experts = {"count": 16, "fewest": 3, "few": 2, "unseen": 0}
+    [sentence] = limits({"linears": [], "experts": experts}, quality())
+    assert sentence.startswith(
+        "Of 16 experts 2 were sent fewer calibration tokens than their linears have inputs, the fewest 3;"
+    )
+    assert limits({"linears": [], "experts": {**experts, "few": 0}}, quality()) == []
     assert limits({"linears": None, "skipped": None}, quality()) == []
 
 
