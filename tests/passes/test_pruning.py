@@ -566,7 +566,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bytes(saved_llama, tmp_path, w
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({}, "prune takes nothing out; set one of depth, hidden, ffn, heads, such as ffn=0.25."),
+        ({}, "prune takes nothing out; set one of depth, hidden, ffn, heads, experts, such as ffn=0.25."),
         ({"ffn": 1.0}, "prune.ffn is 1.0; it must be at least 0 and below 1."),
         ({"depth": -0.1}, "prune.depth is -0.1; it must be at least 0 and below 1."),
         ({"ffn": 0.5, "shift": 2.0}, "prune.shift is 2.0; it must lie between 0 and 1."),
