@@ -20,7 +20,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -194,6 +196,31 @@ class StoredTensor:
     def __getitem__(self, index) -> Tensor:
         part = self.read()[index]
         return part if self._value is None else part.clone()  # a model in memory is its owner's: never changed
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """
+    The base of what reads as another tensor than the one that is stored; see [`StoredTensor`].
+
+    Args:
+        stored: the original.
+    """
+
+    stored: Any
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it will be written."""
+        return self.stored.dtype
+
+    @property
+    def path(self) -> Path | None:
+        return self.stored.path
 
 
 def _all_finite(value: Tensor) -> bool:

@@ -16,7 +16,6 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,14 +23,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
-from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.checkpoint import Checkpoint, TensorView
 from hfcompress.models.experts import EXPERT_KEYS, find_experts
 from hfcompress.models.shallow import changed_config, nested, reason_of, stored_key
 from hfcompress.models.streaming import StreamedModel, build_skeleton
 
 
 @dataclass(frozen=True)
-class ChosenTensor:
+class ChosenTensor(TensorView):
     """
     Some entries of a tensor along a dimension; see [`hfcompress.models.checkpoint.StoredTensor`].
 
@@ -41,26 +40,13 @@ class ChosenTensor:
         chosen (`tuple[int, ...]`): which, ascending.
     """
 
-    stored: Any
     dim: int
     chosen: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.stored.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         whole = tuple(self.stored.shape)
         return (*whole[: self.dim], len(self.chosen), *whole[self.dim + 1 :])
-
-    @property
-    def path(self) -> Path | None:
-        return self.stored.path
 
     @property
     def nbytes(self) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcompress.models.checkpoint import TensorView
 from hfcompress.models.residual import Norm
 from hfcompress.solvers.rotation import Rotation
 
@@ -69,7 +70,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class RotatedTensor:
+class RotatedTensor(TensorView):
     """
     A tensor of a checkpoint that is changed when it is read; see [`hfcompress.models.checkpoint.StoredTensor`].
 
@@ -79,26 +80,12 @@ class RotatedTensor:
         rounded (`bool`, *optional*, defaults to `True`): read it in the original's dtype; otherwise in float32.
     """
 
-    stored: Any
     changes: tuple[Gain | Turn, ...]
     rounded: bool = True
 
     @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the original, in which it will be written."""
-        return self.stored.dtype
-
-    @property
     def shape(self) -> tuple[int, ...]:
         return self.stored.shape
-
-    @property
-    def path(self):
-        return self.stored.path
 
     @property
     def nbytes(self) -> int:

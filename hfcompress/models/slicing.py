@@ -30,7 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
-from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.checkpoint import Checkpoint, TensorView
 from hfcompress.models.residual import UnknownRoleError
 from hfcompress.models.rotation import Fold, Look, logits_of, require_equal
 from hfcompress.models.shallow import changed_config, merged, nested, reason_of, stored_key
@@ -42,7 +42,7 @@ NORM_KEYS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps",
 
 
 @dataclass(frozen=True)
-class SlicedTensor:
+class SlicedTensor(TensorView):
     """
     The first entries of a tensor along a dimension; see [`hfcompress.models.checkpoint.StoredTensor`].
 
@@ -53,27 +53,14 @@ class SlicedTensor:
         filled (`bool`, *optional*, defaults to `False`): keep the shape, with zeros in place of the others.
     """
 
-    stored: Any
     dim: int
     size: int
     filled: bool = False
 
     @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.stored.dtype
-
-    @property
     def shape(self) -> tuple[int, ...]:
         whole = tuple(self.stored.shape)
         return whole if self.filled else (*whole[: self.dim], self.size, *whole[self.dim + 1 :])
-
-    @property
-    def path(self):
-        return self.stored.path
 
     @property
     def nbytes(self) -> int:
