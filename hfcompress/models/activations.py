@@ -57,9 +57,8 @@ def round_activations(model: PreTrainedModel, config: Mapping[str, Any]) -> None
         return  # with "dequantize" transformers loads the weights alone
     for group in groups.values():
         group.weights = None
-    inside = [
-        f"re:{re.escape(name)}[.]" for name in find_experts(model)
-    ]  # transformers merges them, and rounds nothing there
+    # transformers merges experts, and rounds nothing there
+    inside = [f"re:{re.escape(name)}[.]" for name in find_experts(model)]
     known.ignore = [*(known.ignore or []), *inside]
     apply_quantization_config(model, known, show_progress=False)
 

@@ -37,10 +37,8 @@ from hfcompress.errors import UnsupportedModelError
 
 IMPLEMENTATION = "hfcompress_apart"
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-APART, FEWEST = (
-    16,
-    64,
-)  # a watched expert is also shown every so manieth token, sent there or not; of a short row more of them
+# a watched expert is also shown every so manieth token, sent there or not; of a short row more of them
+APART, FEWEST = 16, 64
 
 
 @dataclass(frozen=True)

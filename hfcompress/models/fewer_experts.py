@@ -89,7 +89,8 @@ def expert_changes(model: StreamedModel, count: int) -> dict[str, Any]:
         raise UnsupportedModelError(
             f"The configuration of {name} does not say how many experts there are; leave prune.experts out."
         )
-    changes = nested(config, {stored_key(text, key): count})
+    key = stored_key(text, key)
+    changes = nested(config, {key: count})
     checkpoint = copy.copy(model.checkpoint)
     try:
         checkpoint.config = changed_config(config, changes)

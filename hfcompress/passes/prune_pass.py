@@ -246,9 +246,8 @@ class PrunePass:
         every, groups = experts_of(self.whole), expert_groups(self.whole)
         text = self.whole.skeleton.config.get_text_config()
         chosen = getattr(text, "num_experts_per_tok", None) or getattr(text, "top_k", None) or 1
-        reached = int(
-            getattr(text, "topk_group", None) or groups
-        )  # groups that a token is sent to, each by its best two
+        # groups that a token is sent to, each by its best two
+        reached = int(getattr(text, "topk_group", None) or groups)
         least = groups * max(math.ceil(chosen / reached), min(2, groups))
         count = max(least, groups * round(every * (1 - min(share, 1)) / groups))
         if strict and count >= every:

@@ -25,13 +25,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
-from hfcompress.errors import HfcompressError, InvalidValueError, UnsupportedModelError
+from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.quality import open_streamed
+from hfcompress.integrations.transformers import _Unpack
+from hfcompress.models import fewer_experts
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.experts import Routed
+from hfcompress.models.experts import Routed, find_experts
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.experts import experts_to_keep
 from hfcompress.passes.processes import Processes
+from hfcompress.passes.sensitivity import Unit, _experts_together
 from hfcompress.passes.statistics import SHOWN_WEIGHT, Statistics
 from hfcompress.progress import Silent
 
@@ -365,3 +368,62 @@ def test_experts_blocks_and_bits_go_together_and_a_run_goes_on(tmp_path):
         hfc.compress(str(tmp_path / "model"), recipe, tmp_path / "out", progress=StopAfter(1), **arguments)
     hfc.compress(str(tmp_path / "model"), recipe, tmp_path / "out", resume=True, **arguments)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+# what is said where a mixture is not as others are
+
+
+def opened_mixtral() -> StreamedModel:
+    return StreamedModel(Checkpoint.open(make_model(MIXTURES["mixtral"]())))
+
+
+def test_blocks_with_different_numbers_of_experts_are_refused():
+    model = opened_mixtral()
+    model.skeleton.get_submodule("model.layers.0.mlp.experts").num_experts = 3
+    with pytest.raises(UnsupportedModelError, match="has blocks with different numbers of experts"):
+        fewer_experts.experts_of(model)
+
+
+def test_a_configuration_that_does_not_say_how_many_experts_there_are_is_refused():
+    model = opened_mixtral()
+    for holder in find_experts(model.skeleton).values():
+        holder.num_experts = 5
+    with pytest.raises(UnsupportedModelError, match="does not say how many experts there are"):
+        fewer_experts.expert_changes(model, 2)
+
+
+def test_a_model_that_transformers_does_not_build_is_refused(monkeypatch):
+    model, config = opened_mixtral(), MIXTURES["mixtral"]()
+    monkeypatch.setattr(fewer_experts, "changed_config", lambda *_: config)
+    with pytest.raises(UnsupportedModelError, match="has 4 experts whatever num_local_experts says"):
+        fewer_experts.expert_changes(model, 2)
+
+    def refuse(*_):
+        raise ValueError("two are too few")
+
+    monkeypatch.setattr(fewer_experts, "changed_config", refuse)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be built with 2 experts \(two are too few\)"):
+        fewer_experts.expert_changes(model, 2)
+
+
+def test_a_tensor_that_depends_on_the_number_of_experts_otherwise_is_refused():
+    with pytest.raises(UnsupportedModelError, match=r"model\.norm\.weight depends on the number of experts in a way"):
+        fewer_experts._fitting(opened_mixtral(), "model.norm.weight", {"model.norm.weight": torch.empty(2)}, None, 4)
+
+
+def test_experts_of_which_something_is_missing_are_not_loaded():
+    stored = {
+        "mlp.experts.*.up_proj.weight": [torch.ones(2, 2)] * 2,
+        "mlp.experts.*.up_proj.weight_index": [torch.ones(2)],
+    }
+    with pytest.raises(CheckpointError, match=r"Some experts of model\.layers\.0\.mlp\.experts are incomplete"):
+        _Unpack(None)._of_experts(stored, "model.layers.0.mlp.experts.gate_up_proj", torch.float32)
+
+
+def test_experts_that_have_no_choice_in_common_are_told():
+    names = [f"model.layers.0.mlp.experts.0.{local}" for local in ("w1", "w2")]
+    units = [
+        Unit((name,), {choice: {name: torch.ones(2)}}) for name, choice in zip(names, ("4g32", "8g32"), strict=True)
+    ]
+    with pytest.raises(InvalidValueError, match="The experts share a choice, but have none in common"):
+        _experts_together(units, opened_mixtral())
