@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.distillation.fake_quantized import straight_through
-from hfcompress.solvers.grid import QuantizedWeight
+from hfcompress.solvers.grid import QuantizedWeight, at_levels
 from hfcompress.solvers.vectors import summed
 
 
@@ -44,7 +44,7 @@ class LearnedCodebook(nn.Module):
         self.unit: Tensor
         self.register_buffer("table", (start.scales if start.vectors is None else start.vectors).float())
         each_row = start.vectors is None
-        unit = self.table.square().mean(1, keepdim=True) if each_row else self.table.square().mean()
+        unit = self.table.square().mean(-1, keepdim=True) if each_row else self.table.square().mean()
         unit = unit.sqrt()
         self.register_buffer("unit", unit * (self.table != 0) if sparse else unit.expand_as(self.table))
         self.offset = nn.Parameter(torch.zeros_like(self.table))
@@ -70,7 +70,7 @@ class LearnedCodebook(nn.Module):
     def forward(self, _: Tensor) -> Tensor:
         table = self._in_use()
         if self.start.vectors is None:
-            weight = table.gather(1, self.start.codes.long())
+            weight = at_levels(table, self.start.codes)
         else:
             weight = summed(table, self.start.codes).flatten(1) * self.start.scales.float()
         return weight.to(self.dtype)

@@ -12,17 +12,15 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Inner loops of codebooks: the best levels for the values of a row, and rounding to them with feedback.
+Inner loops of codebooks: the best levels for the values of a row, rounding to them with feedback, and moving codes to better
+ones.
 
 The reference beside the first is [`hfcompress.solvers.codebook.Levels`]'s own objective over all ways to cut a few values;
-that of the second is [`hfcompress.solvers.gptq.sweep`] with levels in place of a grid.
+those of the others are [`hfcompress.kernels.rounding`] with levels in place of a grid.
 """
 
 import numpy as np
 from numba import njit, prange
-
-
-ROWS = 128  # of a weight that one core takes at a time
 
 
 @njit(cache=True)
@@ -94,38 +92,88 @@ def best_levels(values, weights, levels):
             last = first
 
 
-@njit(parallel=True, cache=True)
-def sweep_levels(values, targets, levels, feedback, keep, codes, errors):
+@njit(fastmath=True, cache=True)
+def _nearest(value, levels):
+    """The number of the level nearest to a value."""
+    best, least = 0, abs(value - levels[0])
+    for level in range(1, len(levels)):
+        distance = abs(value - levels[level])
+        if distance < least:
+            best, least = level, distance
+    return best
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def round_levels(fed, targets, levels, group, across, down, starts, stops, keep, codes, carried):
     """
-    Round a block of columns to the levels of their rows, one after the other, and let the later ones make up for the errors
-    of the earlier.
+    Round a few columns to the levels of their rows and groups, one after the other, each row after row, with errors fed back
+    along both.
 
     Args:
-        values (`ndarray`): float32 `(columns, rows)`: the targets with the feedback of all columns before the block; used
-            up.
-        targets (`ndarray`): float32 `(columns, rows)`: what should be met.
-        levels (`ndarray`): float32 `(size, rows)`, ascending.
-        feedback (`ndarray`): float32 `(columns, columns)`: how the error of one is fed to those after it.
-        keep (`ndarray`): bool `(columns, rows)`: the others get the level that is zero; of no size, all are kept.
-        codes (`ndarray`): uint8 `(columns, rows)`, written: the number of the level.
-        errors (`ndarray`): float32 `(columns, rows)`, written.
+        fed (`ndarray`): float32 `(rows, columns)`: the feedback of all columns before these.
+        targets (`ndarray`): float32 `(rows, columns)`: what should be met.
+        levels (`ndarray`): float32 `(rows, groups, size)`.
+        group (`ndarray`): int64 `(columns,)`: the group of each.
+        across (`ndarray`): float32 `(columns, columns)`: how the errors of others are fed to each.
+        down (`ndarray`): float32 `(rows, block)`: how the error of a row is fed to those after it in its block.
+        starts, stops (`ndarray`): int64 `(blocks,)`: the blocks of rows.
+        keep (`ndarray`): bool `(rows, columns)`: the others get the level that is zero; of no size, all are kept.
+        codes (`ndarray`): uint8 `(rows, columns)`, written.
+        carried (`ndarray`): float32 `(rows, columns)`, written: each error plus what it receives from the rows above.
     """
-    columns, rows = values.shape
-    size, sparse = len(levels), len(keep) > 0
-    for part in prange((rows + ROWS - 1) // ROWS):
-        start, stop = part * ROWS, min((part + 1) * ROWS, rows)
-        for j in range(columns):
-            for before in range(j):
-                factor = feedback[before, j]
-                for i in range(start, stop):
-                    values[j, i] += factor * errors[before, i]
+    for block in prange(len(starts)):
+        start, stop = starts[block], stops[block]
+        above = np.empty(stop - start, np.float32)
+        for j in range(targets.shape[1]):
+            above[:] = 0
             for i in range(start, stop):
-                value, code = values[j, i], 0
-                for level in range(1, size):
-                    code += value > (levels[level - 1, i] + levels[level, i]) * np.float32(0.5)
-                if sparse and not keep[j, i]:
-                    for level in range(size):
-                        if levels[level, i] == 0:
-                            code = level
-                codes[j, i] = code
-                errors[j, i] = targets[j, i] - levels[code, i]
+                value = targets[i, j] + fed[i, j] + above[i - start]
+                for before in range(j):
+                    value += carried[i, before] * across[j, before]
+                if keep.size > 0 and not keep[i, j]:
+                    value = np.float32(0)
+                code = _nearest(value, levels[i, group[j]])
+                error = targets[i, j] - levels[i, group[j], code]
+                codes[i, j] = code
+                carried[i, j] = above[i - start] + error
+                for k in range(i + 1 - start, stop - start):
+                    above[k] += down[i, k] * error
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def descend_levels(slopes, levels, group, gram, curvature, starts, stops, keep, codes, moved):
+    """
+    Move the codes of a few columns to where the objective is least, one after the other, the others held.
+
+    Args:
+        slopes (`ndarray`): float32 `(rows, columns)`: half the objective's derivatives by the rounded weight, with the sign
+            of descent, all moves of other columns taken in.
+        levels (`ndarray`): float32 `(rows, groups, size)`.
+        group (`ndarray`): int64 `(columns,)`: the group of each.
+        gram (`ndarray`): float32 `(columns, columns)`: of the inputs, damped.
+        curvature (`ndarray`): float32 `(rows, block)`: of the outputs, damped; each row's own block.
+        starts, stops (`ndarray`): int64 `(blocks,)`: the blocks of rows.
+        keep (`ndarray`): bool `(rows, columns)`: the others stay; of no size, all are moved.
+        codes (`ndarray`): uint8 `(rows, columns)`, changed.
+        moved (`ndarray`): float32 `(rows, columns)`, written: curvature times the change in value.
+    """
+    for block in prange(len(starts)):
+        start, stop = starts[block], stops[block]
+        pushed = np.empty(stop - start, np.float32)
+        for j in range(slopes.shape[1]):
+            pushed[:] = 0
+            for i in range(start, stop):
+                if keep.size > 0 and not keep[i, j]:
+                    continue
+                slope = slopes[i, j] - pushed[i - start] * gram[j, j]
+                for before in range(j):
+                    slope -= moved[i, before] * gram[j, before]
+                own = levels[i, group[j]]
+                old = own[codes[i, j]]
+                code = _nearest(old + slope / (curvature[i, i - start] * gram[j, j]), own)
+                if own[code] != old:
+                    codes[i, j] = code
+                    for k in range(stop - start):
+                        pushed[k] += curvature[i, k] * (own[code] - old)
+            for k in range(stop - start):
+                moved[start + k, j] = pushed[k]

@@ -449,7 +449,7 @@ def _grid(settings: Any, group_size: int, stored: torch.dtype, shape: LinearShap
     if settings.type == "coded":
         return Grid(8, type="coded", rate=settings.bits)
     if settings.type == "codebook":
-        return Grid(settings.bits, type="codebook")
+        return Grid(settings.bits, group_size, type="codebook")
     if settings.type == "vector":
         return Grid(0, settings.group_size, type="vector", rate=settings.bits, tables=settings.tables)
     return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)

@@ -41,7 +41,9 @@ class VQ(Coded):
             mean.
         shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
             [`GPTQ`].
-        rounds (`int`, *optional*, defaults to 3): times that vectors and numbers are improved in turn.
+        curvature (`bool`, *optional*, defaults to `True`): weigh errors by what each output is worth to the model's
+            predictions, found by backward passes through the dense model.
+        rounds (`int`, *optional*, defaults to 3): times that vectors, scales and numbers are improved in turn.
         seed (`int`, *optional*, defaults to 0): of the vectors that are begun with.
         targets (`tuple[str, ...]`, *optional*): see [`Recipe`].
         ignore (`tuple[str, ...]`, *optional*): see [`Recipe`].
@@ -50,7 +52,6 @@ class VQ(Coded):
 
     name: ClassVar[str] = "vq"
     needs_inputs: ClassVar[bool] = True
-    needs_curvature: ClassVar[bool] = False
     type: ClassVar[str] = "vector"
     trainable: ClassVar[bool] = True
     alone: ClassVar[bool] = True
@@ -60,6 +61,7 @@ class VQ(Coded):
     tables: int = 1
     damping: float = 0.1
     shift: float = 1.0
+    curvature: bool = True
     rounds: int = 3
     seed: int = 0
 
@@ -86,6 +88,11 @@ class VQ(Coded):
             refuse_zeros(self.name, before)
 
     @property
+    def needs_curvature(self) -> bool:
+        """Whether the outputs' worth to the predictions is asked for."""
+        return self.curvature
+
+    @property
     def group_size(self) -> int:
         """Weights of a vector, which have to divide a row."""
         if self.length is not None:
@@ -95,13 +102,15 @@ class VQ(Coded):
 
     def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
         """See `passes.plan.Quantizer`."""
+        from hfcompress.solvers.curvature import factorize_rows
         from hfcompress.solvers.grid import QuantizedWeight
         from hfcompress.solvers.vectors import gptq_vectors
 
         factor = statistics.factor(self.damping, False, linears)
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
         own = (target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
-        found = gptq_vectors(*own, grid.entries, grid.tables, keep)
+        rows = None if curvature is None else factorize_rows(curvature)
+        found = gptq_vectors(*own, grid.entries, grid.tables, keep, rows)
         details = self._reported(factor, share)
         scales, vectors = found.scales[:, None].to(scale_dtype), found.vectors.to(scale_dtype)
         return QuantizedWeight(found.codes, scales, None, grid, vectors=vectors), details

@@ -12,25 +12,32 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Scalar codebooks: every row has levels of its own, wherever they are best, and its weights are numbers of levels.
+Scalar codebooks: every row, or every group of neighbours in a row, has levels of its own, wherever they are best, and its
+weights are numbers of levels.
 
-The levels begin as those of least `sum_j D_j (w_j - l)^2` over a row, `D` being what an error in each column costs once
-the columns after it have made up for it (weighted k-means in one dimension, exact: SqueezeLLM, arXiv 2306.07629, takes
-the diagonal of a Hessian). Then codes are swept as in GPTQ, and with the codes held the levels enter
-`tr((V - Q) H (V - Q)^T)` quadratically, row by row, so that the best are the solution of a small linear system (LNQ in
-GuidedQuant, arXiv 2505.07004); both in turn, and what is best for a row stays.
+The levels begin as those of least `sum_j D_j (w_j - l)^2`, `D` being what an error in each column costs once the columns
+after it have made up for it (weighted k-means in one dimension, exact: SqueezeLLM, arXiv 2306.07629, takes the diagonal of a
+Hessian), or as the means of a mixture of Gaussians. Then codes are swept as in GPTQ, or in
+[`hfcompress.solvers.two_sided`] where it is known what the outputs are worth. With the codes held the levels enter
+`tr(C (V - Q) H (V - Q)^T)` quadratically and are improved by conjugate gradients (LNQ in GuidedQuant, arXiv 2505.07004,
+alternates likewise), and with the levels held codes are moved one by one to where it is least; both in turn, and what is best
+for rows that depend on one another stays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hfcompress.solvers.gptq import BLOCK, Factor
+from hfcompress.solvers.conjugate import conjugate_gradients
+from hfcompress.solvers.curvature import RowFactor
+from hfcompress.solvers.gptq import Factor
+from hfcompress.solvers.objective import Objective, blocks, run_kernel
 
 
 HEAVY = 1e3  # times the most important column
-RIDGE = 1e-4  # of the system's mean diagonal: how strongly a level that little depends on is held where it is
+CG_STEPS = 8
+DESCENTS = 2  # of all codes, in every round
 
 
 @dataclass(frozen=True)
@@ -40,15 +47,22 @@ class Levels:
 
     Args:
         codes (`Tensor`): uint8 `(out_features, in_features)`.
-        levels (`Tensor`): float32 `(out_features, size)`, each row ascending.
+        levels (`Tensor`): float32 `(out_features, groups, size)`, ascending.
+        group (`Tensor`): int64 `(in_features,)`: the group of every column.
     """
 
     codes: Tensor
     levels: Tensor
+    group: Tensor
+
+    @property
+    def places(self) -> Tensor:
+        """Where the level of each weight is among those of its row: int64 `(out_features, in_features)`."""
+        return self.codes + self.group * self.levels.shape[2]
 
     def values(self) -> Tensor:
         """float32 `(out_features, in_features)`."""
-        return self.levels.gather(1, self.codes.long())
+        return self.levels.flatten(1).gather(1, self.places)
 
 
 def best_codebooks(weight: Tensor, importance: Tensor, size: int, keep: Tensor | None = None) -> Tensor:
@@ -85,40 +99,70 @@ def gptq_codebook(
     factor: Factor,
     size: int,
     dtype: torch.dtype,
-    rounds: int = 2,
+    rounds: int = 3,
     keep: Tensor | None = None,
+    rows: RowFactor | None = None,
+    group_size: int = -1,
+    mixture: bool = False,
 ) -> Levels:
     """
-    Codes and levels so that `tr((V - Q) H (V - Q)^T)` is small, `V` being the target.
+    Codes and levels so that `tr(C (V - Q) H (V - Q)^T)` is small, `V` being the target.
 
     Args:
         weight (`Tensor`): `(out_features, in_features)` float32, whose levels are begun with.
         target (`Tensor`): likewise: what should be met.
         gram (`Tensor`): `H`, `(in_features, in_features)` float32.
         factor (`Factor`): of the Gram matrix.
-        size (`int`): levels per row.
+        size (`int`): levels per row, or group.
         dtype (`torch.dtype`): what levels are stored in.
-        rounds (`int`, *optional*, defaults to 2): times that levels are improved, and codes swept anew.
+        rounds (`int`, *optional*, defaults to 3): times that levels and codes are improved in turn.
         keep (`Tensor`, *optional*): bool like the weight: the others are zero, and remain so.
+        rows (`RowFactor`, *optional*): of the outputs, if they are not all worth the same.
+        group_size (`int`, *optional*, defaults to -1): weights of a row that share levels; -1 for all.
+        mixture (`bool`, *optional*, defaults to `False`): begin with the means of a mixture of Gaussians; see
+            [`hfcompress.solvers.mixture`].
     """
-    damped = factor.damped(gram).cpu()
-    ordered = target.cpu().T[factor.order.cpu()].contiguous()
-    levels = _stored(best_codebooks(weight.cpu(), factor.importance.cpu(), size, keep), dtype)
-    stays = torch.empty(0, 0, dtype=torch.bool) if keep is None else keep.cpu().T[factor.order.cpu()].contiguous()
-    best = _swept(ordered, factor, levels, stays)
-    least = _losses(ordered, best, damped)
-    now = best
+    device, columns = weight.device, weight.shape[1]
+    objective = Objective.of(target, gram, factor, rows, keep)
+    width = columns if group_size == -1 else group_size
+    begun = _first_levels(weight.cpu(), factor.importance.cpu(), size, keep, width, mixture)
+    levels = _stored(begun, dtype)[objective.rows.order]
+    group = objective.order // width
+    found = best = Levels(_swept(objective, levels, group), levels, group)
+    least = objective.losses(best.values())
     for _ in range(rounds):
-        levels = _stored(_refitted(ordered, now, damped, keep is not None), dtype)
-        kept = Levels(_nearest(now, levels), levels.sort(1).values)
-        for now in (kept, _swept(ordered, factor, kept.levels, stays)):
-            losses = _losses(ordered, now, damped)
-            better = (losses < least)[:, None]
-            best = Levels(torch.where(better, now.codes, best.codes), torch.where(better, now.levels, best.levels))
-            least = torch.minimum(losses, least)
+        found = _ascending(replace(found, levels=_stored(_refitted(objective, found), dtype)))
+        for _ in range(DESCENTS):
+            found = replace(found, codes=_descended(objective, found))
+        losses = objective.losses(found.values())
+        better = losses < least
+        if not better.any():
+            break
+        codes = torch.where(better[:, None], found.codes, best.codes)
+        best = Levels(codes, torch.where(better[:, None, None], found.levels, best.levels), group)
+        least = torch.minimum(losses, least)
     codes = torch.empty_like(best.codes)
-    codes[:, factor.order.cpu()] = best.codes
-    return Levels(codes.to(weight.device), best.levels.to(weight.device))
+    codes[:, objective.order] = objective.rows_unordered(best.codes)
+    levels = objective.rows_unordered(best.levels)
+    return Levels(codes.to(device), levels.to(device), torch.arange(columns, device=device) // width)
+
+
+def _first_levels(
+    weight: Tensor, importance: Tensor, size: int, keep: Tensor | None, width: int, mixture: bool
+) -> Tensor:
+    """The levels that are begun with: float32 `(out_features, groups, size)`."""
+    found = []
+    for start in range(0, weight.shape[1], width):
+        part = slice(start, start + width)
+        stays = None if keep is None else keep.cpu()[:, part]
+        own = (weight[:, part], importance[part])
+        levels = best_codebooks(*own, size, stays)
+        if mixture:
+            from hfcompress.solvers.mixture import mixture_means
+
+            levels = mixture_means(*own, levels, stays)
+        found.append(levels)
+    return torch.stack(found, 1)
 
 
 def _stored(levels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -126,55 +170,66 @@ def _stored(levels: Tensor, dtype: torch.dtype) -> Tensor:
     return levels.clamp(-limit, limit).to(dtype).float()
 
 
-def _nearest(found: Levels, levels: Tensor) -> Tensor:
-    """The codes of the same levels once these are sorted."""
-    ranks = levels.argsort(1).argsort(1).to(torch.uint8)
-    return ranks.gather(1, found.codes.long())
+def _ascending(found: Levels) -> Levels:
+    """The same values, the levels sorted."""
+    levels, order = found.levels.sort(2)
+    ranks = order.argsort(2).to(torch.uint8)
+    return replace(found, codes=ranks.flatten(1).gather(1, found.places), levels=levels)
 
 
-def _swept(ordered: Tensor, factor: Factor, levels: Tensor, keep: Tensor) -> Levels:
-    """The column sweep of [`hfcompress.solvers.gptq.sweep`] with levels in place of a grid; columns in its order."""
-    from hfcompress.kernels.codebooks import sweep_levels
+def _swept(objective: Objective, levels: Tensor, group: Tensor) -> Tensor:
+    """The codes, column after column and row after row: uint8 `(out_features, in_features)`."""
+    from hfcompress.kernels.codebooks import round_levels
 
-    feedback, errors = factor.feedback.cpu(), torch.zeros_like(ordered)
-    codes = torch.empty(ordered.shape, dtype=torch.uint8)
-    columns = levels.T.contiguous()
-    for start in range(0, len(ordered), BLOCK):
-        part = slice(start, min(start + BLOCK, len(ordered)))
-        values = torch.addmm(ordered[part], feedback[:start, part].T, errors[:start])
-        within = feedback[part, part].contiguous()
-        each = (values, ordered[part], columns, within, keep[part], codes[part], errors[part])
-        sweep_levels(*(tensor.numpy() for tensor in each))
-    return Levels(codes.T.contiguous(), levels)
-
-
-def _losses(ordered: Tensor, found: Levels, gram: Tensor) -> Tensor:
-    """The objective, row by row: float64 `(out_features,)`."""
-    error = ordered - found.values().T
-    return ((gram @ error) * error).sum(0, dtype=torch.float64)
+    target, feedback, rows = objective.target, objective.feedback, objective.rows
+    carried, codes = torch.zeros_like(target), torch.empty(target.shape, dtype=torch.uint8)
+    for part in blocks(target.shape[1]):
+        fed = carried[:, : part.start] @ feedback[: part.start, part]
+        found = (torch.empty_like(fed, dtype=torch.uint8), torch.empty_like(fed))
+        own = (fed, target[:, part], levels, group[part], feedback[part, part].T)
+        run_kernel(round_levels, *own, rows.feedback, rows.starts, rows.stops, objective.keep[:, part], written=found)
+        codes[:, part], carried[:, part] = found
+    return codes
 
 
-def _refitted(ordered: Tensor, found: Levels, gram: Tensor, sparse: bool) -> Tensor:
+def _descended(objective: Objective, found: Levels) -> Tensor:
+    """The codes once each has been moved to its best value, one after the other."""
+    from hfcompress.kernels.codebooks import descend_levels
+
+    gram, rows, curvature = objective.gram, objective.rows, objective.curvature
+    slopes = objective.slopes(objective.target - found.values())
+    moved, codes = torch.zeros_like(slopes), found.codes.clone()
+    for part in blocks(slopes.shape[1]):
+        own = slopes[:, part] - moved[:, : part.start] @ gram[: part.start, part]
+        changed = (codes[:, part].contiguous(), torch.zeros_like(own))
+        held = (own, found.levels, found.group[part], gram[part, part], curvature)
+        run_kernel(descend_levels, *held, rows.starts, rows.stops, objective.keep[:, part], written=changed)
+        codes[:, part], moved[:, part] = changed
+    return codes
+
+
+def _refitted(objective: Objective, found: Levels) -> Tensor:
     """
-    The best levels for the codes: `S^T H S l = S^T H v` for every row, `S` saying which columns are at which level. Where
-    it is `sparse`, the level that is zero remains so.
+    Better levels for the codes: a few steps of conjugate gradients from those at hand. Where some weights are zero, the level
+    that is zero remains so.
     """
-    size = found.levels.shape[1]
-    rows = len(found.codes)
-    pulled = gram @ ordered
-    system, wanted = torch.empty(rows, size, size), torch.empty(rows, size)
-    for level in range(size):
-        chosen = found.codes.eq(level).T.float()
-        wanted[:, level] = (chosen * pulled).sum(0)
-        spread = gram @ chosen
-        for other in range(level, size):
-            entries = (spread * found.codes.eq(other).T).sum(0)
-            system[:, level, other] = system[:, other, level] = entries
-    if sparse:
-        zero = found.levels == 0
-        system.masked_fill_(zero[:, :, None] | zero[:, None, :], 0.0)
-        wanted.masked_fill_(zero, 0.0)
-    ridge = RIDGE * system.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=1e-30)
-    system.diagonal(dim1=1, dim2=2).add_(ridge)
-    solved = torch.linalg.solve(system.double(), (wanted + ridge * found.levels).double())
-    return torch.where(torch.isfinite(solved), solved, found.levels.double()).float()
+    places, shape = found.places, found.levels.shape
+    fixed = found.levels.flatten(1) == 0
+
+    def gathered(each: Tensor) -> Tensor:
+        """Sums over all weights at a level."""
+        total = torch.zeros(shape[0], shape[1] * shape[2]).scatter_add_(1, places, each)
+        return total.masked_fill_(fixed, 0.0) if objective.sparse else total
+
+    def curved(levels: Tensor) -> Tensor:
+        return gathered(objective.slopes(levels.gather(1, places)))
+
+    diagonal = gathered(objective.worth[:, None] * objective.gram.diagonal())
+    diagonal.clamp_(min=1e-6 * diagonal.mean().item() + 1e-30)
+    residual = gathered(objective.slopes(objective.target - found.values()))
+
+    def totals(each: Tensor) -> Tensor:
+        return objective.rows.totals(each.T)[:, None]
+
+    step = conjugate_gradients(residual, diagonal, curved, totals, CG_STEPS).view(shape)
+    return torch.where(torch.isfinite(step), found.levels + step, found.levels)

@@ -43,6 +43,8 @@ class RowFactor:
         importance (`Tensor`): float32 `(out_features,)`: what a squared error in each row costs once the rows after it have
             made up for it, the diagonal `F` of the factorization, with the rows in their original order and in the units
             of the curvature, in which blocks compare.
+        units (`Tensor`): float32 `(out_features,)`: what the curvature of each row's block is to be multiplied by so that
+            blocks compare.
     """
 
     order: Tensor
@@ -51,6 +53,7 @@ class RowFactor:
     feedback: Tensor
     curvature: Tensor
     importance: Tensor
+    units: Tensor
 
     @property
     def worth(self) -> Tensor:
@@ -108,7 +111,9 @@ def ratio(above: Tensor, below: Tensor) -> Tensor:
 def indifferent(rows: int) -> RowFactor:
     """The factor of outputs that are all worth the same: every row is a block of its own."""
     each = torch.arange(rows)
-    return RowFactor(each, each, each + 1, torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(rows))
+    return RowFactor(
+        each, each, each + 1, torch.zeros(rows, 1), torch.ones(rows, 1), torch.ones(rows), torch.ones(rows)
+    )
 
 
 def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> RowFactor:
@@ -122,7 +127,7 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
         NotPositiveDefiniteError: a block holds no finite numbers.
     """
     width = max(len(block) for block in curvatures)
-    orders, feedbacks, damped, importance = [], [], [], []
+    orders, feedbacks, damped, importance, units = [], [], [], [], []
     first = 0
     for block in curvatures:
         block = block.cpu()  # where the sweep runs
@@ -136,6 +141,7 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
         ordered.diagonal().clamp_(min=1e-6 * mean)
         orders.append(factor.order + first)
         importance.append(factor.importance * largest)
+        units.append((largest if largest > 0 else torch.ones_like(largest)).expand(len(block)))
         first += len(block)
         for kept, matrix in ((feedbacks, factor.feedback), (damped, ordered)):
             kept.append(torch.nn.functional.pad(matrix, (0, width - len(block))))
@@ -143,4 +149,5 @@ def factorize_rows(curvatures: Sequence[Tensor], damping: float = DAMPING) -> Ro
     starts = torch.cat([stops.new_zeros(1), stops[:-1]])
     worth = torch.cat(importance)
     worth = worth.clamp(min=1e-6 * worth.max()) if worth.any() else torch.ones_like(worth)
-    return RowFactor(torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped), worth)
+    ordered = (torch.cat(orders), starts, stops, torch.cat(feedbacks), torch.cat(damped))
+    return RowFactor(*ordered, worth, torch.cat(units))

@@ -34,7 +34,7 @@ class Grid:
     `"float"` are the values of E4M3 (8 bits, no infinity, largest 448; arXiv 2209.05433), always symmetric. Those of type
     `"plain"` are the values of the dtype that the weight is stored in: nothing is rounded further. Those of type `"coded"`
     are integers in [-127, 127] with a step for every row and every column, which take as many bits as they are worth.
-    Those of type `"codebook"` are from 0 up, and number the levels that a row has of its own; those of type `"vector"` number
+    Those of type `"codebook"` are from 0 up, and number the levels that a row or a group has of its own; those of type `"vector"` number
     vectors, of which one, or the sum of one from each of several tables, stands for `group_size` neighbours in a row. A weight of type `"factors"` is a product of two.
 
     Args:
@@ -109,6 +109,15 @@ class Grid:
         return codes.clamp_(self.q_min, self.q_max)
 
 
+def at_levels(levels: Tensor, codes: Tensor) -> Tensor:
+    """
+    What codes stand for: `(out_features, in_features)` like these, in the dtype of the levels, `(out_features, size)` or, where
+    groups of neighbours have levels of their own, `(out_features, groups, size)`.
+    """
+    own = levels.flatten(0, -2)
+    return own.gather(1, codes.long().view(len(own), -1)).view(codes.shape)
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """
@@ -118,7 +127,7 @@ class QuantizedWeight:
         codes (`Tensor`): int8, or float8_e4m3fn on a float grid, `(out_features, in_features)`; of type `"factors"` the
             first factor, `(out_features, rank)`.
         scales (`Tensor`): `(out_features, groups)` in the dtype that is stored; on a grid of type `"codebook"` the levels,
-            `(out_features, 2^bits)`; of type `"factors"` the second factor, `(rank, in_features)`.
+            `(out_features, 2^bits)` or, with groups, `(out_features, groups, 2^bits)`; of type `"factors"` the second factor, `(rank, in_features)`.
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
@@ -141,7 +150,7 @@ class QuantizedWeight:
             product = (self.codes.double() @ self.scales.double()).float()
             return product if self.base is None else self.base + product
         if self.grid.type == "codebook":
-            return self.scales.float().gather(1, self.codes.long())
+            return at_levels(self.scales.float(), self.codes)
         if self.vectors is not None:
             values = self.vectors[0].float()[self.codes[..., 0].int()]
             for table in range(1, len(self.vectors)):

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfcompress.solvers.curvature import RowFactor, ratio
+from hfcompress.solvers.conjugate import conjugate_gradients
+from hfcompress.solvers.curvature import RowFactor
 from hfcompress.solvers.gptq import BLOCK
 from hfcompress.solvers.grid import Grid
 from hfcompress.solvers.scales import storable
@@ -90,18 +91,11 @@ class Rounded:
         levels = self._levels(self.codes)
         residual = self._by_group(self.slopes * levels)
         diagonal = self._scale_curvature(levels)
-        step, moved = torch.zeros_like(residual), residual / diagonal
-        direction, norm = moved.clone(), self.rows.totals(residual * moved)
-        for _ in range(CG_STEPS):
-            bent = self._by_group(self._curved(direction[self.group] * levels) * levels)
-            length = ratio(norm, self.rows.totals(direction * bent))
-            if not length.any():
-                break
-            step += length * direction
-            residual -= length * bent
-            moved = residual / diagonal
-            norm, last = self.rows.totals(residual * moved), norm
-            direction = moved + ratio(norm, last) * direction
+
+        def curved(scales: Tensor) -> Tensor:
+            return self._by_group(self._curved(scales[self.group] * levels) * levels)
+
+        step = conjugate_gradients(residual, diagonal, curved, self.rows.totals, CG_STEPS)
         scales = storable(self.scales + step, self.dtype)
         self._offer(self.codes, torch.where(torch.isfinite(scales), scales, self.scales))
 

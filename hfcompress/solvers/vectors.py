@@ -17,25 +17,33 @@ or to the sum of several of them, one from each table. Vectors of one weight are
 
 Rows are scaled to a root mean square of one. The vectors begin as weighted k-means of the weight's own (LBG; Linde, Buzo
 and Gray 1980; weighted by what errors cost: VPTQ, arXiv 2409.17066), those of a further table as k-means of what the
-tables before it leave. Then errors are fed back as in GPTQ, vector after vector: with `H = U D U^T` and `T` the unit upper
-triangular part of `U` among the columns of one vector, what is rounded there is `y = w + f T^-1`, `f` being the feedback of
-all columns before, and an error costs `|(y - q) T D^(1/2)|^2` (block LDLQ: QuIP#, arXiv 2402.04396). Sums are searched for
-with a beam (additive codebooks: AQLM, arXiv 2401.06118). With the numbers held, `tr((V - Q) H (V - Q)^T)` is quadratic in
-the vectors, which are improved by conjugate gradients; both in turn, and what is best stays.
+tables before it leave. Then numbers are told place after place and row after row, with errors fed back along both, so that
+`tr(C (V - Q) H (V - Q)^T)` is small: with `H = U D U^T` and `C = W F W^T` that is the sum over rows and places of
+`F_i |z_ip D^(1/2)|^2` for `z = W^T (V - Q) U`, of which the rows and places before a number decide all but the vector it
+stands for (block LDLQ: QuIP#, arXiv 2402.04396; both sides, entry by entry: [`hfcompress.solvers.two_sided`]). Sums are
+searched for with a beam (additive codebooks: AQLM, arXiv 2401.06118). With the numbers held the objective is quadratic in
+the vectors, and in the scales, which are improved by conjugate gradients; with both held, numbers are moved one by one to
+where it is least. All in turn, and what is best stays.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hfcompress.solvers.codebook import best_codebooks
-from hfcompress.solvers.gptq import BLOCK, Factor
+from hfcompress.solvers.conjugate import conjugate_gradients
+from hfcompress.solvers.curvature import RowFactor
+from hfcompress.solvers.gptq import Factor
+from hfcompress.solvers.objective import Objective, blocks, run_kernel
 
 
 ENOUGH = 1 << 16  # weights from which the vectors are told that are begun with
 ROUNDS_OF_MEANS = 20
 CG_STEPS = 12
+LEAST = 1e-2  # of a row's scale: what is left of it in a step at least, so that nothing is divided by zero
+DESCENTS = 2  # of all numbers, in every round
 BEAM = 4  # sums that are followed from table to table
 
 
@@ -67,20 +75,6 @@ def summed(vectors: Tensor, codes: Tensor) -> Tensor:
     return total
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """
-    What the sweep needs of the inputs.
-
-    Args:
-        feedback (`Tensor`): strictly upper triangular part of `U`, float32 `(in_features, in_features)`.
-        importance (`Tensor`): `D`, float32 `(in_features,)`.
-    """
-
-    feedback: Tensor
-    importance: Tensor
-
-
 def gptq_vectors(
     target: Tensor,
     gram: Tensor,
@@ -92,9 +86,10 @@ def gptq_vectors(
     entries: int = 256,
     tables: int = 1,
     keep: Tensor | None = None,
+    rows: RowFactor | None = None,
 ) -> Vectors:
     """
-    Numbers, scales and vectors so that `tr((V - Q) H (V - Q)^T)` is small, `V` being the target.
+    Numbers, scales and vectors so that `tr(C (V - Q) H (V - Q)^T)` is small, `V` being the target.
 
     Args:
         target (`Tensor`): `(out_features, in_features)` float32.
@@ -102,30 +97,44 @@ def gptq_vectors(
         factor (`Factor`): of the Gram matrix, its columns in their own order.
         length (`int`): of a vector.
         dtype (`torch.dtype`): what scales and vectors are stored in.
-        rounds (`int`, *optional*, defaults to 2): times that vectors are improved, and numbers swept anew.
+        rounds (`int`, *optional*, defaults to 2): times that vectors, scales and numbers are improved in turn.
         seed (`int`, *optional*, defaults to 0): of the vectors that k-means begins with.
         entries (`int`, *optional*, defaults to 256): of a table, 2 to 256.
         tables (`int`, *optional*, defaults to 1): whose vectors are added up.
         keep (`Tensor`, *optional*): bool like the target, for vectors of one weight from one table: the others are zero, and
             remain so.
+        rows (`RowFactor`, *optional*): of the outputs, if they are not all worth the same.
     """
-    device, target = target.device, target.cpu()
-    keep = None if keep is None else keep.cpu().contiguous()
-    damped = factor.damped(gram).cpu()
-    inputs = Inputs(factor.feedback.cpu(), factor.importance.cpu())
+    objective = Objective.of(target, gram, factor, rows, keep)
+    found = _improved(objective, _begun(objective, length, dtype, seed, entries, tables), dtype, rounds)
+    codes, scales = (objective.rows_unordered(each).to(target.device) for each in (found.codes, found.scales))
+    return Vectors(codes, scales, found.vectors.to(target.device))
+
+
+def _begun(objective: Objective, length: int, dtype: torch.dtype, seed: int, entries: int, tables: int) -> Vectors:
+    """The first sweep, with k-means of the weights."""
+    target, keep = objective.target, objective.keep if objective.sparse else None
     power = target.square().mean(1) if keep is None else target.square().sum(1) / keep.sum(1).clamp(min=1)
     scales = _stored(power.sqrt().clamp(min=torch.finfo(dtype).tiny), dtype)
-    begun = first_vectors(target / scales[:, None], inputs.importance, length, seed, entries, tables, keep)
+    costs = objective.rest * scales.square()
+    begun = first_vectors(target / scales[:, None], objective.importance, length, seed, entries, tables, keep, costs)
     vectors = _stored(begun, dtype)
-    best = now = Vectors(sweep(target, scales, vectors, inputs, keep), scales, vectors)
-    least = loss(target, best, damped)
+    return Vectors(sweep(objective, scales, vectors), scales, vectors)
+
+
+def _improved(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: int) -> Vectors:
+    """What is best of vectors, scales and numbers improved in turn."""
+    best, least = found, objective.loss(found.values())
     for _ in range(rounds):
-        vectors = _stored(refitted(target, now, damped, keep is not None), dtype)
-        now = Vectors(sweep(target, scales, vectors, inputs, keep), scales, vectors)
-        found = loss(target, now, damped)
-        if found < least:
-            best, least = now, found
-    return Vectors(best.codes.to(device), best.scales.to(device), best.vectors.to(device))
+        found = replace(found, vectors=_stored(refitted(objective, found), dtype))
+        found = replace(found, scales=_stored(rescaled(objective, found), dtype))
+        for _ in range(DESCENTS):
+            found = replace(found, codes=descend(objective, found))
+        loss = objective.loss(found.values())
+        if not loss < least:
+            break
+        best, least = found, loss
+    return best
 
 
 def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,14 +142,15 @@ def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.clamp(-limit, limit).to(dtype).float()
 
 
-def loss(target: Tensor, found: Vectors, gram: Tensor) -> float:
-    """The objective."""
-    error = target - found.values()
-    return ((error @ gram) * error).sum(dtype=torch.float64).item()
-
-
 def first_vectors(
-    weight: Tensor, importance: Tensor, length: int, seed: int, entries: int, tables: int, keep: Tensor | None = None
+    weight: Tensor,
+    importance: Tensor,
+    length: int,
+    seed: int,
+    entries: int,
+    tables: int,
+    keep: Tensor | None = None,
+    worth: Tensor | None = None,
 ) -> Tensor:
     """
     The vectors that are begun with: float32 `(tables, entries, length)`, the best there are for single weights. See
@@ -148,6 +158,8 @@ def first_vectors(
     """
     points = weight.view(-1, length)
     costs = importance.view(-1, length).repeat(len(weight), 1) / importance.mean()
+    if worth is not None:
+        costs = costs * (worth / worth.mean()).repeat_interleave(weight.shape[1] // length)[:, None]
     stays = None if keep is None else keep.view(-1)
     if points.numel() > ENOUGH:
         chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: ENOUGH // length]
@@ -198,42 +210,69 @@ def k_means(points: Tensor, costs: Tensor, entries: int, seed: int) -> Tensor:
     return vectors
 
 
+def _unpriced(vectors: Tensor) -> Tensor:
+    """No vector costs anything besides."""
+    return torch.zeros(vectors.shape[:2])
+
+
 def sweep(
-    target: Tensor, scales: Tensor, vectors: Tensor, inputs: Inputs, keep: Tensor | None = None, beam: int = BEAM
+    objective: Objective, scales: Tensor, vectors: Tensor, prices: Tensor | None = None, beam: int = BEAM
 ) -> Tensor:
     """
     The numbers of the vectors: uint8 `(out_features, in_features / length, tables)`.
 
     Args:
-        target (`Tensor`): float32 `(out_features, in_features)`.
+        objective (`Objective`): of the linear.
         scales (`Tensor`): float32 `(out_features,)`.
         vectors (`Tensor`): float32 `(tables, entries, length)`.
-        inputs (`Inputs`): of the linear.
-        keep (`Tensor`, *optional*): bool like the target: the others get vector 0.
+        prices (`Tensor`, *optional*): float32 `(tables, entries)`: what the choice of each costs besides.
         beam (`int`, *optional*, defaults to 4): sums that are followed from table to table.
     """
-    rows, columns = target.shape
-    tables, _, length = vectors.shape
-    feedback = inputs.feedback
-    errors = torch.zeros_like(target)
-    codes = torch.empty(rows, columns // length, tables, dtype=torch.uint8)
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        before = errors[:, :start] @ feedback[:start, start:stop]
-        for first in range(start, stop, length):
-            part = slice(first, first + length)
-            fed = before[:, first - start : first - start + length]
-            if first > start:
-                fed = fed + errors[:, start:first] @ feedback[start:first, part]
-            unit = feedback[part, part] + torch.eye(length)
-            wanted = target[:, part] + torch.linalg.solve_triangular(unit, fed, upper=True, left=False)
-            root = unit * inputs.importance[part].sqrt()
-            chosen = nearest_sums((wanted / scales[:, None]) @ root, vectors @ root, beam)
-            if keep is not None:
-                chosen = chosen * keep[:, part]
-            codes[:, first // length] = chosen.to(torch.uint8)
-            errors[:, part] = target[:, part] - summed(vectors, chosen) * scales[:, None]
+    from hfcompress.kernels.vectors import round_vectors
+
+    target, feedback, rows = objective.target, objective.feedback, objective.rows
+    columns, (tables, _, length) = target.shape[1], vectors.shape
+    prices = _unpriced(vectors) if prices is None else prices
+    spreads = objective.importance.sqrt()
+    carried = torch.zeros_like(target)
+    codes = torch.empty(len(target), columns // length, tables, dtype=torch.uint8)
+    for part in blocks(columns, length):
+        places = slice(part.start // length, part.stop // length)
+        within = feedback[part, part]
+        roots = (_diagonal(within, length) + torch.eye(length)) * spreads[part].view(-1, 1, length)
+        fed = carried[:, : part.start] @ feedback[: part.start, part]
+        found = (codes[:, places].contiguous(), torch.empty_like(fed))
+        own = (fed, target[:, part], scales, objective.rest, vectors, roots, spreads[part], prices, within.T)
+        own = (*own, rows.feedback, rows.starts, rows.stops, objective.keep[:, part], beam)
+        run_kernel(round_vectors, *own, written=found)
+        codes[:, places], carried[:, part] = found
     return codes
+
+
+def descend(objective: Objective, found: Vectors, prices: Tensor | None = None, beam: int = BEAM) -> Tensor:
+    """The numbers once each has been moved to its best value, one after the other. See [`sweep`] for the arguments."""
+    from hfcompress.kernels.vectors import descend_vectors
+
+    rows, gram, curvature = objective.rows, objective.gram, objective.curvature
+    length = found.vectors.shape[2]
+    prices = _unpriced(found.vectors) if prices is None else prices
+    slopes = objective.slopes(objective.target - found.values())
+    moved, codes = torch.zeros_like(slopes), found.codes.clone()
+    for part in blocks(len(gram), length):
+        places = slice(part.start // length, part.stop // length)
+        within = gram[part, part]
+        roots = torch.linalg.cholesky(_diagonal(within, length))
+        own = slopes[:, part] - moved[:, : part.start] @ gram[: part.start, part]
+        changed = (codes[:, places].contiguous(), torch.zeros_like(own))
+        held = (own, found.scales, found.vectors, roots, torch.linalg.inv(roots), prices, within, curvature)
+        run_kernel(descend_vectors, *held, rows.starts, rows.stops, objective.keep[:, part], beam, written=changed)
+        codes[:, places], moved[:, part] = changed
+    return codes
+
+
+def _diagonal(matrix: Tensor, length: int) -> Tensor:
+    """The blocks along the diagonal: `(places, length, length)`."""
+    return torch.stack([matrix[i : i + length, i : i + length] for i in range(0, len(matrix), length)])
 
 
 def nearest_sums(points: Tensor, vectors: Tensor, beam: int) -> Tensor:
@@ -265,40 +304,45 @@ def nearest_sums(points: Tensor, vectors: Tensor, beam: int) -> Tensor:
     return path[:, 0]
 
 
-def refitted(target: Tensor, found: Vectors, gram: Tensor, sparse: bool = False) -> Tensor:
+def refitted(objective: Objective, found: Vectors) -> Tensor:
     """
-    The vectors that are better for the numbers: a few steps of conjugate gradients from those at hand. Where it is
-    `sparse`, the first stays zero.
+    The vectors that are better for the numbers: a few steps of conjugate gradients from those at hand. Where some weights
+    are zero, so remains the first.
     """
     tables, entries, length = found.vectors.shape
     codes = (found.codes.int() + entries * torch.arange(tables, dtype=torch.int32)).view(-1, tables)
 
     def gathered(each: Tensor) -> Tensor:
         """Sums over all places of a vector, of what belongs to each weight."""
-        parts = (each * found.scales[:, None]).view(-1, length)
+        parts = (each * found.scales[:, None]).reshape(-1, length)
         total = torch.zeros(tables * entries, length)
         for table in range(tables):
             total.index_add_(0, codes[:, table], parts)
-        if sparse:
+        if objective.sparse:
             total[0] = 0
         return total.view_as(found.vectors)
 
     def curved(vectors: Tensor) -> Tensor:
-        return gathered(replace(found, vectors=vectors).values() @ gram)
+        return gathered(objective.slopes(replace(found, vectors=vectors).values()))
 
-    diagonal = gathered(found.scales[:, None] * gram.diagonal())
+    diagonal = gathered((objective.worth * found.scales)[:, None] * objective.gram.diagonal())
+    residual = gathered(objective.slopes(objective.target - found.values()))
+    return found.vectors + _conjugate(residual, diagonal, curved)
+
+
+def rescaled(objective: Objective, found: Vectors) -> Tensor:
+    """The scales of the rows that are better for the numbers, likewise: float32 `(out_features,)`."""
+    values = replace(found, scales=torch.ones_like(found.scales)).values()
+
+    def curved(scales: Tensor) -> Tensor:
+        return (objective.slopes(values * scales[:, None]) * values).sum(1)
+
+    diagonal = objective.worth * ((values @ objective.gram) * values).sum(1)
+    residual = (objective.slopes(objective.target - found.values()) * values).sum(1)
+    scales = found.scales + _conjugate(residual, diagonal, curved)
+    return torch.where(scales.abs() > LEAST * found.scales.abs(), scales, found.scales)
+
+
+def _conjugate(residual: Tensor, diagonal: Tensor, curved: Callable[[Tensor], Tensor]) -> Tensor:
     diagonal.clamp_(min=1e-6 * diagonal.mean().item() + 1e-30)
-    residual = gathered((target - found.values()) @ gram)
-    step, moved = torch.zeros_like(residual), residual / diagonal
-    direction, norm = moved.clone(), (residual * moved).sum()
-    for _ in range(CG_STEPS):
-        bent = curved(direction)
-        along = (direction * bent).sum()
-        if not along > 0:
-            break
-        step += norm / along * direction
-        residual -= norm / along * bent
-        moved = residual / diagonal
-        norm, last = (residual * moved).sum(), norm
-        direction = moved + norm / last * direction
-    return found.vectors + step
+    return conjugate_gradients(residual, diagonal, curved, lambda each: each.sum(dtype=torch.float64), CG_STEPS)

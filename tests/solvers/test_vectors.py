@@ -11,22 +11,26 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Vector quantization: against the obvious loop, against grids of the same bits, and rounds that only improve."""
+"""Vector quantization: against the obvious loops, against grids of the same bits, and rounds that only improve."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
+from hfcompress.solvers.curvature import factorize_rows
 from hfcompress.solvers.gptq import factorize, gptq
 from hfcompress.solvers.grid import Grid
+from hfcompress.solvers.objective import Objective
 from hfcompress.solvers.vectors import (
-    Inputs,
     Vectors,
+    descend,
     first_vectors,
     gptq_vectors,
     k_means,
-    loss,
     nearest_sums,
     refitted,
+    rescaled,
     summed,
     sweep,
 )
@@ -46,28 +50,92 @@ def problem(rows: int = 96, columns: int = 144, seed: int = 0):
     return normal(rows, columns) * (0.5 * normal(rows, 1)).exp(), inputs.T @ inputs / 1000
 
 
-def exact_loss(weight, values, gram) -> float:
+def outputs(rows: int, blocks: int):
+    """What outputs are worth, in blocks of different worth."""
+    generator = torch.Generator().manual_seed(7)
+    found = []
+    for number in range(blocks):
+        gradients = torch.randn(300, rows // blocks, generator=generator)
+        gradients += torch.randn(300, 1, generator=generator)
+        found.append((number + 1) * gradients.T @ gradients / 300)
+    return found
+
+
+def exact_loss(weight, values, gram, worth=None) -> float:
     error = (weight - values).double()
-    return ((error @ gram.double()) * error).sum().item()
+    slopes = error @ gram.double()
+    return ((slopes if worth is None else worth.double() @ slopes) * error).sum().item()
 
 
-@pytest.mark.parametrize("length", [2, 4, 8])
-def test_numbers_are_those_of_the_obvious_loop(length):
-    """Every vector tried, what it costs and hands on computed in float64 from the definition `z = E U`."""
+def damped(objective: Objective):
+    """`C` as the objective has it: float64 `(rows, rows)`, in the order of its rows."""
+    curvature, rows = objective.curvature.double(), objective.rows
+    found = torch.zeros(len(curvature), len(curvature), dtype=torch.float64)
+    for start, stop in zip(rows.starts.tolist(), rows.stops.tolist(), strict=True):
+        found[start:stop, start:stop] = curvature[start:stop, : stop - start]
+    return found
+
+
+def begun(objective: Objective, length: int, tables: int = 1, entries: int = ENTRIES) -> Vectors:
+    """Vectors and numbers that can be improved."""
+    scales = objective.target.square().mean(1).sqrt()
+    vectors = first_vectors(objective.target / scales[:, None], objective.importance, length, 0, entries, tables)
+    return Vectors(sweep(objective, scales, vectors), scales, vectors)
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(2, 0), (4, 0), (8, 0), (1, 2), (4, 3)])
+def test_numbers_are_those_of_the_obvious_loop(length, blocks):
+    """Every vector tried, what it costs and hands on computed in float64 from the definition `z = W^T E U`."""
     weight, gram = problem(rows=24)
-    factor = factorize(gram, act_order=False)
+    rows = factorize_rows(outputs(24, blocks)) if blocks else None
+    objective = Objective.of(weight, gram, factorize(gram, act_order=False), rows)
+    target = objective.target.double()
     vectors = torch.randn(ENTRIES, length, generator=torch.Generator().manual_seed(1))
-    scales = weight.square().mean(1).sqrt()
-    [found] = sweep(weight, scales, vectors[None], Inputs(factor.feedback, factor.importance)).unbind(2)
-    unit = factor.feedback.double() + torch.eye(len(gram), dtype=torch.float64)
+    scales = objective.target.square().mean(1).sqrt()
+    [found] = sweep(objective, scales, vectors[None]).unbind(2)
+    across = objective.feedback.double() + torch.eye(len(gram), dtype=torch.float64)
+    down = torch.eye(24, dtype=torch.float64)
+    for start, stop in zip(objective.rows.starts.tolist(), objective.rows.stops.tolist(), strict=True):
+        down[start:stop, start:stop] += objective.rows.feedback[start:stop, : stop - start].double()
     errors, codes = torch.zeros(weight.shape, dtype=torch.float64), torch.zeros(found.shape, dtype=torch.long)
     for number in range(codes.shape[1]):
         part = slice(number * length, (number + 1) * length)
-        tried = weight[:, None, part].double() - vectors.double() * scales.double()[:, None, None]
-        lost = (errors @ unit[:, part])[:, None] + tried @ unit[part, part]
-        codes[:, number] = (lost.square() * factor.importance[part].double()).sum(2).argmin(1)
-        errors[:, part] = tried[torch.arange(len(weight)), codes[:, number]]
+        for row in range(24):
+            tried = target[row, part] - vectors.double() * scales[row].double()
+            fed = down[: row + 1, row] @ errors[: row + 1] @ across[:, part]
+            lost = fed + tried @ across[part, part]
+            codes[row, number] = (lost.square() * objective.importance[part].double()).sum(1).argmin()
+            errors[row, part] = tried[codes[row, number]]
     assert (found == codes).float().mean() > 0.995  # ties
+
+
+@pytest.mark.parametrize(("length", "tables", "blocks"), [(4, 1, 0), (4, 1, 2), (1, 1, 2), (8, 2, 2)])
+def test_moving_a_number_is_to_where_the_objective_is_least(length, tables, blocks):
+    """Against each number's every value tried one after the other with the whole objective in float64."""
+    weight, gram = problem(rows=8, columns=32)
+    rows = factorize_rows(outputs(8, blocks)) if blocks else None
+    objective = Objective.of(weight, gram, factorize(gram, act_order=False), rows)
+    before = begun(objective, length, tables, 16)
+    worth, target, h = damped(objective), objective.target.double(), objective.gram.double()
+    found = descend(objective, before, beam=16)
+    error, codes = target - before.values().double(), before.codes.clone()
+    every = torch.cartesian_prod(*[torch.arange(16)] * tables).view(-1, tables)
+    values = summed(before.vectors, every).double()
+    for number in range(codes.shape[1]):
+        part = slice(number * length, (number + 1) * length)
+        for row in range(8):
+            scale = before.scales[row].double()
+            at_hand = summed(before.vectors, codes[row, number][None]).double()[0] * scale
+            moves = values * scale - at_hand
+            slopes = worth[row] @ error @ h[:, part]
+            changes = -2 * moves @ slopes + worth[row, row] * ((moves @ h[part, part]) * moves).sum(1)
+            best = changes.argmin()
+            codes[row, number] = every[best]
+            error[row, part] -= moves[best]
+    same = (found == codes).float().mean()
+    assert same > 0.99
+    after = replace(before, codes=found)
+    assert objective.loss(after.values()) < objective.loss(before.values())
 
 
 def test_the_objective_is_its_definition():
@@ -76,7 +144,10 @@ def test_the_objective_is_its_definition():
     found = Vectors(codes, torch.rand(96), torch.randn(2, ENTRIES, 4))
     place = found.vectors[0, int(codes[5, 7, 0])] + found.vectors[1, int(codes[5, 7, 1])]
     torch.testing.assert_close(found.values()[5, 28:32], place * found.scales[5])
-    assert loss(weight, found, gram) == pytest.approx(exact_loss(weight, found.values(), gram), rel=1e-4)
+    for rows in (None, factorize_rows(outputs(96, 3))):
+        objective = Objective.of(weight, gram, factorize(gram, damping=0.0, act_order=False), rows)
+        wanted = exact_loss(objective.target, found.values(), gram, damped(objective))
+        assert objective.loss(found.values()) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_means_lose_less_than_what_they_begin_with_and_are_means():
@@ -101,21 +172,23 @@ def test_means_lose_less_than_what_they_begin_with_and_are_means():
     assert lost(moved)[0] == pytest.approx(total, rel=0.01)  # next to nothing is left to gain
 
 
+@pytest.mark.parametrize("blocks", [0, 4])
 @pytest.mark.parametrize(("length", "tables", "entries"), [(4, 1, ENTRIES), (8, 2, 64)])
-def test_better_vectors_for_given_numbers_are_near_the_best(length, tables, entries):
+def test_better_vectors_and_scales_for_given_numbers_are_near_the_best(length, tables, entries, blocks):
     weight, gram = problem(rows=400, columns=64)
-    scales = weight.square().mean(1).sqrt()
-    factor = factorize(gram, act_order=False)
-    inputs = Inputs(factor.feedback, factor.importance)
-    vectors = first_vectors(weight / scales[:, None], factor.importance, length, 0, entries, tables)
-    before = Vectors(sweep(weight, scales, vectors, inputs), scales, vectors)
-    after = Vectors(before.codes, scales, refitted(weight, before, gram))
-    better = after
-    for _ in range(20):
-        better = Vectors(before.codes, scales, refitted(weight, better, gram))
-    losses = [loss(weight, each, gram) for each in (before, after, better)]
-    assert losses[2] <= losses[1] * 1.0001 < losses[0]
-    assert losses[1] < 1.02 * losses[2]
+    rows = factorize_rows(outputs(400, blocks)) if blocks else None
+    objective = Objective.of(weight, gram, factorize(gram, act_order=False), rows)
+    before = begun(objective, length, tables, entries)
+    for improved in (
+        lambda found: replace(found, vectors=refitted(objective, found)),
+        lambda found: replace(found, scales=rescaled(objective, found)),
+    ):
+        after = better = improved(before)
+        for _ in range(20):
+            better = improved(better)
+        losses = [objective.loss(each.values()) for each in (before, after, better)]
+        assert losses[2] <= losses[1] * 1.0001 < losses[0]
+        assert losses[1] < 1.02 * losses[2]
 
 
 @pytest.mark.parametrize("tables", [1, 2, 3])
@@ -140,9 +213,35 @@ def test_two_tables_lose_less_than_one_of_the_same_bits():
     two = gptq_vectors(weight, gram, factor, 8, torch.float16, 2, tables=2)
     assert one.codes.numel() == two.codes.numel()
     assert exact_loss(weight, two.values(), gram) < exact_loss(weight, one.values(), gram)
-    beam = Inputs(factor.feedback, factor.importance)
-    greedy = Vectors(sweep(weight, two.scales, two.vectors, beam, beam=1), two.scales, two.vectors)
-    assert exact_loss(weight, two.values(), gram) < exact_loss(weight, greedy.values(), gram)
+    objective = Objective.of(weight, gram, factor)
+    losses = []
+    for beam in (1, 4):
+        swept = replace(two, codes=sweep(objective, two.scales, two.vectors, beam=beam))
+        losses.append(exact_loss(weight, swept.values(), gram))
+    assert losses[1] < losses[0]
+
+
+def test_what_outputs_are_worth_is_made_use_of():
+    weight, gram = problem(rows=256, columns=128)
+    factor, worth = factorize(gram, act_order=False), outputs(256, 2)
+    blind = gptq_vectors(weight, gram, factor, 4, torch.float16, 3)
+    found = gptq_vectors(weight, gram, factor, 4, torch.float16, 3, rows=factorize_rows(worth))
+    losses = [exact_loss(weight, each.values(), gram, torch.block_diag(*worth)) for each in (found, blind)]
+    assert losses[0] < 0.85 * losses[1]
+
+
+def test_what_a_choice_costs_besides_is_weighed_against_what_it_loses():
+    weight, gram = problem(rows=64, columns=64)
+    objective = Objective.of(weight, gram, factorize(gram, act_order=False))
+    found = begun(objective, 4)
+    prices = torch.linspace(0, 1, ENTRIES)[None]
+    paid = []
+    for factor in (0.0, 1.0, 100.0):
+        codes = sweep(objective, found.scales, found.vectors, factor * prices)
+        codes = descend(objective, replace(found, codes=codes), factor * prices)
+        paid.append((prices[0][codes.int()].sum().item(), objective.loss(replace(found, codes=codes).values())))
+    assert paid[0][0] > paid[1][0] > paid[2][0]
+    assert paid[0][1] < paid[1][1] < paid[2][1]
 
 
 @pytest.mark.parametrize("rounds", [0, 3])
@@ -161,7 +260,7 @@ def test_single_weights_keep_their_zeros_and_lose_less_for_it(rounds):
     assert exact_loss(weight, found.values(), gram) < exact_loss(weight, kept, gram)
 
 
-@pytest.mark.parametrize(("length", "bits", "most"), [(2, 4, 0.95), (4, 2, 0.8)])
+@pytest.mark.parametrize(("length", "bits", "most"), [(2, 4, 0.9), (4, 2, 0.7)])
 def test_it_loses_less_than_a_grid_of_the_same_bits_and_rounds_only_improve(length, bits, most):
     weight, gram = problem(rows=512, columns=256)
     grid = gptq(weight, factorize(gram), Grid(bits, 128), torch.float16)

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-A weight whose rows have levels of their own.
+A weight whose rows, or groups of neighbours in a row, have levels of their own.
 
-`weight_codebook` float16 `(out_features, 2^bits)` holds the levels, those nearest to zero first; their numbers are stored as
-in [`hfcompress.formats.native.numbers`].
+`weight_codebook` float16 `(out_features, 2^bits)` holds the levels, those nearest to zero first; with groups it is
+`(out_features, groups, 2^bits)`, all groups of a row being as wide. Their numbers are stored as in
+[`hfcompress.formats.native.numbers`].
 """
 
 from collections.abc import Mapping
@@ -49,15 +50,17 @@ class Codebook(Layout):
         """It is made for them."""
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
-        order = weight.scales.float().abs().sort(dim=1, stable=True).indices.cpu()
-        levels = weight.scales.cpu().gather(1, order)
-        codes = order.argsort(1).to(torch.uint8).gather(1, weight.codes.cpu().long())
+        order = weight.scales.float().abs().sort(dim=-1, stable=True).indices.cpu()
+        levels = weight.scales.cpu().gather(-1, order)
+        ranks = order.argsort(-1).to(torch.uint8).flatten(0, -2)
+        codes = ranks.gather(1, weight.codes.cpu().long().view(len(ranks), -1)).view(weight.codes.shape)
         return {**numbers.packed(codes, weight.grid.bits, levels), LEVELS: levels}
 
     def expected(self, shape: LinearShape, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensors of a linear whose codes take no fewer bytes if they are entropy-coded, without values."""
         codes = torch.empty(shape.out_features, shape.in_features, dtype=torch.uint8, device="meta")
-        levels = torch.empty(shape.out_features, 2**grid.bits, dtype=dtype, device="meta")
+        groups = () if grid.group_size == -1 else (shape.in_features // grid.group_size,)
+        levels = torch.empty(shape.out_features, *groups, 2**grid.bits, dtype=dtype, device="meta")
         return {**numbers.in_words(codes, grid.bits), LEVELS: levels}
 
     def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:
@@ -66,9 +69,12 @@ class Codebook(Layout):
             CheckpointError: the tensors do not belong together.
         """
         levels = tensors[LEVELS]
-        if levels.dim() != 2 or levels.shape[1] != 2**grid.bits:
+        if levels.dim() not in (2, 3) or levels.shape[-1] != 2**grid.bits:
             raise CheckpointError("A weight on codebooks is damaged; download or copy its file again.")
-        return QuantizedWeight(numbers.unpacked(tensors, grid.bits, len(levels), levels), levels, None, grid)
+        codes = numbers.unpacked(tensors, grid.bits, len(levels), levels)
+        if codes.shape[1] % (levels.shape[1] if levels.dim() == 3 else 1):
+            raise CheckpointError("A weight on codebooks is damaged; download or copy its file again.")
+        return QuantizedWeight(codes, levels, None, grid)
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
         found = {local: tensors[f"{stem}.{local}"] for local in LOCALS if f"{stem}.{local}" in tensors}
@@ -95,7 +101,7 @@ class CodebookTensor(PackedTensor):
 
 def grid_of(levels: torch.Size | tuple[int, ...]) -> Grid:
     """
-    The grid of a weight whose levels have this shape.
+    The grid of a weight whose levels have this shape, which does not say how wide groups are.
 
     Raises:
         CheckpointError: none has.

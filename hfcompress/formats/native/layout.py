@@ -127,7 +127,7 @@ def decoded(tensors: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any
     view = dict(tensors)
     for stem in packed_stems(tensors, LEVELS):
         parts = {local: view.pop(f"{stem}.{local}") for local in CODEBOOK_LOCALS if f"{stem}.{local}" in tensors}
-        rows, _ = parts[LEVELS].shape
+        rows = parts[LEVELS].shape[0]
         shape = (rows, columns_of(parts, rows))
         view[f"{stem}.weight"] = CodebookTensor(parts, grid_of(parts[LEVELS].shape), Codebook(), shape)
     for stem in packed_stems(tensors, VECTORS):
