@@ -451,7 +451,9 @@ def _grid(settings: Any, group_size: int, stored: torch.dtype, shape: LinearShap
     if settings.type == "codebook":
         return Grid(settings.bits, group_size, type="codebook")
     if settings.type == "vector":
-        return Grid(0, settings.group_size, type="vector", rate=settings.bits, tables=settings.tables)
+        return Grid(
+            0, settings.group_size, type="vector", rate=settings.bits, tables=settings.tables, limit=settings.rate
+        )
     return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
 
 
@@ -534,7 +536,8 @@ def _input_embeddings(model: StreamedModel) -> dict[str, LinearShape]:
 
 
 def _check_embeddings(task: LinearTask, layout) -> None:
-    if task.settings.needs_inputs or task.sparsity is not None:
+    blind = not task.settings.needs_inputs or getattr(task.settings, "looks_up", False)
+    if not blind or task.sparsity is not None:
         name = task.settings.name if task.sparsity is None else task.sparsity.name
         raise InvalidValueError(
             f"{name} needs the inputs of what it changes, and {task.name} is looked up by token ids; take it "

@@ -55,7 +55,8 @@ class SolvedWeight:
 
     def read(self) -> Tensor:
         """The dense weight in float32."""
-        return self.layout.restore(self.tensors, self.task.stem, self.task.grid, self.task.shape.transposed)
+        layout = self.layout.of(self.task.grid)
+        return layout.restore(self.tensors, self.task.stem, self.task.grid, self.task.shape.transposed)
 
     def __getitem__(self, index) -> Tensor:
         return self.read()[index]

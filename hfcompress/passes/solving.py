@@ -68,6 +68,8 @@ def _solve(
     task: LinearTask, weight: Tensor, statistics: Statistics | None, label: str, worth: list[Tensor] | None
 ) -> tuple[QuantizedWeight, dict[str, Any]]:
     """Sparsify a weight, or round it, or both."""
+    if statistics is None and task.settings.needs_inputs:
+        statistics = Statistics.even(task.shape.in_features, weight.device)
     keep, found = None, {}
     if task.sparsity is not None:
         weight, keep, found = task.sparsity.sparsify(weight, statistics, label, worth)

@@ -81,6 +81,14 @@ class Statistics:
         self._factors: dict[tuple[float, bool], Factor] = {}
         self._processes: Processes | None = None
 
+    @classmethod
+    def even(cls, in_features: int, device: torch.device) -> "Statistics":
+        """Those under which every column counts the same, for what token ids look up."""
+        found = cls(in_features, device)
+        found.gram.fill_diagonal_(1.0)
+        found.tokens = 1
+        return found
+
     def add(
         self,
         inputs: Tensor | Routed,

@@ -32,7 +32,7 @@ class Codebook(Coded):
         group_size (`int`, *optional*, defaults to -1): weights of a row that share levels, -1 for the whole row. Levels take 16
             bits each, so that groups pay with very few of them at most.
         start (`str`, *optional*, defaults to `"k-means"`): the levels that are begun with: `"k-means"` for those of least
-            weighted squared error, `"mixture"` for the means of a mixture of Gaussians.
+            weighted squared error, `"mixture"` for the means of a mixture of Gaussians, which lost more wherever it was measured.
         damping (`float`, *optional*, defaults to 0.03): added to the diagonal of the Gram matrix, as a share of its
             mean.
         shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
@@ -47,11 +47,12 @@ class Codebook(Coded):
 
     name: ClassVar[str] = "codebook"
     needs_inputs: ClassVar[bool] = True
+    looks_up: ClassVar[bool] = True
     type: ClassVar[str] = "codebook"
     trainable: ClassVar[bool] = True
 
     bits: Literal[1, 2, 3, 4] = 3
-    group_size: Literal[-1, 32, 64, 128, 256] = -1
+    group_size: Literal[-1, 16, 32, 64, 128, 256] = -1
     start: Literal["k-means", "mixture"] = "k-means"
     damping: float = 0.03
     shift: float = 1.0

@@ -54,6 +54,7 @@ class Coded(Recipe):
     observer: ClassVar[str] = "mse"
     scales: ClassVar[str] = "none"
     on_indivisible: ClassVar[str] = "error"
+    looks_up: ClassVar[bool] = False  # also what token ids look up, which has no inputs
     trainable: ClassVar[bool] = False  # by qat, its codes staying what they are
 
     @property

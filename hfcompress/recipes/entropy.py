@@ -46,6 +46,7 @@ class Entropy(Coded):
 
     name: ClassVar[str] = "entropy"
     needs_inputs: ClassVar[bool] = True
+    looks_up: ClassVar[bool] = True
     type: ClassVar[str] = "coded"
 
     bits: float = 2.5

@@ -50,6 +50,8 @@ class Grid:
         rank (`int`, *optional*, defaults to 0): for `"factors"`, the columns of the first.
         base (`int`, *optional*): for `"factors"`, the number of the block whose weight the product is added to.
         tables (`int`, *optional*, defaults to 1): for `"vector"`, of vectors.
+        limit (`float`, *optional*): for `"vector"`, the bits that a weight takes on average, everything counted, where numbers
+            were chosen for that.
     """
 
     bits: int
@@ -61,16 +63,19 @@ class Grid:
     rank: int = 0
     base: int | None = None
     tables: int = 1
+    limit: float | None = None
 
     @property
     def bits_on_average(self) -> float:
         """What a weight takes, scales left out but for `"coded"` and `"factors"`."""
+        if self.limit is not None:
+            return self.limit
         return self.bits if self.rate is None else self.rate
 
     @property
     def entries(self) -> int:
         """Vectors in a table."""
-        return 2 ** round(self.bits_on_average * self.group_size / self.tables)
+        return 2 ** round((self.bits if self.rate is None else self.rate) * self.group_size / self.tables)
 
     @property
     def q_min(self) -> int:

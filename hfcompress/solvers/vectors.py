@@ -87,6 +87,7 @@ def gptq_vectors(
     tables: int = 1,
     keep: Tensor | None = None,
     rows: RowFactor | None = None,
+    bits: float | None = None,
 ) -> Vectors:
     """
     Numbers, scales and vectors so that `tr(C (V - Q) H (V - Q)^T)` is small, `V` being the target.
@@ -104,9 +105,17 @@ def gptq_vectors(
         keep (`Tensor`, *optional*): bool like the target, for vectors of one weight from one table: the others are zero, and
             remain so.
         rows (`RowFactor`, *optional*): of the outputs, if they are not all worth the same.
+        bits (`float`, *optional*): what a weight may take, everything counted; see
+            [`hfcompress.solvers.entropy_constrained`].
     """
     objective = Objective.of(target, gram, factor, rows, keep)
-    found = _improved(objective, _begun(objective, length, dtype, seed, entries, tables), dtype, rounds)
+    found = _begun(objective, length, dtype, seed, entries, tables)
+    if bits is None:
+        found = _improved(objective, found, dtype, rounds)
+    else:
+        from hfcompress.solvers.entropy_constrained import constrained
+
+        found = constrained(objective, found, dtype, rounds, bits)
     codes, scales = (objective.rows_unordered(each).to(target.device) for each in (found.codes, found.scales))
     return Vectors(codes, scales, found.vectors.to(target.device))
 
@@ -115,10 +124,10 @@ def _begun(objective: Objective, length: int, dtype: torch.dtype, seed: int, ent
     """The first sweep, with k-means of the weights."""
     target, keep = objective.target, objective.keep if objective.sparse else None
     power = target.square().mean(1) if keep is None else target.square().sum(1) / keep.sum(1).clamp(min=1)
-    scales = _stored(power.sqrt().clamp(min=torch.finfo(dtype).tiny), dtype)
+    scales = stored(power.sqrt().clamp(min=torch.finfo(dtype).tiny), dtype)
     costs = objective.rest * scales.square()
     begun = first_vectors(target / scales[:, None], objective.importance, length, seed, entries, tables, keep, costs)
-    vectors = _stored(begun, dtype)
+    vectors = stored(begun, dtype)
     return Vectors(sweep(objective, scales, vectors), scales, vectors)
 
 
@@ -126,8 +135,8 @@ def _improved(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: 
     """What is best of vectors, scales and numbers improved in turn."""
     best, least = found, objective.loss(found.values())
     for _ in range(rounds):
-        found = replace(found, vectors=_stored(refitted(objective, found), dtype))
-        found = replace(found, scales=_stored(rescaled(objective, found), dtype))
+        found = replace(found, vectors=stored(refitted(objective, found), dtype))
+        found = replace(found, scales=stored(rescaled(objective, found), dtype))
         for _ in range(DESCENTS):
             found = replace(found, codes=descend(objective, found))
         loss = objective.loss(found.values())
@@ -137,7 +146,8 @@ def _improved(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: 
     return best
 
 
-def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values as they are once they have been stored: float32."""
     limit = torch.finfo(dtype).max
     return values.clamp(-limit, limit).to(dtype).float()
 

@@ -71,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
     shipped = commands.add_parser("recipes", parents=[common, drawn], help="what every shipped recipe loses and saves")
     shipped.add_argument("--names", metavar="RECIPE,...", help="default: all that are shipped")
     commands.add_parser("sparsity", parents=[common, against, drawn], help="what zeros and smaller shapes lose")
-    commands.add_parser("rate", parents=[common, against, drawn], help="what a bit buys: all ways to store weights")
+    bought = commands.add_parser(
+        "rate", parents=[common, against, drawn], help="what a bit buys: all ways to store weights"
+    )
+    bought.add_argument("--kinds", metavar="KIND,...", help="default: all; fixed grids are always among them")
     commands.add_parser("distillation", parents=[common, drawn], help="what students learn, and what is won back")
     took = commands.add_parser("speed", parents=[common, against], help="how long it takes")
     took.add_argument("--repeats", type=positive, default=3, help="default: %(default)s")
@@ -173,6 +176,21 @@ def shipped(names: str | None) -> tuple[str, ...]:
     return asked
 
 
+def kinds(names: str | None) -> dict[str, dict[str, list[dict]]]:
+    """
+    The recipes of the kinds that are asked for, fixed grids among them.
+
+    Raises:
+        UsageError: there is none of a name.
+    """
+    known = rate.recipes()
+    asked = tuple(known) if names is None else (rate.FIXED, *names.split(","))
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"--kinds {name}: there is no such kind; there are {', '.join(known)}.")
+    return {name: methods for name, methods in known.items() if name in asked}
+
+
 def benchmark(options: argparse.Namespace) -> int:
     """One command, in a temporary folder."""
     output = (options.output or RESULTS / f"{options.command}.json").absolute()
@@ -182,7 +200,7 @@ def benchmark(options: argparse.Namespace) -> int:
             "quality": lambda: (quality.run_quality(bench), quality.COLUMNS),
             "recipes": lambda: (recipes.run_recipes(bench, shipped(options.names)), recipes.COLUMNS),
             "sparsity": lambda: (sparsity.run_sparsity(bench), sparsity.COLUMNS),
-            "rate": lambda: (rate.run_rate(bench, output.with_suffix(".png")), rate.COLUMNS),
+            "rate": lambda: (rate.run_rate(bench, output.with_suffix(".png"), kinds(options.kinds)), rate.COLUMNS),
             "distillation": lambda: (distillation.run_distillation(bench), sparsity.COLUMNS),
             "speed": lambda: (speed.run_speed(bench, options.repeats, options.methods), speed.COLUMNS),
         }[options.command]()

@@ -64,6 +64,8 @@ def _codebooks() -> dict[str, dict[str, list[dict]]]:
     sums = {
         f"vq {bits}, two tables": [{"vq": {"bits": bits, "length": n, "tables": 2}}] for bits, n in ((2, 8), (3, 4))
     }
+    vectors |= {f"vq at {rate:g}": [{"vq": {"bits": 4, "length": 2, "rate": rate}}] for rate in (1.0, 1.5)}
+    vectors |= {f"levels at {rate:g}": [{"vq": {"bits": 5, "length": 1, "rate": rate}}] for rate in (1.0, 1.5, 2.2)}
     trained = {"vq 2, trained": [{"vq": {"bits": 2}}, {"qat": TRAINED}]}
     return {"codebook": levels, "vectors": {**vectors, **trained}, "sums of vectors": sums}
 
@@ -94,15 +96,16 @@ def _others() -> dict[str, dict[str, list[dict]]]:
     }
 
 
-def run_rate(bench: Bench, picture: Path) -> Iterator[list[Point]]:
+def run_rate(bench: Bench, picture: Path, kinds: dict[str, dict[str, list[dict]]]) -> Iterator[list[Point]]:
     """
     The points of every kind, as soon as they are known; a picture of them is drawn each time.
 
     Args:
         bench (`Bench`): what all runs share.
         picture (`Path`): a PNG file.
+        kinds (`dict`): some of [`recipes`].
     """
-    kinds, peers = recipes(), [(peer, setting) for peer in bench.peers(PEER_GPTQ) for setting in bench.settings]
+    peers = [(peer, setting) for peer in bench.peers(PEER_GPTQ) for setting in bench.settings]
     seeds = range(len(bench.calibration))
     progress = Progress((sum(map(len, kinds.values())) + len(peers)) * len(seeds))
     points: list[Point] = []

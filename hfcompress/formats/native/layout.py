@@ -58,6 +58,9 @@ class Native(Coded):
             return KINDS[grid.type]()
         return Lossless() if grid.is_plain else self
 
+    def check_embeddings(self, name: str, grid: Grid) -> None:
+        """All that it codes."""
+
     def beside(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Matrices without loss, in fewer bytes."""
         stem, _, local = name.rpartition(".")

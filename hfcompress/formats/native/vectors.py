@@ -50,11 +50,18 @@ class VectorCodes(Codebook):
         return {**stored, VECTORS: vectors.contiguous(), SCALE: weight.scales}
 
     def expected(self, shape: LinearShape, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors of a linear whose codes take no fewer bytes if they are entropy-coded, without values."""
+        """
+        The tensors of a linear whose codes take no fewer bytes if they are entropy-coded, or of one whose rate is the one that
+        is asked for, without values.
+        """
         count = shape.in_features // grid.group_size * grid.tables
         codes = torch.empty(shape.out_features, count, dtype=torch.uint8, device="meta")
         scales = torch.empty(shape.out_features, 1, dtype=dtype, device="meta")
         vectors = scales.new_empty(grid.tables, grid.entries, grid.group_size)
+        if grid.limit is not None:
+            left = grid.limit * shape.out_features * shape.in_features / 8 - vectors.nbytes - scales.nbytes
+            words = torch.empty(max(round(left / 2), 1), dtype=torch.uint16, device="meta")
+            return {numbers.WORDS: words, VECTORS: vectors, SCALE: scales}
         return {**numbers.in_words(codes, _bits(vectors)), VECTORS: vectors, SCALE: scales}
 
     def unpack(self, tensors: Mapping[str, Tensor], grid: Grid) -> QuantizedWeight:

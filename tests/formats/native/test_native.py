@@ -39,14 +39,19 @@ FACTORS = hfc.LowRank(ratio=0.6)
 STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK, "vectors": VECTORS, "factors": FACTORS}
 SHARED = hfc.Share(blocks=0.5, rank=4)
 STEPS["shared"] = SHARED
+STEPS["groups"] = hfc.Codebook(bits=2, group_size=16, rounds=1)
+STEPS["constrained"] = hfc.VQ(bits=4, length=2, rate=3.0, rounds=1)
+STEPS["embeddings"] = hfc.Entropy(bits=4.0, targets=("embed_tokens",)) >> hfc.VQ(bits=2, rounds=1)
+STEPS["both as vectors"] = hfc.VQ(bits=2, rounds=1, targets=("Linear", "embed_tokens"))
+CODES = [name for name in STEPS if name != "lossless"]
 IDS = torch.from_numpy(token_ids(8, 32)).long()
 LOADED = """
 import json, sys
 import hfcompress.integrations.transformers
 import numpy as np, torch
 from transformers import AutoModelForCausalLM
-made, out = sys.argv[1:]
-for name in ("coded", "lossless", "codebook", "vectors", "factors", "shared"):
+made, out, *names = sys.argv[1:]
+for name in names:
     model = AutoModelForCausalLM.from_pretrained(f"{made}/{name}", dtype=torch.float32).eval()
     with torch.no_grad():
         np.save(f"{out}/{name}.npy", model(torch.arange(24)[None]).logits.numpy())
@@ -77,9 +82,9 @@ def made(request, tmp_path_factory):
 
 def test_transformers_loads_and_saves_what_was_solved(made, tmp_path):
     """The format itself in a process that knows nothing but the plug-in, against a dense export and the original."""
-    in_fresh_process(LOADED, str(made), str(tmp_path))
+    in_fresh_process(LOADED, str(made), str(tmp_path), *STEPS)
     others = {"lossless": made / "base"}
-    for name in ("coded", "codebook", "vectors", "factors", "shared"):
+    for name in CODES:
         others[name] = hfc.export(made / name, "dense", tmp_path / f"dense-{name}", dtype="float32").output_dir
     for name, other in others.items():
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), logits(other))
@@ -208,6 +213,12 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
             ["vq-2bit", "--set", "vq.bits=2.3"],
             "choose bits, length and tables so that bits * length / tables is a whole",
         ),
+        (
+            ["vq-2bit", "--set", "vq.rate=3"],
+            "vq.rate is 3, with vq.bits 2 and 1 tables; it is for one table, and must lie between 0 and bits",
+        ),
+        (["codebook-3bit", "--set", "codebook.group_size=7"], "codebook.group_size is 7; it must be one of -1, 16"),
+        (["codebook-3bit", "--set", "codebook.start=x"], "codebook.start is 'x'; it must be one of"),
         (["vq-2bit", "--set", "vq.tables=9"], "vq.tables is 9; it must be from 1 to 8"),
         (["vq-2bit", "--set", "vq.shift=2"], "vq.shift is 2.0; it must lie between 0 and 1"),
         (["vq-2bit", "--set", "vq.seed=-1"], "vq.seed is -1; it must not be negative"),
