@@ -64,10 +64,14 @@ def _codebooks() -> dict[str, dict[str, list[dict]]]:
     sums = {
         f"vq {bits}, two tables": [{"vq": {"bits": bits, "length": n, "tables": 2}}] for bits, n in ((2, 8), (3, 4))
     }
-    vectors |= {f"vq at {rate:g}": [{"vq": {"bits": 4, "length": 2, "rate": rate}}] for rate in (1.0, 1.5)}
-    vectors |= {f"levels at {rate:g}": [{"vq": {"bits": 5, "length": 1, "rate": rate}}] for rate in (1.0, 1.5, 2.2)}
+    chosen = {f"levels at {rate:g}": [{"vq": {"bits": 5, "length": 1, "rate": rate}}] for rate in (1.5, 2.2)}
     trained = {"vq 2, trained": [{"vq": {"bits": 2}}, {"qat": TRAINED}]}
-    return {"codebook": levels, "vectors": {**vectors, **trained}, "sums of vectors": sums}
+    return {
+        "codebook": levels,
+        "vectors": {**vectors, **trained},
+        "sums of vectors": sums,
+        "entropy-constrained": chosen,
+    }
 
 
 def _others() -> dict[str, dict[str, list[dict]]]:
