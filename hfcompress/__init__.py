@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         TorchAo,
         Tune,
     )
+    from hfcompress.runtime.loading import load
 
 
 __version__ = "0.1.0"
@@ -85,6 +86,7 @@ _WHERE = {
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
     "export": "hfcompress.exporting",
+    "load": "hfcompress.runtime.loading",
     "plan": "hfcompress.planning",
     "push": "hfcompress.publishing",
 }
@@ -120,6 +122,7 @@ __all__ = [
     "compress",
     "evaluate",
     "export",
+    "load",
     "plan",
     "push",
 ]

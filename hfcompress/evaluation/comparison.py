@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.formats.reading import decoded, missing_packages, require_packages, teach_transformers
+from hfcompress.formats.reading import missing_packages, require_packages, teach_transformers
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import read_manifest
-from hfcompress.models.streaming import StreamedModel
 from hfcompress.progress import Progress, Silent
+from hfcompress.runtime.loading import load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +154,7 @@ def whole_model(
 
 def _read_by_us(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: str | None):
     """The dense model that a checkpoint stands for, through our own reader of its format."""
-    tensors = decoded(checkpoint.tensors, checkpoint.quantization_config)
-    model = StreamedModel(checkpoint, device, dtype, tensors).whole()
+    model = load_checkpoint(checkpoint, device, dtype)
     if attention is not None:
         model.set_attn_implementation(attention)
-    assert checkpoint.folder is not None
-    if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder)
     return model

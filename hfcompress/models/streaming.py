@@ -22,7 +22,7 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 
 import contextlib
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -232,9 +232,9 @@ class StreamedModel:
         finally:
             _release(module)
 
-    def whole(self) -> PreTrainedModel:
-        """The model with all its weights, which stay."""
-        self._load(list(self.tensors))
+    def whole(self, without: Collection[str] = ()) -> PreTrainedModel:
+        """The model with all its weights but those of these names on disk, which stay."""
+        self._load([key for key in self.tensors if key not in without])
         self.skeleton.tie_weights()
         _require_loaded(self.skeleton, type(self.skeleton).__name__, self.checkpoint.name)
         return self.skeleton.eval()

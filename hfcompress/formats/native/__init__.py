@@ -16,7 +16,7 @@ The library's own format: each tensor in as many bits as it is worth.
 
 config.json says `"quantization_config": {"quant_method": "hfcompress", "version": 1}`. Beside ordinary tensors there
 are coded ones, of which a matrix called `NAME.weight` is stored under several names that begin with `NAME.weight`. Five
-kinds are known, told by those names: [`hfcompress.formats.native.codebook`] (levels of each row, entropy-coded or not),
+kinds are known, told by those names: [`hfcompress.formats.native.codebook`] (levels of each row or group, entropy-coded or not),
 [`hfcompress.formats.native.vectors`] (vectors that a weight shares), [`hfcompress.formats.native.factors`] (a product), and,
 both of them entropy-coded, [`hfcompress.formats.native.coded`] (a grid) and [`hfcompress.formats.native.lossless`] (the values
 as they were). What is entropy-coded has a stream ([`hfcompress.solvers.entropy`]) of symbols, one byte for each entry of the
