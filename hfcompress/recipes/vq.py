@@ -14,6 +14,7 @@
 """Neighbouring weights rounded together."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from hfcompress.errors import InvalidValueError
@@ -116,6 +117,7 @@ class VQ(Coded):
     def quantize(self, weight, statistics, grid, scale_dtype, linears, curvature=None, keep=None):
         """See `passes.plan.Quantizer`."""
         from hfcompress.solvers.curvature import factorize_rows
+        from hfcompress.solvers.entropy_constrained import constrained, rate
         from hfcompress.solvers.grid import QuantizedWeight
         from hfcompress.solvers.vectors import gptq_vectors
 
@@ -123,11 +125,10 @@ class VQ(Coded):
         target, share = statistics.target(weight, self.damping, False, linears, self.shift)
         own = (target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
         rows = None if curvature is None else factorize_rows(curvature)
-        found = gptq_vectors(*own, grid.entries, grid.tables, keep, rows, self.rate)
+        improve = None if self.rate is None else partial(constrained, bits=self.rate)
+        found = gptq_vectors(*own, grid.entries, grid.tables, keep, rows, improve)
         details = self._reported(factor, share)
         if self.rate is not None:
-            from hfcompress.solvers.entropy_constrained import rate
-
             bits = rate(found)
             if abs(bits - self.rate) > FAR * self.rate:
                 details["fallback"] = f"{bits:.2f} bits a weight, where {self.rate:g} were asked for: see vq.rate"

@@ -87,7 +87,7 @@ def gptq_vectors(
     tables: int = 1,
     keep: Tensor | None = None,
     rows: RowFactor | None = None,
-    bits: float | None = None,
+    improve: "Callable[[Objective, Vectors, torch.dtype, int], Vectors] | None" = None,
 ) -> Vectors:
     """
     Numbers, scales and vectors so that `tr(C (V - Q) H (V - Q)^T)` is small, `V` being the target.
@@ -105,17 +105,12 @@ def gptq_vectors(
         keep (`Tensor`, *optional*): bool like the target, for vectors of one weight from one table: the others are zero, and
             remain so.
         rows (`RowFactor`, *optional*): of the outputs, if they are not all worth the same.
-        bits (`float`, *optional*): what a weight may take, everything counted; see
-            [`hfcompress.solvers.entropy_constrained`].
+        improve (`Callable`, *optional*): what is done behind the first sweep; [`improved`] if not given. With
+            [`hfcompress.solvers.entropy_constrained.constrained`] numbers are chosen by what they take to store, too.
     """
     objective = Objective.of(target, gram, factor, rows, keep)
     found = _begun(objective, length, dtype, seed, entries, tables)
-    if bits is None:
-        found = _improved(objective, found, dtype, rounds)
-    else:
-        from hfcompress.solvers.entropy_constrained import constrained
-
-        found = constrained(objective, found, dtype, rounds, bits)
+    found = (improve or improved)(objective, found, dtype, rounds)
     codes, scales = (objective.rows_unordered(each).to(target.device) for each in (found.codes, found.scales))
     return Vectors(codes, scales, found.vectors.to(target.device))
 
@@ -131,8 +126,8 @@ def _begun(objective: Objective, length: int, dtype: torch.dtype, seed: int, ent
     return Vectors(sweep(objective, scales, vectors), scales, vectors)
 
 
-def _improved(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: int) -> Vectors:
-    """What is best of vectors, scales and numbers improved in turn."""
+def improved(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: int) -> Vectors:
+    """What is best of vectors, scales and numbers improved in turn. See [`gptq_vectors`] for the arguments."""
     best, least = found, objective.loss(found.values())
     for _ in range(rounds):
         found = replace(found, vectors=stored(refitted(objective, found), dtype))
@@ -164,7 +159,8 @@ def first_vectors(
 ) -> Tensor:
     """
     The vectors that are begun with: float32 `(tables, entries, length)`, the best there are for single weights. See
-    [`gptq_vectors`] for the arguments; where not all weights are kept, the first vector is zero.
+    [`gptq_vectors`] for the arguments; where not all weights are kept, the first vector is zero. `worth`, float32
+    `(out_features,)`, is what an error in each row costs.
     """
     points = weight.view(-1, length)
     costs = importance.view(-1, length).repeat(len(weight), 1) / importance.mean()

@@ -26,6 +26,7 @@ from conftest import MIXTURES, make_model, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.formats.packing import unpack
@@ -211,6 +212,29 @@ def test_a_process_that_dies_ends_the_others_and_one_alone_goes_on(saved_llama, 
         evaluate=False,
     )
     assert (codes(tmp_path / "one") == codes(tmp_path / "out")).float().mean() >= 0.999
+
+
+# what is held out to weigh the shift by is divided among processes, so that other targets are met
+@pytest.mark.parametrize("step", ["vq", "codebook", "share"])
+def test_two_processes_solve_what_is_not_a_grid_as_well_as_one(saved_llama, tmp_path, step):
+    np.save(tmp_path / "calibration.npy", token_ids(9, 32))
+    options = ["--model", saved_llama, "--calibration", tmp_path / "calibration.npy", "--no-eval"]
+    (tmp_path / "recipe.yaml").write_text(f"recipe:\n  - {step}: {{shift: 0}}\nformat: hfcompress\n")
+    for processes, out in ((1, "one"), (2, "two")):
+        own = [tmp_path / "recipe.yaml", *options, "--output", tmp_path / out]
+        launch("-m", "hfcompress.cli", "run", *own, processes=processes)
+    found = [json.loads((tmp_path / out / "hfcompress.json").read_text()) for out in ("one", "two")]
+    assert [manifest["processes"] for manifest in found] == [1, 2]
+    for one, two in zip(*(manifest["linears"] for manifest in found), strict=True):
+        assert (one["name"], one["type"], one["tokens"]) == (two["name"], two["type"], two["tokens"])
+        assert two["relative_output_error"] == pytest.approx(one["relative_output_error"], rel=0.05, abs=1e-4)
+    one, two = (hfc.load(tmp_path / out, device="cpu") for out in ("one", "two"))
+    dense = AutoModelForCausalLM.from_pretrained(saved_llama, dtype=torch.float32)
+    ids = torch.from_numpy(token_ids(4, 32, seed=2)).long()
+    with torch.no_grad():
+        target, *logits = (model(input_ids=ids).logits.log_softmax(-1) for model in (dense, one, two))
+    lost = [(target.exp() * (target - own)).sum(-1).mean().item() for own in logits]
+    assert lost[1] == pytest.approx(lost[0], rel=0.1, abs=1e-6)
 
 
 @pytest.mark.parametrize(

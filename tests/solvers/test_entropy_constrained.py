@@ -13,13 +13,15 @@
 # limitations under the License.
 """Vectors chosen by what their numbers take: the bits that are asked for, and less lost than by steps at the same."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from hfcompress.formats.native.vectors import VectorCodes
 from hfcompress.solvers.coded import gptq_coded, sweep_coded
 from hfcompress.solvers.curvature import indifferent
-from hfcompress.solvers.entropy_constrained import CLOSE, code_lengths, rate
+from hfcompress.solvers.entropy_constrained import CLOSE, code_lengths, constrained, rate
 from hfcompress.solvers.gptq import factorize
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 from hfcompress.solvers.objective import Objective
@@ -42,7 +44,14 @@ def problem(rows: int = 384, columns: int = 256):
 def test_the_file_takes_what_was_asked_for(bits, length, entries):
     weight, gram = problem()
     found = gptq_vectors(
-        weight, gram, factorize(gram, act_order=False), length, torch.float16, 3, entries=entries, bits=bits
+        weight,
+        gram,
+        factorize(gram, act_order=False),
+        length,
+        torch.float16,
+        3,
+        entries=entries,
+        improve=partial(constrained, bits=bits),
     )
     assert rate(found) == pytest.approx(bits, rel=3 * CLOSE)
     grid = Grid(0, length, type="vector", rate=(entries.bit_length() - 1) / length, limit=bits)
@@ -60,7 +69,16 @@ def test_about_one_bit_levels_lose_less_than_steps():
     steps = gptq_coded(
         weight, factor, rows, grid, lambda scales, columns: sweep_coded(weight, factor, rows, scales, columns, grid)
     )
-    levels = gptq_vectors(weight, gram, factorize(gram, act_order=False), 1, torch.float16, 3, entries=32, bits=1.0)
+    levels = gptq_vectors(
+        weight,
+        gram,
+        factorize(gram, act_order=False),
+        1,
+        torch.float16,
+        3,
+        entries=32,
+        improve=partial(constrained, bits=1.0),
+    )
     objective = Objective.of(weight, gram, factorize(gram, act_order=False))
     assert objective.loss(levels.values()) < 0.9 * objective.loss(steps.dequantize())
 
