@@ -17,6 +17,9 @@ import math
 
 import pytest
 import torch
+from measure_clustering import clusters, merged, predicted, refitted
+from measure_clustering import compared as compared_clusters
+from measure_clustering import lost as lost_outputs
 from measure_experts import OURS, WAYS, counted
 from measure_hidden_states import lost, narrower, rounded
 from measure_transforms import TRANSFORMS, compared, found, huffman, told, transformed
@@ -51,6 +54,42 @@ def test_a_smooth_weight_gains_by_cosines_and_noise_by_nothing():
         other = found(transformed(weight, TRANSFORMS["cosine"](64)), error, by_error=True)
         assert other[1] == pytest.approx(error, rel=0.05)
         assert least * bits <= other[0] <= most * bits
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_units_that_say_alike_are_one_cluster_and_lose_nothing_merged(size):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 3, size, generator=generator, dtype=torch.float64)
+    mixing = torch.randn(8, size, size, generator=generator, dtype=torch.float64)
+    of = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    rows = torch.einsum("tui,uij->tuj", inputs[:, of], mixing).flatten(1)
+    gram, target = rows.T @ rows / 500, torch.randn(6, 8 * size, generator=generator, dtype=torch.float64)
+    chosen, member = clusters(predicted(target, gram, size), 3)
+    assert all((member[of == kind] == member[of == kind][0]).all() for kind in range(3))
+    assert lost_outputs(target, gram, *merged(target, gram, size, chosen, member)) < 1e-9
+    columns, values = merged(target, gram, size, *clusters(predicted(target, gram, size), 2))
+    best = refitted(target, gram, columns)
+    assert lost_outputs(target, gram, columns, best) < lost_outputs(target, gram, columns, values)
+    error = target.clone()
+    error[:, columns] -= best
+    assert (error @ gram[:, columns]).abs().max() < 1e-8  # nothing is left that they could say
+    found = compared_clusters(target.float(), gram.float(), size, 0.25)
+    assert found["removed"] <= found["refitted"] * 1.2
+    assert found["refitted"] <= found["merged"]
+
+
+def test_a_unit_costs_what_another_does_not_say_of_it():
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(300, 6, generator=generator, dtype=torch.float64)
+    rows[:, 2:4] += rows[:, :2]
+    target = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    costs = predicted(target, rows.T @ rows / 300, 2)
+    for first in range(3):
+        for second in range(3):
+            own, other = (slice(2 * unit, 2 * unit + 2) for unit in (first, second))
+            left = rows[:, own] - rows[:, other] @ torch.linalg.lstsq(rows[:, other], rows[:, own]).solution
+            wanted = (left @ target[:, own].T).square().sum().item() / 300
+            assert costs[first, second].item() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 
 def test_huffmans_code_is_the_best_of_whole_bits():
