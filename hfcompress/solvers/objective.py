@@ -91,7 +91,13 @@ class Objective:
 
     def slopes(self, error: Tensor) -> Tensor:
         """`C E H`: half of what the objective falls by with every weight."""
-        return (self.rows.times((error @ self.gram).T).T * self.rows.units[:, None]).contiguous()
+        rows, product = self.rows, error @ self.gram
+        if rows.curvature.shape[1] == 1:
+            return product.mul_(self.worth[:, None])
+        found = torch.empty_like(product)
+        for start, stop in zip(rows.starts.tolist(), rows.stops.tolist(), strict=True):
+            torch.mm(rows.curvature[start:stop, : stop - start], product[start:stop], out=found[start:stop])
+        return found.mul_(rows.units[:, None])
 
     def losses(self, values: Tensor) -> Tensor:
         """The objective for some values of the weight, for every row that of its block: float64 `(out_features,)`."""

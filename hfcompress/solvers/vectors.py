@@ -316,16 +316,17 @@ def refitted(objective: Objective, found: Vectors) -> Tensor:
     are zero, so remains the first.
     """
     tables, entries, length = found.vectors.shape
-    codes = (found.codes.int() + entries * torch.arange(tables, dtype=torch.int32)).view(-1, tables)
+    numbers = (found.codes.long() + entries * torch.arange(tables)).view(-1, tables)
+    places = (numbers[:, None] * length + torch.arange(length)[:, None]).flatten(0, 1)  # of weights in all tables
 
     def gathered(each: Tensor) -> Tensor:
         """Sums over all places of a vector, of what belongs to each weight."""
-        parts = (each * found.scales[:, None]).reshape(-1, length)
-        total = torch.zeros(tables * entries, length)
+        parts = (each * found.scales[:, None]).flatten()
+        total = torch.zeros(tables * entries * length)
         for table in range(tables):
-            total.index_add_(0, codes[:, table], parts)
+            total.scatter_add_(0, places[:, table], parts)  # many times faster than index_add_ on a CPU
         if objective.sparse:
-            total[0] = 0
+            total[:length] = 0
         return total.view_as(found.vectors)
 
     def curved(vectors: Tensor) -> Tensor:
