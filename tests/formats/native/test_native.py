@@ -128,6 +128,14 @@ def test_without_the_plugin_it_is_refused(tiny, tmp_path, recipe, kind):
     assert "hfcompress" in done.stderr  # which transformers does not know
 
 
+def test_a_rate_that_tables_alone_exceed_is_told(tmp_path):
+    model = make_model(CONFIGS["llama"](), torch.float32)
+    step = hfc.VQ(bits=4, length=2, rate=0.5, rounds=0)
+    made = hfc.compress(model, step, tmp_path / "made", evaluate=False, calibration=IDS)
+    told = [row["fallback"] for row in made.manifest["linears"]]
+    assert all(f"bits a weight, where {step.rate:g} were asked for: see vq.rate" in each for each in told)
+
+
 def test_a_run_goes_on_and_ends_with_the_same_bytes(made, tmp_path):
     options = {"evaluate": False, "calibration": IDS}
     for name, step in STEPS.items():
