@@ -39,6 +39,7 @@ FACTORS = hfc.LowRank(ratio=0.6)
 STEPS = {"coded": CODED, "lossless": LOSSLESS, "codebook": CODEBOOK, "vectors": VECTORS, "factors": FACTORS}
 SHARED = hfc.Share(blocks=0.5, rank=4)
 STEPS["shared"] = SHARED
+ALONE = list(STEPS.values())
 STEPS["groups"] = hfc.Codebook(bits=2, group_size=16, rounds=1)
 STEPS["constrained"] = hfc.VQ(bits=4, length=2, rate=3.0, rounds=1)
 STEPS["embeddings"] = hfc.Entropy(bits=4.0, targets=("embed_tokens",)) >> hfc.VQ(bits=2, rounds=1)
@@ -193,7 +194,7 @@ def test_a_rotated_model_is_coded_too(saved_llama, tmp_path):
 
 
 @pytest.mark.parametrize("other", [hfc.AWQ(), hfc.GPTQ(), hfc.KVCache(), hfc.Tune(), hfc.QAT()])
-@pytest.mark.parametrize("step", STEPS.values())
+@pytest.mark.parametrize("step", ALONE)
 def test_what_cannot_stand_beside_it_is_told(step, other):
     if other.name == "qat" and step.trainable:
         assert hfc.Job.of(step >> other).steps
