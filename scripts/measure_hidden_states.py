@@ -34,7 +34,7 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
-from hfcompress.solvers.vectors import k_means, nearest_sums
+from hfcompress.solvers.vectors import k_means
 
 
 ROWS, LENGTH, HELD_OUT = 64, 256, 4  # of the rows every fourth is judged by
@@ -99,7 +99,7 @@ def rounded(seen: Tensor, unseen: Tensor) -> dict[str, float]:
         ENTRIES,
         0,
     )
-    chosen = nearest_sums((unseen / scale).view(-1, VECTOR), vectors[None], 1)[:, 0]
+    chosen = torch.cdist((unseen / scale).view(-1, VECTOR), vectors).argmin(1)
     made = vectors[chosen].view_as(unseen) * scale
     groups = unseen.view(len(unseen), -1, GROUP)
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)

@@ -126,12 +126,12 @@ def gptq_codebook(
     objective = Objective.of(target, gram, factor, rows, keep)
     width = columns if group_size == -1 else group_size
     begun = _first_levels(weight.cpu(), factor.importance.cpu(), size, keep, width, mixture)
-    levels = _stored(begun, dtype)[objective.rows.order]
+    levels = stored(begun, dtype)[objective.rows.order]
     group = objective.order // width
     found = best = Levels(_swept(objective, levels, group), levels, group)
     least = objective.losses(best.values())
     for _ in range(rounds):
-        found = _ascending(replace(found, levels=_stored(_refitted(objective, found), dtype)))
+        found = _ascending(replace(found, levels=stored(_refitted(objective, found), dtype)))
         for _ in range(DESCENTS):
             found = replace(found, codes=_descended(objective, found))
         losses = objective.losses(found.values())
@@ -165,9 +165,10 @@ def _first_levels(
     return torch.stack(found, 1)
 
 
-def _stored(levels: Tensor, dtype: torch.dtype) -> Tensor:
+def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values as they are once they have been stored: float32."""
     limit = torch.finfo(dtype).max
-    return levels.clamp(-limit, limit).to(dtype).float()
+    return values.clamp(-limit, limit).to(dtype).float()
 
 
 def _ascending(found: Levels) -> Levels:

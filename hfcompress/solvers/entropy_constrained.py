@@ -24,9 +24,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hfcompress.solvers.codebook import stored
 from hfcompress.solvers.entropy import SYMBOLS, bits_of, classes_of, counted, index_bits
 from hfcompress.solvers.objective import Objective
-from hfcompress.solvers.vectors import DESCENTS, Vectors, descend, refitted, rescaled, stored, sweep
+from hfcompress.solvers.vectors import DESCENTS, Vectors, descend, refitted, rescaled, sweep
 
 
 SWEEPS = 14  # in the first half of which the rate comes down to where it should be

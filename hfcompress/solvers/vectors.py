@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hfcompress.solvers.codebook import best_codebooks
+from hfcompress.solvers.codebook import best_codebooks, stored
 from hfcompress.solvers.conjugate import conjugate_gradients
 from hfcompress.solvers.curvature import RowFactor
 from hfcompress.solvers.gptq import Factor
@@ -139,12 +139,6 @@ def improved(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: i
             break
         best, least = found, loss
     return best
-
-
-def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values as they are once they have been stored: float32."""
-    limit = torch.finfo(dtype).max
-    return values.clamp(-limit, limit).to(dtype).float()
 
 
 def first_vectors(
@@ -279,35 +273,6 @@ def descend(objective: Objective, found: Vectors, prices: Tensor | None = None, 
 def _diagonal(matrix: Tensor, length: int) -> Tensor:
     """The blocks along the diagonal: `(places, length, length)`."""
     return torch.stack([matrix[i : i + length, i : i + length] for i in range(0, len(matrix), length)])
-
-
-def nearest_sums(points: Tensor, vectors: Tensor, beam: int) -> Tensor:
-    """
-    The numbers of vectors, one of each table, whose sum is near: exact for one table, with a beam for more.
-
-    Args:
-        points (`Tensor`): float32 `(points, length)`.
-        vectors (`Tensor`): float32 `(tables, entries, length)`.
-        beam (`int`): sums that are followed from table to table.
-
-    Returns:
-        `Tensor`: int64 `(points, tables)`.
-    """
-    squares = vectors.square().sum(2)
-    costs = torch.addmm(squares[0], points, vectors[0].T, alpha=-2)
-    if len(vectors) == 1:
-        return costs.argmin(1, keepdim=True)
-    entries = vectors.shape[1]
-    found, path = costs.topk(min(beam, entries), 1, largest=False)
-    path = path[..., None]
-    for table in range(1, len(vectors)):
-        left = points[:, None] - summed(vectors[:table], path)
-        costs = found[..., None] + squares[table] - 2 * left @ vectors[table].T
-        kept = 1 if table == len(vectors) - 1 else min(beam, costs.shape[1] * entries)
-        found, best = costs.flatten(1).topk(kept, 1, largest=False)
-        earlier = path.gather(1, (best // entries)[..., None].expand(-1, -1, table))
-        path = torch.cat([earlier, (best % entries)[..., None]], 2)
-    return path[:, 0]
 
 
 def refitted(objective: Objective, found: Vectors) -> Tensor:

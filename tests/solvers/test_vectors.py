@@ -18,6 +18,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hfcompress.kernels.vectors import _nearest
 from hfcompress.solvers.curvature import factorize_rows
 from hfcompress.solvers.gptq import factorize, gptq
 from hfcompress.solvers.grid import Grid
@@ -28,7 +29,6 @@ from hfcompress.solvers.vectors import (
     first_vectors,
     gptq_vectors,
     k_means,
-    nearest_sums,
     refitted,
     rescaled,
     summed,
@@ -189,6 +189,19 @@ def test_better_vectors_and_scales_for_given_numbers_are_near_the_best(length, t
         losses = [objective.loss(each.values()) for each in (before, after, better)]
         assert losses[2] <= losses[1] * 1.0001 < losses[0]
         assert losses[1] < 1.02 * losses[2]
+
+
+def nearest_sums(points, vectors, beam):
+    """What the kernel finds, point by point: int64 `(points, tables)`."""
+    tables, entries, length = vectors.shape
+    rooted, squares = vectors.transpose(1, 2).contiguous().numpy(), vectors.square().sum(2).numpy()
+    room = [torch.empty(shape).numpy() for shape in ((entries,), (2, beam, length), (2, beam))]
+    paths, spare = (torch.zeros(beam, tables, dtype=torch.int64) for _ in range(2))
+    found = []
+    for point in points:
+        _nearest(point.numpy(), rooted, squares, beam, *room, paths.numpy(), spare.numpy())
+        found.append(paths[0].clone())
+    return torch.stack(found)
 
 
 @pytest.mark.parametrize("tables", [1, 2, 3])
