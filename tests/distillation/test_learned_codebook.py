@@ -109,3 +109,20 @@ def test_factors_learn_and_what_is_leant_on_stays(base):
     assert stored.scales.dtype == torch.bfloat16
     assert stored.base is base
     torch.testing.assert_close(stored.dequantize(), linear.weight)
+
+
+def test_levels_of_groups_begin_where_they_were_solved_and_are_trained():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(4, (6, 32), generator=generator, dtype=torch.uint8)
+    levels = torch.randn(6, 2, 4, generator=generator).half()
+    start = QuantizedWeight(codes, levels, None, Grid(2, 16, type="codebook"))
+    linear = nn.Linear(32, 6)
+    learned = installed(linear, LearnedCodebook(start, torch.float32))
+    assert torch.equal(linear.weight, start.dequantize())
+    linear.weight.square().sum().backward()
+    with torch.no_grad():
+        learned.offset -= 0.1 * learned.offset.grad.sign()
+    now = learned.quantized(linear.weight)
+    assert now.scales.shape == levels.shape
+    assert torch.equal(now.dequantize(), linear.weight)
+    assert linear.weight.square().sum() < start.dequantize().square().sum()
