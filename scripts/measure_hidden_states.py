@@ -34,7 +34,7 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
-from hfcompress.solvers.vectors import k_means
+from hfcompress.solvers.k_means import k_means
 
 
 ROWS, LENGTH, HELD_OUT = 64, 256, 4  # of the rows every fourth is judged by

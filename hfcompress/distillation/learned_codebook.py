@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.distillation.fake_quantized import straight_through
-from hfcompress.solvers.grid import QuantizedWeight, at_levels
-from hfcompress.solvers.vectors import summed
+from hfcompress.solvers.grid import QuantizedWeight, at_levels, at_vectors
 
 
 FARTHEST = 2.0  # root mean squares of its table: how far an entry may go
@@ -72,7 +71,7 @@ class LearnedCodebook(nn.Module):
         if self.start.vectors is None:
             weight = at_levels(table, self.start.codes)
         else:
-            weight = summed(table, self.start.codes).flatten(1) * self.start.scales.float()
+            weight = at_vectors(table, self.start.codes) * self.start.scales.float()
         return weight.to(self.dtype)
 
     @torch.no_grad()

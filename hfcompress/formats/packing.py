@@ -25,8 +25,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     Pack signed codes along the last dimension, each stored as `code + 2**(bits - 1)`.
 
     Args:
-        codes (`Tensor`): int8 `(rows, columns)`, in `[-2**(bits-1), 2**(bits-1) - 1]`.
-        bits (`int`): bits per code, 1 to 8.
+        codes (`Tensor`): int8, or int32 of more than 8 bits, `(rows, columns)`, in `[-2**(bits-1), 2**(bits-1) - 1]`.
+        bits (`int`): bits per code, 1 to 16.
 
     Returns:
         `Tensor`: int32 `(rows, ceil(columns * bits / 32))`.
@@ -71,10 +71,11 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
         columns (`int`): codes per row.
 
     Returns:
-        `Tensor`: int8 `(rows, columns)`.
+        `Tensor`: int8, or int32 of more than 8 bits, `(rows, columns)`.
     """
     position = torch.arange(columns, device=packed.device) * bits
     word, shift = position // WORD, position % WORD
     padded = torch.nn.functional.pad(packed.long() & 0xFFFFFFFF, (0, 1))
     both = padded[:, word] | (padded[:, word + 1] << WORD)
-    return (((both >> shift) & (2**bits - 1)) - 2 ** (bits - 1)).to(torch.int8)
+    codes = ((both >> shift) & (2**bits - 1)) - 2 ** (bits - 1)
+    return codes.to(torch.int8 if bits <= 8 else torch.int32)

@@ -101,6 +101,7 @@ def round_vectors(
     scales,
     worth,
     vectors,
+    book,
     roots,
     spreads,
     prices,
@@ -121,25 +122,27 @@ def round_vectors(
         targets (`ndarray`): float32 `(rows, columns)`: what should be met.
         scales (`ndarray`): float32 `(rows,)`.
         worth (`ndarray`): float32 `(rows,)`: what a squared error of each costs.
-        vectors (`ndarray`): float32 `(tables, entries, length)`.
+        vectors (`ndarray`): float32 `(books, tables, entries, length)`.
+        book (`ndarray`): int64 `(rows,)`: of each row.
         roots (`ndarray`): float32 `(places, length, length)`: what turns an error into one whose square is its cost.
         spreads (`ndarray`): float32 `(columns,)`: likewise for what is fed from before the place.
-        prices (`ndarray`): float32 `(tables, entries)`: what choosing a vector costs besides.
+        prices (`ndarray`): float32 `(books, tables, entries)`: what choosing a vector costs besides.
         across (`ndarray`): float32 `(columns, columns)`: how the error of one column is fed to those after it; transposed.
         down (`ndarray`): float32 `(rows, block)`: how the error of a row is fed to those after it in its block.
         starts, stops (`ndarray`): int64 `(blocks,)`: the blocks of rows.
         keep (`ndarray`): bool `(rows, columns)`, for vectors of one weight: the others get vector 0; of no size, all are
             kept.
         beam (`int`): sums that are followed from table to table.
-        codes (`ndarray`): uint8 `(rows, places, tables)`, written.
+        codes (`ndarray`): uint8 or int32 `(rows, places, tables)`, written.
         carried (`ndarray`): float32 `(rows, columns)`, written: each error plus what it receives from the rows above.
     """
     places, length, _ = roots.shape
-    tables, entries, _ = vectors.shape
-    rooted = np.empty((places, tables, length, entries), np.float32)
-    squares = np.empty((places, tables, entries), np.float32)
+    books, tables, entries, _ = vectors.shape
+    rooted = np.empty((places, books, tables, length, entries), np.float32)
+    squares = np.empty((places, books, tables, entries), np.float32)
     for place in prange(places):
-        _rooted(vectors, roots[place], rooted[place], squares[place])
+        for b in range(books):
+            _rooted(vectors[b], roots[place], rooted[place, b], squares[place, b])
     for block in prange(len(starts)):
         start, stop = starts[block], stops[block]
         above = np.empty((length, stop - start), np.float32)
@@ -162,14 +165,14 @@ def round_vectors(
                 if keep.size > 0 and not keep[i, first]:
                     paths[0, :] = 0
                 else:
-                    _priced(squares[place], prices, scales[i], worth[i], own)
-                    _nearest(point, rooted[place], own, beam, costs, left, totals, paths, spare)
+                    _priced(squares[place, book[i]], prices[book[i]], scales[i], worth[i], own)
+                    _nearest(point, rooted[place, book[i]], own, beam, costs, left, totals, paths, spare)
                 for table in range(tables):
                     codes[i, place, table] = paths[0, table]
                 for t in range(length):
                     value = np.float32(0)
                     for table in range(tables):
-                        value += vectors[table, paths[0, table], t]
+                        value += vectors[book[i], table, paths[0, table], t]
                     error = targets[i, first + t] - value * scales[i]
                     carried[i, first + t] = above[t, i - start] + error
                     for k in range(i + 1 - start, stop - start):
@@ -178,7 +181,7 @@ def round_vectors(
 
 @njit(parallel=True, fastmath=True, cache=True)
 def descend_vectors(
-    slopes, scales, vectors, roots, inverses, prices, gram, curvature, starts, stops, keep, beam, codes, moved
+    slopes, scales, vectors, book, roots, inverses, prices, gram, curvature, starts, stops, keep, beam, codes, moved
 ):
     """
     Move the numbers of a few columns to where the objective is least, one place after the other, the others held.
@@ -187,24 +190,26 @@ def descend_vectors(
         slopes (`ndarray`): float32 `(rows, columns)`: half the objective's derivatives by the rounded weight, with the sign
             of descent, all moves of other columns taken in; used up.
         scales (`ndarray`): float32 `(rows,)`.
-        vectors (`ndarray`): float32 `(tables, entries, length)`.
+        vectors (`ndarray`): float32 `(books, tables, entries, length)`.
+        book (`ndarray`): int64 `(rows,)`: of each row.
         roots (`ndarray`): float32 `(places, length, length)`: `L` with `L L^T` the place's part of `gram`.
         inverses (`ndarray`): float32 `(places, length, length)`: of these.
-        prices (`ndarray`): float32 `(tables, entries)`: what choosing a vector costs besides.
+        prices (`ndarray`): float32 `(books, tables, entries)`: what choosing a vector costs besides.
         gram (`ndarray`): float32 `(columns, columns)`: of the inputs, damped.
         curvature (`ndarray`): float32 `(rows, block)`: of the outputs, damped; each row's own block.
         starts, stops (`ndarray`): int64 `(blocks,)`: the blocks of rows.
         keep (`ndarray`): bool `(rows, columns)`: as in [`round_vectors`].
         beam (`int`): likewise.
-        codes (`ndarray`): uint8 `(rows, places, tables)`, changed.
+        codes (`ndarray`): uint8 or int32 `(rows, places, tables)`, changed.
         moved (`ndarray`): float32 `(rows, columns)`, zeros on entry; written: curvature times the change in value.
     """
     places, length, _ = roots.shape
-    tables, entries, _ = vectors.shape
-    rooted = np.empty((places, tables, length, entries), np.float32)
-    squares = np.empty((places, tables, entries), np.float32)
+    books, tables, entries, _ = vectors.shape
+    rooted = np.empty((places, books, tables, length, entries), np.float32)
+    squares = np.empty((places, books, tables, entries), np.float32)
     for place in prange(places):
-        _rooted(vectors, roots[place], rooted[place], squares[place])
+        for b in range(books):
+            _rooted(vectors[b], roots[place], rooted[place, b], squares[place, b])
     for block in prange(len(starts)):
         start, stop = starts[block], stops[block]
         change, pushed = np.empty(length, np.float32), np.empty((length, stop - start), np.float32)
@@ -231,24 +236,24 @@ def descend_vectors(
                     for other in range(length):
                         value = np.float32(0)
                         for table in range(tables):
-                            value += vectors[table, codes[i, place, table], other]
+                            value += vectors[book[i], table, codes[i, place, table], other]
                         total += value * roots[place, other, t]
                         total += slopes[i, first + other] * inverses[place, t, other] / (worth * scales[i])
                     point[t] = total
-                _priced(squares[place], prices, scales[i], worth, own)
-                at_hand = _cost_of(point, rooted[place], own, codes[i, place])
-                _nearest(point, rooted[place], own, beam, costs, left, totals, paths, spare)
+                _priced(squares[place, book[i]], prices[book[i]], scales[i], worth, own)
+                at_hand = _cost_of(point, rooted[place, book[i]], own, codes[i, place])
+                _nearest(point, rooted[place, book[i]], own, beam, costs, left, totals, paths, spare)
                 for table in range(tables):
                     if paths[0, table] != codes[i, place, table]:
                         break
                 else:
                     continue
-                if not _cost_of(point, rooted[place], own, paths[0]) < at_hand:
+                if not _cost_of(point, rooted[place, book[i]], own, paths[0]) < at_hand:
                     continue
                 for t in range(length):
                     value = np.float32(0)
                     for table in range(tables):
-                        value += vectors[table, paths[0, table], t] - vectors[table, codes[i, place, table], t]
+                        value += vectors[book[i], table, paths[0, table], t] - vectors[book[i], table, codes[i, place, table], t]
                     change[t] = value * scales[i]
                 for table in range(tables):
                     codes[i, place, table] = paths[0, table]

@@ -451,9 +451,8 @@ def _grid(settings: Any, group_size: int, stored: torch.dtype, shape: LinearShap
     if settings.type == "codebook":
         return Grid(settings.bits, group_size, type="codebook")
     if settings.type == "vector":
-        return Grid(
-            0, settings.group_size, type="vector", rate=settings.bits, tables=settings.tables, limit=settings.rate
-        )
+        own = {"rate": settings.bits, "tables": settings.tables, "rows": settings.rows or 0, "limit": settings.rate}
+        return Grid(0, settings.group_size, type="vector", **own)
     return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
 
 

@@ -23,26 +23,33 @@ from hfcompress.recipes.coded import Coded, refuse_zeros
 
 LENGTHS = (1, 2, 4, 8)
 FAR = 0.02  # of the rate: what is told of
-MOST = 8  # bits of a number, weights of a vector, tables
+MOST = 8  # weights of a vector, tables, and bits of a number where the length is not given
+WIDEST = 16  # bits of a number
+STARTS = ("k-means++", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQ(Coded):
     """
-    Vector quantization: neighbours in a row are rounded together to one of at most 256 vectors that a weight shares, or to
+    Vector quantization: neighbours in a row are rounded together to one of a few vectors that a weight shares, or to
     the sum of several, errors fed back as in GPTQ. The numbers are entropy-coded where that takes fewer bytes. Vectors of
     `length` 1 are a codebook for the whole weight, whose zeros `sparsify` may have left.
 
     Args:
         bits (`float`, *optional*, defaults to 2): bits per weight. A number takes `bits * length / tables` of them, which has to
-            be whole, from 1 to 8.
+            be whole, from 1 to 16. Tables of more than 256 vectors take longer to search, and pay only in large weights: 2^12 of 4
+            weights take 32 kB in float16.
         rate (`float`, *optional*): what a weight takes when it is stored, everything counted, less than `bits`: numbers are
             chosen by what an entropy coder spends on them, too (entropy-constrained vector quantization), so that many vectors
-            can be had for few bits. From one table, and without zeros of `sparsify`. Where it was measured on a trained model it
+            can be had for few bits. From one table of at most 256, and without zeros of `sparsify`. Where it was measured on a trained model it
             lost more than `entropy` at the same rate, whose steps know how much each row and column matters.
-        length (`int`, *optional*): weights of a vector; the longest of 8, 4, 2 and 1 that `bits` allow if left out.
+        length (`int`, *optional*): weights of a vector; if left out, the longest of 8, 4, 2 and 1 with which a number takes no
+            more than 8 bits.
         tables (`int`, *optional*, defaults to 1): of vectors, of which one each is added up (additive quantization): with
             two there are as many as 65536 sums.
+        rows (`int`, *optional*): of a weight that share tables, at most; all if left out.
+        start (`str`, *optional*, defaults to `"k-means++"`): what vectors begin with: points drawn far from one another, or
+            `"split"`, their mean, split in two again and again (LBG).
         damping (`float`, *optional*, defaults to 0.1): added to the diagonal of the Gram matrix, as a share of its
             mean.
         shift (`float`, *optional*, defaults to 1.0): how much each linear may make up for what was lost before it, as in
@@ -67,6 +74,8 @@ class VQ(Coded):
     rate: float | None = None
     length: int | None = None
     tables: int = 1
+    rows: int | None = None
+    start: str = "k-means++"
     damping: float = 0.1
     shift: float = 1.0
     curvature: bool = True
@@ -82,17 +91,20 @@ class VQ(Coded):
         for key in ("length", "tables"):
             if getattr(self, key) is not None and not 1 <= getattr(self, key) <= MOST:
                 raise InvalidValueError(f"vq.{key} is {getattr(self, key)}; it must be from 1 to {MOST}.")
+        if self.rows is not None and self.rows < 1:
+            raise InvalidValueError(f"vq.rows is {self.rows}; it must be positive.")
+        if self.start not in STARTS:
+            raise InvalidValueError(f"vq.start is {self.start!r}; choose {' or '.join(STARTS)}.")
         each = self.bits * self.group_size / self.tables
-        if each not in range(1, MOST + 1):
+        if each not in range(1, WIDEST + 1):
             raise InvalidValueError(
                 f"vq.bits {self.bits:g} for vectors of {self.group_size} from {self.tables} tables would take {each:g} bits a "
-                f"number; choose bits, length and tables so that bits * length / tables is a whole number from 1 to {MOST}."
+                f"number; choose bits, length and tables so that bits * length / tables is a whole number from 1 to {WIDEST}."
             )
-
-        if self.rate is not None and not (0 < self.rate < self.bits and self.tables == 1):
+        if self.rate is not None and not (0 < self.rate < self.bits and self.tables == 1 and each <= MOST):
             raise InvalidValueError(
-                f"vq.rate is {self.rate:g}, with vq.bits {self.bits:g} and {self.tables} tables; it is for one table, and must lie "
-                "between 0 and bits."
+                f"vq.rate is {self.rate:g}, with vq.bits {self.bits:g} and {self.tables} tables, numbers taking {each:g} bits; it "
+                f"is for one table and numbers of at most {MOST} bits, and must lie between 0 and bits."
             )
 
     def check_place(self, before, after):
@@ -126,7 +138,8 @@ class VQ(Coded):
         own = (target, statistics.gram, factor, grid.group_size, scale_dtype, self.rounds, self.seed)
         rows = None if curvature is None else factorize_rows(curvature)
         improve = None if self.rate is None else partial(constrained, bits=self.rate)
-        found = gptq_vectors(*own, grid.entries, grid.tables, keep, rows, improve)
+        books = grid.books(len(weight))
+        found = gptq_vectors(*own, grid.entries, grid.tables, keep, rows, books, self.start, improve)
         details = self._reported(factor, share)
         if self.rate is not None:
             bits = rate(found)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hfcompress.solvers.codebook import stored
 from hfcompress.solvers.entropy import SYMBOLS, bits_of, classes_of, counted, index_bits
+from hfcompress.solvers.grid import shortest_first
 from hfcompress.solvers.objective import Objective
 from hfcompress.solvers.vectors import DESCENTS, Vectors, descend, refitted, rescaled, sweep
 
@@ -39,10 +40,9 @@ MAGNITUDES = torch.arange(SYMBOLS).float()
 
 
 def ranked(found: Vectors) -> Tensor:
-    """The numbers as they are stored, the shortest vectors of each table first: uint8 `(out_features, places * tables)`."""
-    ranks = found.vectors.square().sum(2).sort(dim=1, stable=True).indices.argsort(1)
-    codes = [ranks[table][found.codes[..., table].int()] for table in range(len(ranks))]
-    return torch.stack(codes, -1).to(torch.uint8).flatten(1)
+    """The numbers as they are stored, the shortest vectors of each table first: `(out_features, places * tables)`."""
+    _, codes = shortest_first(found.vectors, found.codes, found.book)
+    return codes.flatten(1)
 
 
 def rate(found: Vectors) -> float:
@@ -50,15 +50,16 @@ def rate(found: Vectors) -> float:
     symbols = ranked(found)
     bits = bits_of(counted(symbols, classes_of(symbols, MAGNITUDES))) + index_bits(symbols.shape)
     bits += TABLE_BITS * (found.vectors.numel() + 2 * len(found.scales))
-    return bits / (found.codes[..., 0].numel() * found.vectors.shape[2])
+    return bits / (found.codes[..., 0].numel() * found.vectors.shape[3])
 
 
 def code_lengths(found: Vectors) -> Tensor:
-    """Bits that each number takes: float32 `(tables, entries)`."""
-    tables, entries, _ = found.vectors.shape
-    counts = [torch.bincount(found.codes[..., table].flatten().int(), minlength=entries) for table in range(tables)]
-    shares = torch.stack(counts) + UNUSED
-    return -(shares / shares.sum(1, keepdim=True)).log2()
+    """Bits that each number takes: float32 `(books, tables, entries)`."""
+    books, tables, entries, _ = found.vectors.shape
+    numbers = entries * (found.book[:, None, None] * tables + torch.arange(tables)) + found.codes
+    counts = torch.bincount(numbers.flatten(), minlength=books * tables * entries)
+    shares = counts.view(books, tables, entries) + UNUSED
+    return -(shares / shares.sum(-1, keepdim=True)).log2()
 
 
 def constrained(objective: Objective, found: Vectors, dtype: torch.dtype, rounds: int, bits: float) -> Vectors:
@@ -77,7 +78,8 @@ def constrained(objective: Objective, found: Vectors, dtype: torch.dtype, rounds
     for number in range(SWEEPS):
         left = max(0.0, 1 - 2 * (number + 1) / SWEEPS)
         price *= 4 ** (now - bits - left * (begun - bits))
-        found = replace(found, codes=sweep(objective, found.scales, found.vectors, price * code_lengths(found)))
+        prices = price * code_lengths(found)
+        found = replace(found, codes=sweep(objective, found.scales, found.vectors, found.book, prices))
         found = replace(found, vectors=stored(refitted(objective, found), dtype))
         now = rate(found)
     for _ in range(rounds):

@@ -50,6 +50,7 @@ class Grid:
         rank (`int`, *optional*, defaults to 0): for `"factors"`, the columns of the first.
         base (`int`, *optional*): for `"factors"`, the number of the block whose weight the product is added to.
         tables (`int`, *optional*, defaults to 1): for `"vector"`, of vectors.
+        rows (`int`, *optional*, defaults to 0): for `"vector"`, how many share vectors at most; 0 for all.
         limit (`float`, *optional*): for `"vector"`, the bits that a weight takes on average, everything counted, where numbers
             were chosen for that.
     """
@@ -63,6 +64,7 @@ class Grid:
     rank: int = 0
     base: int | None = None
     tables: int = 1
+    rows: int = 0
     limit: float | None = None
 
     @property
@@ -71,6 +73,10 @@ class Grid:
         if self.limit is not None:
             return self.limit
         return self.bits if self.rate is None else self.rate
+
+    def books(self, out_features: int) -> int:
+        """Of vectors, for so many rows."""
+        return 1 if self.rows == 0 else -(-out_features // self.rows)
 
     @property
     def entries(self) -> int:
@@ -123,6 +129,43 @@ def at_levels(levels: Tensor, codes: Tensor) -> Tensor:
     return own.gather(1, codes.long().view(len(own), -1)).view(codes.shape)
 
 
+def codes_dtype(entries: int) -> torch.dtype:
+    """What the numbers of so many vectors are held in."""
+    return torch.uint8 if entries <= 256 else torch.int32
+
+
+def books_of(rows: int, books: int) -> Tensor:
+    """Which book of vectors each row has, as many rows one after the other having the same: int64 `(rows,)`."""
+    return torch.arange(rows) // -(-rows // books)
+
+
+def at_vectors(vectors: Tensor, codes: Tensor, book: Tensor | None = None) -> Tensor:
+    """
+    What numbers stand for: `(out_features, in_features)` in the dtype of the vectors.
+
+    Args:
+        vectors (`Tensor`): `(books, tables, entries, length)`.
+        codes (`Tensor`): integers `(out_features, in_features / length, tables)`: of which one vector each is added up.
+        book (`Tensor`, *optional*): int64 `(out_features,)`: of each row; [`books_of`] if left out.
+    """
+    books, tables, entries, _ = vectors.shape
+    book = books_of(len(codes), books).to(codes.device) if book is None else book
+    every, first = vectors.flatten(0, 2), (entries * tables * book).int()[:, None]
+    total = every[first + codes[..., 0].int()]
+    for table in range(1, tables):
+        total = total + every[first + entries * table + codes[..., table].int()]
+    return total.flatten(1)
+
+
+def shortest_first(vectors: Tensor, codes: Tensor, book: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same values, the vectors of each table in the order of their lengths. The arguments are those of [`at_vectors`]."""
+    books, tables, _, _ = vectors.shape
+    book = books_of(len(codes), books).to(codes.device) if book is None else book
+    order = vectors.float().square().sum(-1).sort(dim=-1, stable=True).indices
+    ranks = order.argsort(-1)[book[:, None, None], torch.arange(tables, device=codes.device), codes.int()]
+    return vectors.gather(2, order[..., None].expand_as(vectors)).contiguous(), ranks.to(codes.dtype)
+
+
 @dataclass(frozen=True)
 class QuantizedWeight:
     """
@@ -136,8 +179,8 @@ class QuantizedWeight:
         zero_points (`Tensor` or `None`): int8 `(out_features, groups)`; `None` for a symmetric grid.
         grid (`Grid`): the grid.
         column_scales (`Tensor`, *optional*): float32 `(in_features,)`: factors of the columns, on a grid of type `"coded"`.
-        vectors (`Tensor`, *optional*): `(tables, entries, group_size)`, on a grid of type `"vector"`, where `codes` are uint8
-            `(out_features, in_features / group_size, tables)`.
+        vectors (`Tensor`, *optional*): `(books, tables, entries, group_size)`, on a grid of type `"vector"`, where `codes` are
+            uint8, or int32 where there are more than 256 entries, `(out_features, in_features / group_size, tables)`.
         base (`Tensor`, *optional*): float32 `(out_features, in_features)`: what the product of factors is added to.
     """
 
@@ -157,10 +200,7 @@ class QuantizedWeight:
         if self.grid.type == "codebook":
             return at_levels(self.scales.float(), self.codes)
         if self.vectors is not None:
-            values = self.vectors[0].float()[self.codes[..., 0].int()]
-            for table in range(1, len(self.vectors)):
-                values = values + self.vectors[table].float()[self.codes[..., table].int()]
-            return values.flatten(1) * self.scales.float()
+            return at_vectors(self.vectors.float(), self.codes) * self.scales.float()
         out_features, in_features = self.codes.shape
         values = self.codes.float().view(out_features, self.scales.shape[1], -1)
         if self.zero_points is not None:
@@ -178,7 +218,8 @@ class QuantizedWeight:
         return QuantizedWeight(*own, self.grid, columns, vectors, base)
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
-        """The part of it that belongs to output rows `start` to `stop`."""
+        """The part of it that belongs to output rows `start` to `stop`: of several books of vectors, all."""
+        assert self.vectors is None or len(self.vectors) == 1 or (start, stop) == (0, len(self.codes))
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]
         scales = self.scales if self.grid.type == "factors" else self.scales[start:stop]
         own = (self.codes[start:stop], scales, zero_points)

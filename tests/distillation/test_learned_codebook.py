@@ -37,7 +37,7 @@ def vectors():
     codes = torch.randint(4, (6, 5, 2), generator=generator, dtype=torch.uint8)
     tables, scales = torch.randn(2, 4, 2, generator=generator), torch.rand(6, 1, generator=generator) + 0.5
     return QuantizedWeight(
-        codes, scales.half(), None, Grid(0, 2, type="vector", rate=2.0, tables=2), vectors=tables.half()
+        codes, scales.half(), None, Grid(0, 2, type="vector", rate=2.0, tables=2), vectors=tables.half()[None]
     )
 
 
@@ -64,7 +64,7 @@ def test_it_begins_at_what_was_solved_and_gradients_are_sums(start):
                 place, within = divmod(column, 2)
                 for table in range(2):
                     number = int(start.codes[row, place, table])
-                    expected[table, number, within] += pull[row, column] * start.scales[row, 0].float()
+                    expected[0, table, number, within] += pull[row, column] * start.scales[row, 0].float()
     torch.testing.assert_close(learned.offset.grad, expected * learned.unit)
 
 

@@ -85,7 +85,7 @@ def test_about_one_bit_levels_lose_less_than_steps():
 
 def test_a_number_takes_what_its_share_is_worth():
     codes = torch.tensor([0] * 8 + [1] * 4 + [2] * 2 + [3] * 2, dtype=torch.uint8).view(4, 4, 1).repeat(1, 100, 1)
-    found = Vectors(codes, torch.ones(4), torch.randn(1, 5, 2))
-    lengths = code_lengths(found)
+    found = Vectors(codes, torch.ones(4), torch.randn(1, 1, 5, 2), torch.zeros(4, dtype=torch.int64))
+    [lengths] = code_lengths(found)
     torch.testing.assert_close(lengths[0, :4], torch.tensor([1.0, 2.0, 3.0, 3.0]), rtol=0, atol=1e-3)
     assert lengths[0, 4] > 10

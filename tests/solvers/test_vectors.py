@@ -21,17 +21,15 @@ import torch
 from hfcompress.kernels.vectors import _nearest
 from hfcompress.solvers.curvature import factorize_rows
 from hfcompress.solvers.gptq import factorize, gptq
-from hfcompress.solvers.grid import Grid
+from hfcompress.solvers.grid import Grid, books_of
 from hfcompress.solvers.objective import Objective
 from hfcompress.solvers.vectors import (
     Vectors,
     descend,
     first_vectors,
     gptq_vectors,
-    k_means,
     refitted,
     rescaled,
-    summed,
     sweep,
 )
 
@@ -79,8 +77,9 @@ def damped(objective: Objective):
 def begun(objective: Objective, length: int, tables: int = 1, entries: int = ENTRIES) -> Vectors:
     """Vectors and numbers that can be improved."""
     scales = objective.target.square().mean(1).sqrt()
-    vectors = first_vectors(objective.target / scales[:, None], objective.importance, length, 0, entries, tables)
-    return Vectors(sweep(objective, scales, vectors), scales, vectors)
+    vectors = first_vectors(objective.target / scales[:, None], objective.importance, length, 0, entries, tables)[None]
+    book = torch.zeros(len(scales), dtype=torch.int64)
+    return Vectors(sweep(objective, scales, vectors, book), scales, vectors, book)
 
 
 @pytest.mark.parametrize(("length", "blocks"), [(2, 0), (4, 0), (8, 0), (1, 2), (4, 3)])
@@ -92,7 +91,7 @@ def test_numbers_are_those_of_the_obvious_loop(length, blocks):
     target = objective.target.double()
     vectors = torch.randn(ENTRIES, length, generator=torch.Generator().manual_seed(1))
     scales = objective.target.square().mean(1).sqrt()
-    [found] = sweep(objective, scales, vectors[None]).unbind(2)
+    [found] = sweep(objective, scales, vectors[None, None], torch.zeros(24, dtype=torch.int64)).unbind(2)
     across = objective.feedback.double() + torch.eye(len(gram), dtype=torch.float64)
     down = torch.eye(24, dtype=torch.float64)
     for start, stop in zip(objective.rows.starts.tolist(), objective.rows.stops.tolist(), strict=True):
@@ -120,12 +119,12 @@ def test_moving_a_number_is_to_where_the_objective_is_least(length, tables, bloc
     found = descend(objective, before, beam=16)
     error, codes = target - before.values().double(), before.codes.clone()
     every = torch.cartesian_prod(*[torch.arange(16)] * tables).view(-1, tables)
-    values = summed(before.vectors, every).double()
+    values = summed(before.vectors[0], every).double()
     for number in range(codes.shape[1]):
         part = slice(number * length, (number + 1) * length)
         for row in range(8):
             scale = before.scales[row].double()
-            at_hand = summed(before.vectors, codes[row, number][None]).double()[0] * scale
+            at_hand = summed(before.vectors[0], codes[row, number][None]).double()[0] * scale
             moves = values * scale - at_hand
             slopes = worth[row] @ error @ h[:, part]
             changes = -2 * moves @ slopes + worth[row, row] * ((moves @ h[part, part]) * moves).sum(1)
@@ -141,35 +140,16 @@ def test_moving_a_number_is_to_where_the_objective_is_least(length, tables, bloc
 def test_the_objective_is_its_definition():
     weight, gram = problem()
     codes = torch.randint(ENTRIES, (96, 36, 2), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    found = Vectors(codes, torch.rand(96), torch.randn(2, ENTRIES, 4))
-    place = found.vectors[0, int(codes[5, 7, 0])] + found.vectors[1, int(codes[5, 7, 1])]
-    torch.testing.assert_close(found.values()[5, 28:32], place * found.scales[5])
+    found = Vectors(codes, torch.rand(96), torch.randn(3, 2, ENTRIES, 4), books_of(96, 3))
+    assert found.book.bincount().tolist() == [32, 32, 32]
+    for row in (5, 70):
+        own = found.vectors[row // 32]
+        place = own[0, int(codes[row, 7, 0])] + own[1, int(codes[row, 7, 1])]
+        torch.testing.assert_close(found.values()[row, 28:32], place * found.scales[row])
     for rows in (None, factorize_rows(outputs(96, 3))):
         objective = Objective.of(weight, gram, factorize(gram, damping=0.0, act_order=False), rows)
         wanted = exact_loss(objective.target, found.values(), gram, damped(objective))
         assert objective.loss(found.values()) == pytest.approx(wanted, rel=1e-4)
-
-
-def test_means_lose_less_than_what_they_begin_with_and_are_means():
-    weight, _ = problem(rows=200, columns=160)
-    costs = torch.rand(160, generator=torch.Generator().manual_seed(2)) + 0.1
-    points, weights = weight.view(-1, 4).double(), costs.view(-1, 4).repeat(200, 1).double()
-
-    def lost(vectors):
-        each = (weights[:, None] * (points[:, None] - vectors.double()).square()).sum(2).min(1)
-        return each.values.sum().item(), each.indices
-
-    found = k_means(points.float(), weights.float(), ENTRIES, seed=0)
-    total, nearest = lost(found)
-    assert (
-        total
-        < 0.7 * lost(points[torch.randperm(len(points), generator=torch.Generator().manual_seed(3))[:ENTRIES]])[0]
-    )
-    moved = found.clone()
-    for number in nearest.unique().tolist():
-        own = nearest == number
-        moved[number] = ((weights[own] * points[own]).sum(0) / weights[own].sum(0)).float()
-    assert lost(moved)[0] == pytest.approx(total, rel=0.01)  # next to nothing is left to gain
 
 
 @pytest.mark.parametrize("blocks", [0, 4])
@@ -189,6 +169,11 @@ def test_better_vectors_and_scales_for_given_numbers_are_near_the_best(length, t
         losses = [objective.loss(each.values()) for each in (before, after, better)]
         assert losses[2] <= losses[1] * 1.0001 < losses[0]
         assert losses[1] < 1.02 * losses[2]
+
+
+def summed(vectors, codes):
+    """The sums of one vector of each table: `(*, length)` for `(tables, entries, length)` and `(*, tables)`."""
+    return sum(table[number.int()] for table, number in zip(vectors, codes.unbind(-1), strict=True))
 
 
 def nearest_sums(points, vectors, beam):
@@ -229,7 +214,7 @@ def test_two_tables_lose_less_than_one_of_the_same_bits():
     objective = Objective.of(weight, gram, factor)
     losses = []
     for beam in (1, 4):
-        swept = replace(two, codes=sweep(objective, two.scales, two.vectors, beam=beam))
+        swept = replace(two, codes=sweep(objective, two.scales, two.vectors, two.book, beam=beam))
         losses.append(exact_loss(weight, swept.values(), gram))
     assert losses[1] < losses[0]
 
@@ -250,8 +235,8 @@ def test_what_a_choice_costs_besides_is_weighed_against_what_it_loses():
     prices = torch.linspace(0, 1, ENTRIES)[None]
     paid = []
     for factor in (0.0, 1.0, 100.0):
-        codes = sweep(objective, found.scales, found.vectors, factor * prices)
-        codes = descend(objective, replace(found, codes=codes), factor * prices)
+        codes = sweep(objective, found.scales, found.vectors, found.book, factor * prices[None])
+        codes = descend(objective, replace(found, codes=codes), factor * prices[None])
         paid.append((prices[0][codes.int()].sum().item(), objective.loss(replace(found, codes=codes).values())))
     assert paid[0][0] > paid[1][0] > paid[2][0]
     assert paid[0][1] < paid[1][1] < paid[2][1]
@@ -303,3 +288,42 @@ def test_a_row_of_zeros_stays_one():
     found = gptq_vectors(weight, gram, factorize(gram, act_order=False), 4, torch.float16)
     assert torch.isfinite(found.values()).all()
     assert found.values()[3].abs().max() < 1e-3
+
+
+def test_rows_with_books_of_their_own_are_solved_as_if_alone():
+    """Where rows do not depend on one another, two books are what two weights would get."""
+    weight, gram = problem(rows=512, columns=64)
+    weight[256:] = weight[256:].abs()
+    factor, own = factorize(gram, act_order=False), (4, torch.float16, 2)
+    both = gptq_vectors(weight, gram, factor, *own, books=2)
+    halves = [gptq_vectors(part, gram, factor, *own) for part in weight.split(256)]
+    assert both.vectors.shape == (2, 1, 256, 4)
+    lost = [exact_loss(weight, each, gram) for each in (both.values(), torch.cat([h.values() for h in halves]))]
+    assert lost[0] == pytest.approx(lost[1], rel=0.02)
+    assert lost[0] < exact_loss(weight, gptq_vectors(weight, gram, factor, *own).values(), gram)
+
+
+def test_books_stand_beside_what_outputs_are_worth():
+    """The rows' order in the sweep is another than that of the books."""
+    weight, gram = problem(rows=256, columns=64)
+    weight[100:] = weight[100:].abs()
+    factor, worth = factorize(gram, act_order=False), outputs(256, 2)
+    own = (4, torch.float16, 2)
+    losses = []
+    for books in (1, 3):
+        found = gptq_vectors(weight, gram, factor, *own, entries=64, rows=factorize_rows(worth), books=books)
+        assert len(found.vectors) == books
+        losses.append(exact_loss(weight, found.values(), gram, torch.block_diag(*worth)))
+    assert losses[1] < losses[0]
+
+
+def test_more_entries_than_a_byte_numbers_lose_less():
+    weight, gram = problem(rows=512, columns=256)
+    factor = factorize(gram, act_order=False)
+    losses = []
+    for entries in (256, 1024):
+        found = gptq_vectors(weight, gram, factor, 4, torch.float16, 1, entries=entries)
+        assert found.codes.dtype == (torch.uint8 if entries == 256 else torch.int32)
+        losses.append(exact_loss(weight, found.values(), gram))
+    assert found.codes.max() > 255
+    assert losses[1] < 0.75 * losses[0]

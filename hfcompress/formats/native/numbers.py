@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Numbers from 0 up, each below `2^bits`, that say what of a table stands at a place: uint8 `(rows, columns)`, stored in one of
-two ways, whichever takes fewer bytes.
+Numbers from 0 up, each below `2^bits`, that say what of a table stands at a place: uint8 `(rows, columns)`, or int32 if they
+take more than 8 bits, stored in one of two ways, whichever takes fewer bytes.
 
-- `weight` int32 `(rows, words)` holds them in 1 to 8 bits each, one after the other from the lowest bit of a row's first
+- `weight` int32 `(rows, words)` holds them in 1 to 16 bits each, one after the other from the lowest bit of a row's first
   word on; the last word of a row is filled up with zeros. `weight_shape` int64 `(2,)` is their shape.
-- Entropy-coded, as a stream ([`hfcompress.formats.native`]); `weight_classes` uint8 `(rows + columns,)` has the classes of
+- Entropy-coded, if they take at most 8 bits, as a stream ([`hfcompress.formats.native`]); `weight_classes` uint8 `(rows + columns,)` has the classes of
   the rows and behind them those of the columns. The checksums begin with the table.
 """
 
@@ -35,22 +35,25 @@ from hfcompress.solvers.entropy import SYMBOLS, Classes, classes_of, encode
 
 SHAPE, CLASSES = "weight_shape", "weight_classes"
 LOCALS = (*STREAM, SHAPE, CLASSES)
+WIDEST = 16  # bits
 MAGNITUDES = torch.arange(SYMBOLS).float()  # what lies the farther from zero has the higher number
 
 
 def in_words(numbers: Tensor, bits: int) -> dict[str, Tensor]:
     """The tensors of numbers that are not entropy-coded."""
-    signed = (numbers.short() - 2 ** (bits - 1)).to(torch.int8)
-    return {WORDS: pack(signed, bits), SHAPE: torch.tensor(numbers.shape)}
+    signed = numbers.int() - 2 ** (bits - 1)
+    return {WORDS: pack(signed if bits > 8 else signed.to(torch.int8), bits), SHAPE: torch.tensor(numbers.shape)}
 
 
 def packed(numbers: Tensor, bits: int, table: Tensor) -> dict[str, Tensor]:
     """
     Args:
-        numbers (`Tensor`): uint8 `(rows, columns)`.
-        bits (`int`): of each, 1 to 8.
+        numbers (`Tensor`): uint8 or int32 `(rows, columns)`.
+        bits (`int`): of each, 1 to 16.
         table (`Tensor`): what they are numbers of.
     """
+    if bits > 8:
+        return in_words(numbers, bits)
     classes = classes_of(numbers, MAGNITUDES)
     coded = stored(encode(numbers, classes, _bytes(table))) | {CLASSES: torch.cat([classes.rows, classes.columns])}
     return min(coded, in_words(numbers, bits), key=lambda tensors: sum(tensor.nbytes for tensor in tensors.values()))
@@ -83,7 +86,8 @@ def unpacked(tensors: Mapping[str, Tensor], bits: int, rows: int, table: Tensor)
     whole = len(shape) == 2 and shape[0] == rows and tensors[WORDS].dtype == torch.int32
     if not whole or tensors[WORDS].shape != (rows, words):
         raise damaged
-    return (unpack(tensors[WORDS], bits, shape[1]).short() + 2 ** (bits - 1)).to(torch.uint8)
+    found = unpack(tensors[WORDS], bits, shape[1]).int() + 2 ** (bits - 1)
+    return found if bits > 8 else found.to(torch.uint8)
 
 
 def columns_of(parts: Mapping[str, Any], rows: int) -> int:

@@ -15,7 +15,8 @@
 A weight of vectors, or of sums of them.
 
 `weight_vectors` float16 `(tables, 2^bits, length)` holds the vectors of each table, the shortest first, and `weight_scale`
-float16 `(out_features, 1)` what those of a row are multiplied by. Their numbers, `(out_features, in_features / length *
+float16 `(out_features, 1)` what those of a row are multiplied by. Where rows have books of their own it is `(books, tables,
+2^bits, length)`, row `r` having book `r // ceil(out_features / books)`. Their numbers, `(out_features, in_features / length *
 tables)` with those of one place beside each other, are stored as in [`hfcompress.formats.native.numbers`].
 """
 
@@ -29,7 +30,7 @@ from hfcompress.formats.native import numbers
 from hfcompress.formats.native.codebook import Codebook
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.models.roles import LinearShape
-from hfcompress.solvers.grid import Grid, QuantizedWeight
+from hfcompress.solvers.grid import Grid, QuantizedWeight, books_of, codes_dtype, shortest_first
 
 
 VECTORS, SCALE = "weight_vectors", "weight_scale"
@@ -41,13 +42,10 @@ class VectorCodes(Codebook):
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         assert weight.vectors is not None
-        vectors = weight.vectors.cpu()
-        order = vectors.float().square().sum(2).sort(dim=1, stable=True).indices
-        vectors, ranks = vectors.gather(1, order[..., None].expand_as(vectors)), order.argsort(1)
-        codes = weight.codes.cpu().int()
-        codes = torch.stack([ranks[table][codes[..., table]] for table in range(len(vectors))], -1).to(torch.uint8)
+        vectors, codes = shortest_first(weight.vectors.cpu(), weight.codes.cpu())
+        vectors = vectors[0] if len(vectors) == 1 else vectors
         stored = numbers.packed(codes.flatten(1), _bits(vectors), vectors)
-        return {**stored, VECTORS: vectors.contiguous(), SCALE: weight.scales}
+        return {**stored, VECTORS: vectors, SCALE: weight.scales}
 
     def expected(self, shape: LinearShape, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
         """
@@ -55,9 +53,10 @@ class VectorCodes(Codebook):
         is asked for, without values.
         """
         count = shape.in_features // grid.group_size * grid.tables
-        codes = torch.empty(shape.out_features, count, dtype=torch.uint8, device="meta")
-        scales = torch.empty(shape.out_features, 1, dtype=dtype, device="meta")
-        vectors = scales.new_empty(grid.tables, grid.entries, grid.group_size)
+        codes = torch.empty(shape.out_features, count, dtype=codes_dtype(grid.entries), device="meta")
+        scales, books = torch.empty(shape.out_features, 1, dtype=dtype, device="meta"), grid.books(shape.out_features)
+        several = () if books == 1 else (books,)
+        vectors = scales.new_empty(*several, grid.tables, grid.entries, grid.group_size)
         if grid.limit is not None:
             left = grid.limit * shape.out_features * shape.in_features / 8 - vectors.nbytes - scales.nbytes
             words = torch.empty(max(round(left / 2), 1), dtype=torch.uint16, device="meta")
@@ -70,12 +69,14 @@ class VectorCodes(Codebook):
             CheckpointError: the tensors do not belong together.
         """
         vectors, scales = tensors[VECTORS], tensors[SCALE]
-        if scales.dim() != 2 or scales.shape[1] != 1 or vectors.shape != (grid.tables, grid.entries, grid.group_size):
-            raise CheckpointError("A weight of vectors is damaged; download or copy its file again.")
+        each = (grid.tables, grid.entries, grid.group_size)
+        if scales.dim() != 2 or scales.shape[1] != 1 or vectors.shape[-3:] != each or vectors.dim() > 4:
+            raise _damaged()
         codes = numbers.unpacked(tensors, _bits(vectors), len(scales), vectors)
-        if codes.shape[1] % grid.tables:
-            raise CheckpointError("A weight of vectors is damaged; download or copy its file again.")
-        return QuantizedWeight(codes.unflatten(1, (-1, grid.tables)), scales, None, grid, vectors=vectors)
+        books = vectors.view(-1, *each)
+        if codes.shape[1] % grid.tables or int(books_of(len(scales), len(books)).max()) != len(books) - 1:
+            raise _damaged()
+        return QuantizedWeight(codes.unflatten(1, (-1, grid.tables)), scales, None, grid, vectors=books)
 
     def restore(self, tensors: Mapping[str, Tensor], stem: str, grid: Grid, transposed: bool) -> Tensor:
         found = {local: tensors[f"{stem}.{local}"] for local in LOCALS if f"{stem}.{local}" in tensors}
@@ -92,7 +93,11 @@ class VectorTensor(PackedTensor):
 
 
 def _bits(vectors: Tensor) -> int:
-    return vectors.shape[1].bit_length() - 1
+    return vectors.shape[-2].bit_length() - 1
+
+
+def _damaged() -> CheckpointError:
+    return CheckpointError("A weight of vectors is damaged; download or copy its file again.")
 
 
 def grid_of(vectors: torch.Size | tuple[int, ...]) -> Grid:
@@ -102,8 +107,8 @@ def grid_of(vectors: torch.Size | tuple[int, ...]) -> Grid:
     Raises:
         CheckpointError: none has.
     """
-    tables, entries, length = vectors if len(vectors) == 3 else (0, 0, 0)
+    tables, entries, length = vectors[-3:] if len(vectors) in (3, 4) else (0, 0, 0)
     bits = entries.bit_length() - 1
-    if not tables or not length or not 1 <= bits <= 8 or entries != 2**bits:
-        raise CheckpointError("A weight of vectors is damaged; download or copy its file again.")
+    if not all(vectors) or not length or not 1 <= bits <= numbers.WIDEST or entries != 2**bits:
+        raise _damaged()
     return Grid(0, length, type="vector", rate=bits * tables / length, tables=tables)

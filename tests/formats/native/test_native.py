@@ -43,6 +43,8 @@ ALONE = list(STEPS.values())
 STEPS["groups"] = hfc.Codebook(bits=2, group_size=16, rounds=1)
 STEPS["constrained"] = hfc.VQ(bits=4, length=2, rate=3.0, rounds=1)
 STEPS["embeddings"] = hfc.Entropy(bits=4.0, targets=("embed_tokens",)) >> hfc.VQ(bits=2, rounds=1)
+STEPS["books"] = hfc.VQ(bits=2, rounds=1, rows=48)
+STEPS["wide numbers"] = hfc.VQ(bits=2.5, length=4, rounds=1)
 STEPS["both as vectors"] = hfc.VQ(bits=2, rounds=1, targets=("Linear", "embed_tokens"))
 CODES = [name for name in STEPS if name != "lossless"]
 IDS = torch.from_numpy(token_ids(8, 32)).long()
@@ -217,15 +219,21 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         (["codebook-3bit", "--set", "codebook.rounds=-1"], "codebook.rounds is -1; it must not be negative"),
         (["codebook-3bit", "--set", "format=gptq"], "gptq has no place for codebooks, which"),
         (["vq-2bit", "--set", "format=gptq"], "gptq has no place for vectors, which"),
-        (["vq-2bit", "--set", "vq.length=8"], "vq.bits 2 for vectors of 8 from 1 tables would take 16 bits a number"),
+        (
+            ["vq-2bit", "--set", "vq.bits=4", "--set", "vq.length=8"],
+            "vq.bits 4 for vectors of 8 from 1 tables would take 32 bits a number",
+        ),
         (
             ["vq-2bit", "--set", "vq.bits=2.3"],
             "choose bits, length and tables so that bits * length / tables is a whole",
         ),
         (
             ["vq-2bit", "--set", "vq.rate=3"],
-            "vq.rate is 3, with vq.bits 2 and 1 tables; it is for one table, and must lie between 0 and bits",
+            "vq.rate is 3, with vq.bits 2 and 1 tables, numbers taking 8 bits; it is for one table and numbers of at most 8 "
+            "bits, and must lie between 0 and bits",
         ),
+        (["vq-2bit", "--set", "vq.rows=0"], "vq.rows is 0; it must be positive"),
+        (["vq-2bit", "--set", "vq.start=x"], "vq.start is 'x'; choose k-means++ or split"),
         (["codebook-3bit", "--set", "codebook.group_size=7"], "codebook.group_size is 7; it must be one of -1, 16"),
         (["codebook-3bit", "--set", "codebook.start=x"], "codebook.start is 'x'; it must be one of"),
         (["vq-2bit", "--set", "vq.tables=9"], "vq.tables is 9; it must be from 1 to 8"),

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from hfcompress.errors import CheckpointError
 from hfcompress.formats.native.numbers import columns_of, packed, unpacked
+from hfcompress.solvers.grid import codes_dtype
 
 
 class Stored:
@@ -36,10 +37,10 @@ def numbers(rows: int, columns: int, bits: int, share: float = 1.0):
     """The lowest share of all numbers, at random."""
     generator = torch.Generator().manual_seed(rows * columns)
     most = max(1, int(share * 2**bits))
-    return torch.randint(most, (rows, columns), generator=generator, dtype=torch.uint8)
+    return torch.randint(most, (rows, columns), generator=generator, dtype=codes_dtype(2**bits))
 
 
-@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 8), st.sampled_from([0.0, 0.3, 1.0]))
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 16), st.sampled_from([0.0, 0.3, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_they_are_read_back(rows, columns, bits, share):
     found, table = numbers(rows, columns, bits, share), torch.rand(rows, 2**bits).half()
