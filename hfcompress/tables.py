@@ -63,16 +63,17 @@ def _tasks_table(found: dict[str, Any]) -> Table:
 
 
 def _speed_table(found: dict[str, Any]) -> Table:
-    shown = table("speed", "", "original", "compressed")
+    sides = _sides(found)
+    shown = table("speed", "", *sides.values())
     for batch in found["baseline"]["batches"]:
-        both = [found[side]["batches"][batch] for side in ("baseline", "compressed")]
+        each = [found[side]["batches"][batch] for side in sides]
         for key, label in (("decode", "decoding"), ("prefill", "prompt")):
             values = [
                 f"{b[f'{key}_tokens_per_second']:,.1f}{plus_or_minus(b.get(f'{key}_stderr'), 1)} tokens/s"
-                for b in both
+                for b in each
             ]
             shown.add_row(f"{label}, batch {batch}", *values)
-        latencies = [f"{b['latency_p50_ms']:.2f} / {b['latency_p90_ms']:.2f} ms" for b in both]
+        latencies = [f"{b['latency_p50_ms']:.2f} / {b['latency_p90_ms']:.2f} ms" for b in each]
         shown.add_row(f"latency p50 / p90, batch {batch}", *latencies)
     zeros = found["compressed"].get("zeros")
     if zeros:
@@ -92,7 +93,8 @@ def said_of_zeros(zeros: dict[str, Any]) -> str:
 
 
 def _memory_table(found: dict[str, Any]) -> Table:
-    shown = table("memory", "", "original", "compressed")
+    sides = _sides(found)
+    shown = table("memory", "", *sides.values())
     labels = {
         "disk_bytes": "on disk",
         "at_rest_bytes": "at rest",
@@ -100,8 +102,14 @@ def _memory_table(found: dict[str, Any]) -> Table:
         "peak_bytes": "peak while generating",
     }
     for key, label in labels.items():
-        shown.add_row(label, *[size(found[side][key]) for side in ("baseline", "compressed")])
+        shown.add_row(label, *[size(found[side][key]) for side in sides])
     return shown
+
+
+def _sides(found: dict[str, Any]) -> dict[str, str]:
+    """The ways of loading that were measured, and what stands above their columns."""
+    names = {"baseline": "original", "compressed": "compressed", "packed": "packed (hfc.load)"}
+    return {side: name for side, name in names.items() if side in found}
 
 
 def _energy_table(found: dict[str, Any]) -> Table:

@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +44,8 @@ from hfcompress.calibration.tokens import DEFAULT_CONTEXT, Tokens
 from hfcompress.errors import HfcompressError
 from hfcompress.evaluation.comparison import Comparison, whole_model
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.runtime.integer_linear import DTYPE as KERNEL_DTYPE
+from hfcompress.runtime.loading import load_checkpoint, runs_packed
 
 
 USER_ERROR = 2  # the child's exit code when its last line already says what to do
@@ -66,6 +68,7 @@ class Request:
         seconds (`float`, *optional*): the time to repeat over.
         repeats (`int`, *optional*): the least number of repeats.
         idle_seconds (`float`, *optional*): how long idle power is taken.
+        packed (`bool`, *optional*): load it with [`hfcompress.load`], and compute on the packed weights.
     """
 
     measurement: str
@@ -80,6 +83,7 @@ class Request:
     seconds: float = 0.0
     repeats: int = 1
     idle_seconds: float = 0.0
+    packed: bool = False
 
     def batch(self, size: int) -> Tensor:
         """The first `size` prompts: int64 `(size, prompt_length)` on the device."""
@@ -88,40 +92,74 @@ class Request:
     def model(self) -> contextlib.AbstractContextManager[PreTrainedModel]:
         """The model, loaded."""
         checkpoint = Checkpoint.open(self.folder, trust_remote_code=self.trust_remote_code)
-        return whole_model(checkpoint, torch.device(self.device), getattr(torch, self.dtype), packed=True)
+        device, dtype = torch.device(self.device), getattr(torch, self.dtype)
+        if self.packed:
+            return contextlib.nullcontext(load_checkpoint(checkpoint, device, dtype))
+        return whole_model(checkpoint, device, dtype, packed=True)
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    Args:
+        key (`str`): `"baseline"`, `"compressed"` or `"packed"`.
+        checkpoint (`Checkpoint`): what is loaded.
+        dtype (`torch.dtype`): of the arithmetic.
+        packed (`bool`): see [`Request`].
+    """
+
+    key: str
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    packed: bool = False
+
+
+def ways(comparison: Comparison) -> list[Way]:
+    """Both models as transformers loads them and, if there are kernels for its weights, the compressed one packed."""
+    found = [Way(key, checkpoint, comparison.loaded_dtype) for key, checkpoint in comparison.models]
+    if runs_packed(comparison.candidate, comparison.device):
+        found.append(Way("packed", comparison.candidate, KERNEL_DTYPE, packed=True))
+    return found
 
 
 def in_turns(
-    comparison: Comparison, rounds: int, environment: Mapping[str, str] | None = None, **settings
+    comparison: Comparison,
+    rounds: int,
+    environment: Mapping[str, str] | None = None,
+    turns: Sequence[Way] | None = None,
+    **settings,
 ) -> dict[str, list[dict[str, Any]]]:
     """
     Args:
         comparison (`Comparison`): the two models; its progress takes a step for every process.
         rounds (`int`): how often both have their turn.
+        turns (`Sequence[Way]`, *optional*): what takes turns; the two models if not given.
         environment (`Mapping[str, str]`, *optional*): variables that the processes get besides this one's.
         settings: of the `Request`.
 
     Returns:
-        `dict`: under `baseline` and `compressed`, the readings of every round.
+        `dict`: under the key of each way, the readings of every round.
 
     Raises:
         HfcompressError: a process failed.
     """
-    readings: dict[str, list[dict[str, Any]]] = {key: [] for key, _ in comparison.models}
+    turns = ways(comparison)[: len(comparison.models)] if turns is None else turns
+    readings: dict[str, list[dict[str, Any]]] = {way.key: [] for way in turns}
     with contextlib.ExitStack() as stack:
         folders = {key: stack.enter_context(folder_of(checkpoint)) for key, checkpoint in comparison.models}
         for turn in range(rounds):
-            for key, checkpoint in comparison.models:
+            for way in turns:
                 request = Request(
-                    folder=str(folders[key]),
-                    trust_remote_code=checkpoint.trust_remote_code,
+                    folder=str(folders["compressed" if way.packed else way.key]),
+                    trust_remote_code=way.checkpoint.trust_remote_code,
                     device=str(comparison.device),
-                    dtype=str(comparison.loaded_dtype).removeprefix("torch."),
+                    dtype=str(way.dtype).removeprefix("torch."),
                     threads=torch.get_num_threads(),
+                    packed=way.packed,
                     **settings,
                 )
-                readings[key].append(run(request, checkpoint.name, environment))
-                comparison.progress.step(f"{request.measurement}: {key} model, round {turn + 1} of {rounds}")
+                readings[way.key].append(run(request, way.checkpoint.name, environment))
+                comparison.progress.step(f"{request.measurement}: {way.key} model, round {turn + 1} of {rounds}")
     return readings
 
 
@@ -228,6 +266,10 @@ def circumstances(comparison: Comparison, readings: Mapping[str, list[dict[str, 
         "data": comparison.tokens.source,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
+    if "packed" in readings:
+        how["packed"] = (
+            f"the compressed model again, loaded by hfcompress.load in {str(KERNEL_DTYPE).removeprefix('torch.')}"
+        )
     note = _decompression(comparison.candidate, readings)
     return {**how, "note": note} if note else how
 
@@ -244,9 +286,12 @@ def _decompression(candidate: Checkpoint, readings: Mapping[str, list[dict[str, 
         when = f"while it loads ({after:,} bytes of tensors)"
     else:
         return None
+    packed = "a runtime that computes on the packed weights was not measured"
+    if "packed" in readings:
+        packed = "what computes on the packed weights, hfcompress.load, stands beside it"
     return (
         f"transformers decompresses this checkpoint {when}, so it runs as a dense model: no gain in speed, in energy or "
-        "in memory while running is to be expected here; a runtime that computes on the packed weights was not measured."
+        f"in memory while running is to be expected here; {packed}."
     )
 
 

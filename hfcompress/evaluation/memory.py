@@ -22,7 +22,7 @@ import psutil
 import torch
 
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.fresh_process import circumstances, context, in_turns, prompts
+from hfcompress.evaluation.fresh_process import circumstances, context, in_turns, prompts, ways
 
 
 PROMPT_LENGTH = 512
@@ -34,18 +34,18 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 
 def units(comparison: Comparison) -> int:
     """Steps of progress: one for every process."""
-    return len(comparison.models)
+    return len(ways(comparison))
 
 
 def measure(comparison: Comparison) -> dict[str, Any]:
     """
-    Weigh both models.
+    Weigh both models, and the compressed one on packed weights where there are kernels for them.
 
     Args:
         comparison (`Comparison`): the two models.
 
     Returns:
-        `dict`: under `baseline` and `compressed` `disk_bytes`, `at_rest_bytes`, `after_forward_bytes`, `peak_bytes`
+        `dict`: under `baseline`, `compressed` and perhaps `packed` `disk_bytes`, `at_rest_bytes`, `after_forward_bytes`, `peak_bytes`
         and, to check them by, `tensor_bytes` and `tensor_bytes_after_forward`; under `how` how it was done.
 
     Raises:
@@ -53,19 +53,21 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     """
     length = min(PROMPT_LENGTH, context(comparison) // 2)
     new_tokens = min(NEW_TOKENS, context(comparison) - length)
+    turns = ways(comparison)
     readings = in_turns(
         comparison,
         1,
         ALLOCATOR,
+        turns,
         measurement="memory",
         prompts=prompts(comparison.tokens, 1, length),
         new_tokens=new_tokens,
     )
     kept = ("at_rest_bytes", "after_forward_bytes", "peak_bytes", "tensor_bytes", "tensor_bytes_after_forward")
     report: dict[str, Any] = {}
-    for key, checkpoint in comparison.models:
-        reading = readings[key][0]
-        report[key] = {"disk_bytes": checkpoint.size_bytes, **{name: reading[name] for name in kept}}
+    for way in turns:
+        reading = readings[way.key][0]
+        report[way.key] = {"disk_bytes": way.checkpoint.size_bytes, **{name: reading[name] for name in kept}}
     report["how"] = {
         "text": readings["baseline"][0]["gauge"],
         "disk": "the sum of model*.safetensors; of the tensors, for a model in memory",

@@ -40,6 +40,7 @@ from hfcompress.evaluation.memory import open_gauge
 from hfcompress.evaluation.meters import Meter, open_meter
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.tiny import tiny_folder
+from hfcompress.runtime.integer_linear import warm_up
 from hfcompress.runtime.semi_structured import use_sparse_kernels
 
 
@@ -226,7 +227,9 @@ def _load_libraries(request: Request) -> None:
     tiny = dataclasses.replace(request, folder=str(tiny_folder()), trust_remote_code=False)
     with tiny.model() as model:
         generate(model, torch.zeros((1, 8), dtype=torch.int64, device=request.device), 2)
-    if checkpoint.quantization_config is not None:
+    if request.packed:
+        warm_up()
+    elif checkpoint.quantization_config is not None:
         import compressed_tensors  # noqa: F401
     architecture(checkpoint)
 

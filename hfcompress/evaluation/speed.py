@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.fresh_process import circumstances, context, in_turns, mean_and_error, prompts
+from hfcompress.evaluation.fresh_process import circumstances, context, in_turns, mean_and_error, prompts, ways
 from hfcompress.evaluation.probe import architecture
 from hfcompress.models.checkpoint import Checkpoint
 
@@ -34,19 +34,19 @@ NEW_TOKENS = 33  # the first comes with the prefill
 
 def units(comparison: Comparison) -> int:
     """Steps of progress: one for every process."""
-    return ROUNDS * len(comparison.models)
+    return ROUNDS * len(ways(comparison))
 
 
 def measure(comparison: Comparison) -> dict[str, Any]:
     """
-    Time both models, in turns.
+    Time both models, in turns, and the compressed one on packed weights where there are kernels for them.
 
     Args:
         comparison (`Comparison`): the two models; `comparison.seconds` is the time over which each is repeated, shared
             among the rounds and the batch sizes.
 
     Returns:
-        `dict`: under `baseline` and `compressed` `parameters`, `flops_per_token` and, for each of `batches`, tokens
+        `dict`: under `baseline`, `compressed` and perhaps `packed` `parameters`, `flops_per_token` and, for each of `batches`, tokens
         per second with standard errors, and the milliseconds of one decoding step; under `how` how it was done.
 
     Raises:
@@ -54,9 +54,11 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     """
     length = min(PROMPT_LENGTH, context(comparison) // 2)
     new_tokens = min(NEW_TOKENS, context(comparison) - length)
+    turns = ways(comparison)
     readings = in_turns(
         comparison,
         ROUNDS,
+        turns=turns,
         measurement="speed",
         prompts=prompts(comparison.tokens, max(BATCHES), length),
         new_tokens=new_tokens,
@@ -66,8 +68,9 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     )
     report: dict[str, Any] = {}
     repeats = {}
-    for key, checkpoint in comparison.models:
-        parameters, flops = count(checkpoint, length)
+    for way in turns:
+        key = way.key
+        parameters, flops = count(way.checkpoint, length)
         runs = {str(batch): [r for turn in readings[key] for r in turn["batches"][str(batch)]] for batch in BATCHES}
         batches = {batch: figures(taken, int(batch), length) for batch, taken in runs.items()}
         report[key] = {"parameters": parameters, "flops_per_token": flops, "batches": batches}

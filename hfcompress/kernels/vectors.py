@@ -253,7 +253,10 @@ def descend_vectors(
                 for t in range(length):
                     value = np.float32(0)
                     for table in range(tables):
-                        value += vectors[book[i], table, paths[0, table], t] - vectors[book[i], table, codes[i, place, table], t]
+                        value += (
+                            vectors[book[i], table, paths[0, table], t]
+                            - vectors[book[i], table, codes[i, place, table], t]
+                        )
                     change[t] = value * scales[i]
                 for table in range(tables):
                     codes[i, place, table] = paths[0, table]

@@ -451,8 +451,8 @@ def _grid(settings: Any, group_size: int, stored: torch.dtype, shape: LinearShap
     if settings.type == "codebook":
         return Grid(settings.bits, group_size, type="codebook")
     if settings.type == "vector":
-        own = {"rate": settings.bits, "tables": settings.tables, "rows": settings.rows or 0, "limit": settings.rate}
-        return Grid(0, settings.group_size, type="vector", **own)
+        own = Grid(0, settings.group_size, type="vector", rate=settings.bits, tables=settings.tables)
+        return replace(own, rows=settings.rows or 0, limit=settings.rate)
     return Grid(settings.bits, group_size, settings.symmetric, settings.type, settings.activations)
 
 

@@ -16,17 +16,56 @@
 import torch
 from torch import Tensor, nn
 
+from hfcompress.errors import InvalidValueError
+from hfcompress.formats.layout import Layout
 from hfcompress.formats.native.streams import FREQUENCIES
 from hfcompress.formats.stored import PackedTensor
+from hfcompress.solvers.grid import Grid
 
 
 STORED = "stored_"  # in the names of buffers
 
 
-class StoredLinear(nn.Module):
+class PackedLinear(nn.Module):
     """
-    Takes the place of an `nn.Linear`: the same outputs as with the unpacked weight, for the memory of the stored one and, while
-    it runs, of one weight more. It is for running a model, not for training it or saving it.
+    The base of what takes the place of an `nn.Linear` without a dense weight. Its state holds the tensors as they lie on disk, so
+    that `save_pretrained` writes them again.
+
+    Args:
+        shape (`tuple[int, int]`): `(out_features, in_features)`.
+        grid (`Grid`): of the weight.
+        layout (`Layout`): the format.
+        bias (`nn.Parameter`, *optional*): of the linear.
+    """
+
+    def __init__(self, shape: tuple[int, ...], grid: Grid, layout: Layout, bias: nn.Parameter | None):
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.grid, self.layout = grid, layout
+        self.bias = bias
+        self.savable = True  # with all others of its model
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors on disk, by local names."""
+        raise NotImplementedError
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        if not self.savable:
+            raise InvalidValueError(
+                "Some weights of this model are packed and others were unpacked, which no format holds: nothing was saved; copy "
+                "the folder, or load it with packed=False to save plain weights."
+            )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self.stored().items():
+            destination[f"{prefix}{name}"] = tensor
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, grid={self.grid.type}"
+
+
+class StoredLinear(PackedLinear):
+    """
+    The same outputs as with the unpacked weight, for the memory of the stored one and, while it runs, of one weight more.
 
     Args:
         stored (`PackedTensor`): the weight, from any format that hfcompress reads.
@@ -35,18 +74,18 @@ class StoredLinear(nn.Module):
     """
 
     def __init__(self, stored: PackedTensor, bias: nn.Parameter | None, device: torch.device):
-        super().__init__()
-        self.out_features, self.in_features = stored.shape
-        self.grid, self.layout = stored.grid, stored.layout
-        self.bias = bias
+        super().__init__(stored.shape, stored.grid, stored.layout, bias)
         self.parts = tuple(stored.parts)
         for name, tensor in stored.tensors().items():
             self.register_buffer(f"{STORED}{name}", tensor.to(device), persistent=False)
 
+    def stored(self) -> dict[str, Tensor]:
+        return {name: self.get_buffer(f"{STORED}{name}") for name in self.parts}
+
     @property
     def weight(self) -> Tensor:
         """Unpacked now: float32 `(out_features, in_features)`."""
-        parts = {name: self.get_buffer(f"{STORED}{name}") for name in self.parts}
+        parts = self.stored()
         if FREQUENCIES in parts:  # entropy-coded, which is undone on the CPU
             parts = {name: part.cpu() for name, part in parts.items()}
         return self.layout.unpack(parts, self.grid).dequantize()
@@ -55,6 +94,3 @@ class StoredLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.weight.to(inputs.device, inputs.dtype)
         return nn.functional.linear(inputs, weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, grid={self.grid.type}"

@@ -254,7 +254,17 @@ def descend(objective: Objective, found: Vectors, prices: Tensor | None = None, 
         roots = torch.linalg.cholesky(_diagonal(within, length))
         own = slopes[:, part] - moved[:, : part.start] @ gram[: part.start, part]
         changed = (codes[:, places].contiguous(), torch.zeros_like(own))
-        held = (own, found.scales, found.vectors, found.book, roots, torch.linalg.inv(roots), prices, within, curvature)
+        held = (
+            own,
+            found.scales,
+            found.vectors,
+            found.book,
+            roots,
+            torch.linalg.inv(roots),
+            prices,
+            within,
+            curvature,
+        )
         run_kernel(descend_vectors, *held, rows.starts, rows.stops, objective.keep[:, part], beam, written=changed)
         codes[:, places], moved[:, part] = changed
     return codes

@@ -85,9 +85,9 @@ def fake_probe(folder, code: str) -> dict[str, str]:
 
 
 def test_report_is_whole_finite_and_told_of(comparison, report):
-    assert comparison.progress.total == speed.units(comparison) == 4
+    assert comparison.progress.total == speed.units(comparison) == 6
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    for key in ("baseline", "compressed"):
+    for key in ("baseline", "compressed", "packed"):
         assert set(report[key]["batches"]) == {"1", "8"}
         assert min(report["how"]["repeats"][key].values()) >= 3
         for figures in report[key]["batches"].values():
@@ -96,7 +96,9 @@ def test_report_is_whole_finite_and_told_of(comparison, report):
     how = report["how"]
     assert (how["prompt_length"], how["new_tokens"], how["rounds"]) == (128, 33, 2)
     assert how["versions"]["torch"] == torch.__version__
-    assert how["attention"] == {"baseline": "sdpa", "compressed": "sdpa"}
+    assert how["attention"] == {"baseline": "sdpa", "compressed": "sdpa", "packed": "sdpa"}
+    assert how["packed"] == "the compressed model again, loaded by hfcompress.load in bfloat16"
+    assert how["note"].endswith("what computes on the packed weights, hfcompress.load, stands beside it.")
 
 
 def test_a_packed_model_has_the_parameters_and_flops_of_its_base(tiny, report):

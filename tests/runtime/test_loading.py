@@ -13,15 +13,18 @@
 # limitations under the License.
 """`hfc.load`: the same logits however a checkpoint is loaded, and no more memory than it takes on disk where it stays packed."""
 
+import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, make_model, token_ids
+from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from safetensors.torch import load_file
 from torch import nn
 
 import hfcompress as hfc
-from hfcompress.errors import HfcompressError
+from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.runtime.integer_linear import Int4Linear, Int8Linear
 from hfcompress.runtime.stored_linear import StoredLinear
 
 
@@ -37,8 +40,8 @@ RECIPES = {
 }
 
 
-def compress(recipe, output, name: str = "llama"):
-    model = make_model(CONFIGS[name](), torch.float32)
+def compress(recipe, output, name: str = "llama", dtype: torch.dtype = torch.float32):
+    model = make_model(CONFIGS[name](), dtype)
     return hfc.compress(model, recipe, output, calibration=token_ids(8, 32), evaluate=False).output_dir
 
 
@@ -51,6 +54,11 @@ def linears(model, kind) -> int:
     return sum(type(module) is kind for module in model.modules())
 
 
+def load(folder, packed):
+    """In float32, for which torch has no kernels."""
+    return hfc.load(folder, packed=packed, device="cpu", dtype="float32")
+
+
 def memory(model) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
@@ -58,7 +66,7 @@ def memory(model) -> int:
 @pytest.mark.parametrize("name", RECIPES)
 def test_packed_or_not_it_is_the_model_that_transformers_loads(name, tmp_path):
     folder = compress(RECIPES[name], tmp_path / "made")
-    dense, packed = hfc.load(folder, device="cpu"), hfc.load(folder, packed=True, device="cpu")
+    dense, packed = load(folder, False), load(folder, True)
     assert torch.equal(logits(packed), logits(dense))
     with whole_model(Checkpoint.open(folder), CPU, torch.float32) as loaded:
         torch.testing.assert_close(logits(dense), logits(loaded), rtol=0, atol=1e-5)
@@ -76,9 +84,9 @@ def test_packed_or_not_it_is_the_model_that_transformers_loads(name, tmp_path):
 
 def test_biases_are_kept(tmp_path):
     folder = compress(RECIPES["vectors"], tmp_path / "made", "opt")
-    packed = hfc.load(folder, packed=True, device="cpu")
+    packed = load(folder, True)
     assert any(m.bias is not None for m in packed.modules() if isinstance(m, StoredLinear))
-    assert torch.equal(logits(packed), logits(hfc.load(folder, device="cpu")))
+    assert torch.equal(logits(packed), logits(load(folder, False)))
 
 
 @pytest.mark.parametrize(
@@ -86,18 +94,120 @@ def test_biases_are_kept(tmp_path):
 )
 def test_what_leans_on_others_or_rounds_its_inputs_is_unpacked(recipe, tmp_path):
     folder = compress(recipe, tmp_path / "made")
-    packed = hfc.load(folder, packed=True, device="cpu")
+    packed = load(folder, True)
     assert linears(packed, nn.Linear) > 1 or linears(packed, StoredLinear) == 0
-    assert torch.equal(logits(packed), logits(hfc.load(folder, device="cpu")))
+    assert torch.equal(logits(packed), logits(load(folder, False)))
 
 
 def test_a_dense_model_loads_too(tmp_path):
     model = make_model(CONFIGS["llama"](), torch.float32)
     model.save_pretrained(tmp_path / "dense")
-    for packed in (False, True):
-        assert torch.equal(logits(hfc.load(tmp_path / "dense", packed=packed, device="cpu")), logits(model))
+    for packed in (False, True, None):
+        assert torch.equal(logits(load(tmp_path / "dense", packed)), logits(model))
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     with pytest.raises(HfcompressError, match="nothing"):
         hfc.load(tmp_path / "nothing", device="cpu")
+
+
+SAVED = {
+    "int4": (hfc.RTN(bits=4, group_size=32), Int4Linear),
+    "int4 with zero points": (hfc.RTN(bits=4, group_size=32, symmetric=False), Int4Linear),
+    "int3": (hfc.RTN(bits=3, group_size=-1), Int4Linear),
+    "int8": (hfc.RTN(bits=8, group_size=-1), Int8Linear),
+    "gptq": (hfc.Job(steps=(hfc.RTN(bits=4, group_size=32),), format="gptq"), Int4Linear),
+    "vectors": (hfc.VQ(bits=2, rounds=1), StoredLinear),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_stays_packed_is_saved_as_it_was_stored(name, tmp_path):
+    recipe, kind = SAVED[name]
+    folder = compress(recipe, tmp_path / "made", dtype=torch.bfloat16)
+    packed = hfc.load(folder, packed=True if kind is StoredLinear else None, device="cpu")
+    assert linears(packed, kind) == 21
+    packed.save_pretrained(tmp_path / "again")
+    before, after = (load_file(where / "model.safetensors") for where in (folder, tmp_path / "again"))
+    packed_names = {
+        key for key in before if not key.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight"))
+    }
+    assert packed_names <= set(after)
+    assert all(torch.equal(before[key], after[key]) for key in packed_names)
+    assert torch.equal(logits(load(tmp_path / "again", False)), logits(load(folder, False)))
+
+
+def test_from_pretrained_reads_what_was_saved(tiny_w4, tmp_path):
+    hfc.load(tiny_w4.output_dir, device="cpu").save_pretrained(tmp_path / "again")
+    code = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+ids = torch.arange(1, 25)[None]
+both = [AutoModelForCausalLM.from_pretrained(folder, dtype="float32")(input_ids=ids).logits for folder in sys.argv[1:]]
+print(json.dumps(torch.equal(*both)))
+"""
+    assert in_fresh_process(code, str(tiny_w4.output_dir), str(tmp_path / "again"))
+
+
+def test_a_dense_load_is_saved_dense(tiny_w4, tmp_path):
+    model = load(tiny_w4.output_dir, False)
+    model.save_pretrained(tmp_path / "dense")
+    assert Checkpoint.open(tmp_path / "dense").quantization_config is None
+    assert torch.equal(logits(load(tmp_path / "dense", None)), logits(model))
+
+
+def test_kernels_are_used_of_themselves_and_cost_no_quality(tiny, tiny_w4):
+    """A trained model: packed in bfloat16 it is as near to the float32 arithmetic as the dense weights in bfloat16 are."""
+    packed = hfc.load(tiny_w4.output_dir, device="cpu")
+    assert packed.dtype == torch.bfloat16
+    exact, rounded = (
+        load(tiny_w4.output_dir, False),
+        hfc.load(tiny_w4.output_dir, packed=False, device="cpu", dtype="bfloat16"),
+    )
+    assert (linears(packed, Int4Linear), linears(packed, StoredLinear)) == (linears(exact, nn.Linear) - 1, 0)
+    ids = torch.from_numpy(np.load(tiny / "evaluation.npy")[:8, :128]).long()
+
+    @torch.no_grad()
+    def divergence(model):
+        wanted = exact(ids).logits.log_softmax(-1)
+        parts = [
+            model(ids).logits,
+            torch.cat([model(ids[:, start : start + 2]).logits for start in range(0, 128, 2)], 1),
+        ]
+        alone = torch.cat([exact(ids[:, start : start + 2]).logits for start in range(0, 128, 2)], 1).log_softmax(-1)
+        return [
+            (w.exp() * (w - part.float().log_softmax(-1))).sum(-1).mean().item()
+            for w, part in zip((wanted, alone), parts, strict=True)
+        ]
+
+    for ours, theirs in zip(divergence(packed), divergence(rounded), strict=True):
+        assert ours < 1.5 * theirs
+        assert ours < 1e-3
+    prompt = {"input_ids": ids[:1, :40], "attention_mask": torch.ones(1, 40, dtype=torch.int64)}
+    assert packed.generate(**prompt, max_new_tokens=8, do_sample=False).shape == (1, 48)
+    held = sum(memory(m) for m in packed.modules() if isinstance(m, Int4Linear))
+    dense = (
+        sum(2 * m.weight.numel() for m in rounded.modules() if isinstance(m, nn.Linear))
+        - rounded.lm_head.weight.nbytes
+    )
+    assert held < 0.36 * dense
+
+
+def test_a_part_that_is_packed_is_told_of_and_not_saved(tmp_path, caplog):
+    steps = hfc.RTN(bits=4, group_size=32, targets=("Linear", "embed_tokens"))
+    folder = compress(hfc.Job(steps=(steps,), format="compressed-tensors"), tmp_path / "made")
+    model = hfc.load(folder, device="cpu")
+    assert "1 of 22 packed weights were unpacked while they were loaded" in caplog.text
+    with pytest.raises(
+        InvalidValueError, match="packed and others were unpacked, which no format holds: nothing was saved"
+    ):
+        model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "model.safetensors").exists()
+
+
+def test_what_is_unpacked_for_every_forward_is_told_of(tmp_path, caplog):
+    folder = compress(RECIPES["vectors"], tmp_path / "made")
+    hfc.load(folder, device="cpu")
+    assert not caplog.text
+    hfc.load(folder, packed=True, device="cpu")
+    assert "21 of 21 packed weights are unpacked each time they run: torch has no kernel for them here." in caplog.text

