@@ -137,6 +137,62 @@ def adapter_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.folder / ADAPTER
 
 
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """
+    What an adapter adds to a model's weights.
+
+    Args:
+        pairs (`dict`): module name -> `down` `(rank, in_features)` and `up` `(out_features, rank)`.
+        scale (`float`): what the products are multiplied by.
+        transposed (`bool`): the weights are stored `(in_features, out_features)`.
+        base (`str`): the model that it belongs to.
+        revision (`str` or `None`): of that.
+    """
+
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    scale: float
+    transposed: bool
+    base: str
+    revision: str | None
+
+
+def read_adapter(folder: Path) -> LowRankUpdate:
+    """
+    Raises:
+        CheckpointError: the adapter in this folder is damaged.
+        UnsupportedModelError: it is one of another kind than LoRA.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
+        base = str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is damaged; download or copy it again.") from error
+    other = [key for key in OTHERWISE if config.get(key)]
+    if kind != "LORA" or other or config.get("bias", "none") != "none":
+        raise _no_plain_lora(folder, ", ".join(other) or kind)
+    with open_shard(folder / WEIGHTS) as shard:
+        stored = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (no mapping)
+    others = [name for name in stored if not name.endswith((DOWN, UP))]
+    if others:
+        raise _no_plain_lora(folder, others[0])
+    downs = [key.removesuffix(DOWN) for key in stored if key.endswith(DOWN)]
+    if {key.removesuffix(UP) for key in stored if key.endswith(UP)} != set(downs):
+        raise CheckpointError(f"{folder / WEIGHTS} is damaged; download or copy it again.")
+    pairs = {key.removeprefix(PREFIX): (stored[f"{key}{DOWN}"], stored[f"{key}{UP}"]) for key in downs}
+    return LowRankUpdate(pairs, alpha / rank, bool(config.get("fan_in_fan_out")), base, config.get("revision"))
+
+
+def _no_plain_lora(folder: Path, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"The adapter in {folder} is no plain LoRA ({what}); merge it with peft first.")
+
+
+def of_another_model(folder: Path, name: str) -> CheckpointError:
+    """What is said of an adapter that changes a module which the model does not have, or has in another shape."""
+    return CheckpointError(f"The adapter in {folder} is of another model: it changes {name}, which is not here.")
+
+
 def adapted(model: StreamedModel, folder: Path) -> StreamedModel:
     """
     A model with an adapter's products added to its weights.
@@ -145,28 +201,11 @@ def adapted(model: StreamedModel, folder: Path) -> StreamedModel:
         CheckpointError: the adapter is damaged, or belongs to another model.
         UnsupportedModelError: it is one of another kind.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        rank, alpha, kind = config["r"], config["lora_alpha"], config["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is damaged; download or copy it again.") from error
-    other = [key for key in OTHERWISE if config.get(key)]
-    if kind != "LORA" or other or config.get("bias", "none") != "none":
-        raise UnsupportedModelError(
-            f"The adapter in {folder} is no plain LoRA ({', '.join(other) or kind}); merge it with peft first."
-        )
-    with open_shard(folder / WEIGHTS) as shard:
-        stored = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (no mapping)
-    tensors = {}
-    for key, down in stored.items():
-        if not key.endswith(DOWN):
-            continue
-        name = key.removeprefix(PREFIX).removesuffix(DOWN)
-        source, up = model.sources.get(f"{name}.weight"), stored.get(f"{PREFIX}{name}{UP}")
-        if source is None or up is None:
-            raise CheckpointError(
-                f"The adapter in {folder} is of another model: it changes {name}, which is not here."
-            )
+    update, tensors = read_adapter(folder), {}
+    for name, (down, up) in update.pairs.items():
+        source = model.sources.get(f"{name}.weight")
+        if source is None:
+            raise of_another_model(folder, name)
         transposed = isinstance(model.skeleton.get_submodule(name), Conv1D)
-        tensors[source] = Adapted(model.tensors[source], down, up, alpha / rank, transposed)
+        tensors[source] = Adapted(model.tensors[source], down, up, update.scale, transposed)
     return model.reading(tensors)

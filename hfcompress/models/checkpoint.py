@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.companions import COMPANIONS, LICENCES, VOCABULARIES
-from hfcompress.models.locate import locate
+from hfcompress.models.locate import is_adapter, locate
 
 
 FEW = 1 << 20  # values
@@ -70,7 +70,7 @@ class Checkpoint:
         """
         Args:
             model (`str`, `Path`, `PreTrainedModel` or `Checkpoint`): a folder, a Hub id (`id` or `id@revision`), or
-                a model in memory.
+                a model in memory. The repo of a PEFT adapter stands for its base with the adapter merged into it.
             tokenizer (*optional*): the tokenizer of a model in memory.
             trust_remote_code (`bool`, *optional*, defaults to `False`): run modelling code that the repo carries.
 
@@ -82,6 +82,10 @@ class Checkpoint:
         if isinstance(model, PreTrainedModel):
             return cls._from_memory(model, tokenizer)
         folder, revision = locate(str(model), trust_remote_code)
+        if is_adapter(folder):
+            from hfcompress.models.merged import merged
+
+            folder = merged(folder, trust_remote_code)
         config = _read_config(folder, trust_remote_code)
         return cls(config, str(model), _stored_tensors(folder), folder, revision, tokenizer, trust_remote_code)
 

@@ -34,6 +34,11 @@ from hfcompress.errors import CheckpointError
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "tokenizer*", "LICENSE*", "README.md"]
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is a PEFT adapter's, and no model's."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
 def is_hub_id(name: str) -> bool:
     """Whether `name` can only be a Hub id: it holds one `/` and is no path and no YAML file."""
     path_like = name.startswith(("/", "./", "../", "~")) or name.endswith((".yaml", ".yml"))

@@ -31,7 +31,7 @@ FEW = 24  # tokens, up to which torch's kernels are the faster
 GROUPS = (256, 128, 64, 32)  # columns that can share a scale in torch's kernel of 4 bits
 TILE = 64  # rows that it packs together
 MIDDLE = 8  # of its codes, from 0 to 15
-CHUNK = 1 << 20  # weights that are unpacked at a time
+CHUNK = 1 << 21  # weights that are unpacked at a time
 DTYPE = torch.bfloat16  # of the inputs that the kernels are fast for
 
 
