@@ -42,9 +42,10 @@ def read_array(path: Path) -> np.ndarray:
         raise CalibrationError(f"{path} is no array of token ids: it is empty, damaged, or holds objects.") from error
 
 
-def read_texts(source: str, tokenizer) -> Iterator[str]:
+def read_texts(source: str, tokenizer) -> Iterator[str | list[int]]:
     """
-    The documents of a source, one after the other.
+    The documents of a source, one after the other: texts, and as token ids chats in the words of the model's template, which
+    has its own beginnings and ends.
 
     Args:
         source (`str`): a local `.txt`, `.jsonl` or `.parquet`, or a data set on the Hub:
@@ -93,7 +94,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _hub(source: str, tokenizer) -> Iterator[str]:
+def _hub(source: str, tokenizer) -> Iterator[str | list[int]]:
     try:
         import datasets
     except ImportError as error:
@@ -114,7 +115,7 @@ def _hub(source: str, tokenizer) -> Iterator[str]:
         ) from error
 
 
-def _documents(rows: Any, source: str, tokenizer, column: str = "") -> Iterator[str]:
+def _documents(rows: Any, source: str, tokenizer, column: str = "") -> Iterator[str | list[int]]:
     for row in rows:
         key = column or next((c for c in COLUMNS if c in row), None)
         if key is None or key not in row:
@@ -123,15 +124,13 @@ def _documents(rows: Any, source: str, tokenizer, column: str = "") -> Iterator[
                 f"{source} has no column '{column or 'text'}'; it has {', '.join(map(str, row))}.{hint}"
             )
         value = row[key]
-        if isinstance(value, list):
-            value = _rendered(value, source, tokenizer)
         if value:
-            yield str(value)
+            yield _rendered(value, source, tokenizer) if isinstance(value, list) else str(value)
 
 
-def _rendered(messages: list, source: str, tokenizer) -> str:
+def _rendered(messages: list, source: str, tokenizer) -> list[int]:
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise CalibrationError(
             f"{source} holds messages, but the model's tokenizer has no chat template; give a data set with a text column."
         )
-    return tokenizer.apply_chat_template(messages, tokenize=False)
+    return tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]

@@ -113,7 +113,7 @@ def load_tokens(
         tokens = _from_array(sources.read_array(Path(data)), data, samples, seq_len)
     else:
         if data == BUNDLED:
-            texts: Iterable[str] = reference_text(split)
+            texts: Iterable[str | list[int]] = reference_text(split)
             note = (
                 f"{split} data: the running Python's reference text; a data set like the model's use is better "
                 "(--calibration, --eval-data)"
@@ -162,13 +162,19 @@ def _array(data: Any) -> np.ndarray:
 
 
 def pack_texts(
-    texts: Iterable[str], source: str, checkpoint, samples: int, seq_len: int, seed: int = 0, note: str = ""
+    texts: Iterable[str | list[int]],
+    source: str,
+    checkpoint,
+    samples: int,
+    seq_len: int,
+    seed: int = 0,
+    note: str = "",
 ) -> Tokens:
     """
     Documents as full rows of token ids.
 
     Args:
-        texts (`Iterable[str]`): documents, taken as long as they are needed.
+        texts (`Iterable[str | list[int]]`): documents, or their token ids, taken as long as they are needed.
         source (`str`): what they are called in messages.
         checkpoint (`Checkpoint`): the model whose tokenizer is used.
         samples (`int`): rows.
@@ -206,7 +212,10 @@ def pack_texts(
     return tokens
 
 
-def _token_ids(tokenizer, text: str) -> Iterator[int]:
+def _token_ids(tokenizer, text: str | list[int]) -> Iterator[int]:
+    if isinstance(text, list):
+        yield from text
+        return
     yield from tokenizer(text, verbose=False)["input_ids"]
     if tokenizer.eos_token_id is not None:
         yield tokenizer.eos_token_id

@@ -62,12 +62,27 @@ def test_local_files_are_packed_to_full_rows(checkpoint, source):
     assert "quick brown fox" in decoded(checkpoint, tokens)
 
 
+def test_a_chat_begins_and_ends_as_the_template_says(checkpoint, tmp_path):
+    """A template writes the first token itself, and a tokenizer that adds one as well would have the model see two."""
+    tokenizer = checkpoint.tokenizer
+    first = tokenizer.convert_ids_to_tokens(1)
+    tokenizer.chat_template = first + "{% for m in messages %}{{ m.role }} {{ m.content }}{% endfor %}"
+    row = {"messages": [{"role": "user", "content": "words " * 40}]}
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join([json.dumps(row)] * 8))
+    chat = tokenizer.apply_chat_template(row["messages"], return_dict=True)["input_ids"]
+    tokens = load_tokens(str(path), checkpoint, samples=1, seq_len=len(chat))
+    assert tokens.input_ids[0].tolist() == chat
+    assert chat.count(1) == 1
+    assert 2 not in chat
+
+
 def test_messages_are_rendered_with_the_chat_template(checkpoint, tmp_path):
     checkpoint.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
     row = {"messages": [{"role": "user", "content": "words " * 80}]}
     (tmp_path / "chat.jsonl").write_text(json.dumps(row))
-    [text] = read_texts(str(tmp_path / "chat.jsonl"), checkpoint.tokenizer)
-    assert text == "<user> " + "words " * 80
+    [ids] = read_texts(str(tmp_path / "chat.jsonl"), checkpoint.tokenizer)
+    assert checkpoint.tokenizer.decode(ids) == "<user> " + "words " * 80
 
 
 def test_the_seed_decides_and_the_hash_tells(checkpoint, tmp_path):
