@@ -224,7 +224,7 @@ def compress(
     if evaluation_tokens is not None:
         comparison = Comparison(
             candidate=checkpoint,
-            baseline=checkpoint,
+            baseline=checkpoint.packed or checkpoint,
             tokens=evaluation_tokens,
             device=processes.device,
             seed=job.calibration.seed,

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.budgeting.choices import Choices
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
-from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.errors import InvalidValueError, OutputError
 from hfcompress.formats import get_format
+from hfcompress.formats.dense_view import dense_view
 from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
@@ -236,12 +237,7 @@ def _open(model: Any, tokenizer: Any, trust_remote_code: bool) -> Checkpoint:
     checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
     if checkpoint.folder == tiny_folder():
         checkpoint.name = TINY_NAME
-    if checkpoint.quantization_config is not None:
-        raise UnsupportedModelError(
-            f"{checkpoint.name} is already quantized ({checkpoint.quantization_config.get('quant_method')}); "
-            "give the original model."
-        )
-    return checkpoint
+    return dense_view(checkpoint)
 
 
 def _short_name(checkpoint: Checkpoint) -> str:

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.formats.reading import missing_packages, require_packages, teach_transformers
+from hfcompress.formats.reading import needs_our_reader, require_packages, teach_transformers
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import read_manifest
 from hfcompress.progress import Progress, Silent
@@ -130,7 +130,7 @@ def whole_model(
             model = copy.deepcopy(checkpoint.model).to(dtype=dtype)
             if attention is not None:
                 model.set_attn_implementation(attention)
-        elif not packed and missing_packages(checkpoint.quantization_config):
+        elif not packed and needs_our_reader(checkpoint.quantization_config):
             model = _read_by_us(checkpoint, device, dtype, attention)
         else:
             require_packages(checkpoint.name, checkpoint.quantization_config)

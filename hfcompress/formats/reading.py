@@ -24,6 +24,7 @@ from hfcompress.formats import (
     awq,
     bitsandbytes,
     compressed_tensors,
+    fp8,
     get_format,
     gptq,
     native,
@@ -34,7 +35,7 @@ from hfcompress.formats import (
 
 OURS = (gptq, awq, sparse24, native)  # read by code of our own; the others through the library that wrote them
 # `quant_method` in config.json -> who reads it
-READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, *OURS, bitsandbytes, torchao)}
+READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, *OURS, fp8, bitsandbytes, torchao)}
 
 
 def is_read(config: dict[str, Any] | None) -> bool:
@@ -75,6 +76,14 @@ def missing_packages(config: dict[str, Any] | None) -> list[str]:
     layouts = (get_format(name) for name in FORMATS)
     needed = next((layout.packages for layout in layouts if method is not None and layout.quant_method == method), ())
     return [name for name in needed if find_spec(name.replace("-", "_")) is None]
+
+
+def needs_our_reader(config: dict[str, Any] | None) -> bool:
+    """
+    Whether transformers cannot load such a checkpoint here, in the dtype that is asked for: it makes bfloat16 of FP8 weights
+    where there are no kernels for them.
+    """
+    return bool(missing_packages(config)) or (config or {}).get("quant_method") == fp8.QUANT_METHOD
 
 
 def require_packages(name: str, config: dict[str, Any] | None) -> None:

@@ -50,6 +50,7 @@ class Checkpoint:
         tensors (`Mapping[str, StoredTensor]`): its tensors by their names on disk.
         generation_config (`GenerationConfig` or `None`): of a model in memory; a folder has it as a file.
         model (`PreTrainedModel` or `None`): the model in memory itself, which is never changed.
+        packed (`Checkpoint` or `None`): the quantized one that this is the dense view of.
     """
 
     def __init__(self, config, name, tensors, folder=None, revision=None, tokenizer=None, trust_remote_code=False):
@@ -61,6 +62,7 @@ class Checkpoint:
         self.trust_remote_code: bool = trust_remote_code
         self.generation_config: GenerationConfig | None = None
         self.model: PreTrainedModel | None = None
+        self.packed: Checkpoint | None = None
         self._tokenizer = tokenizer
 
     @classmethod
@@ -138,7 +140,9 @@ class Checkpoint:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """A digest of the configuration and of every weight byte, taken once."""
+        """A digest of the configuration and of every weight byte, taken once; of a dense view, what it is a view of."""
+        if self.packed is not None:
+            return self.packed.sha256
         digest = hashlib.sha256()
         if self.folder is None:
             digest.update(self.config.to_json_string().encode())

@@ -177,11 +177,6 @@ def test_what_was_not_supported_is_refused_before_any_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_already_quantized_model_is_refused(tiny_w4, tmp_path):
-    with pytest.raises(hfc.HfcompressError, match="already quantized"):
-        hfc.compress(str(tiny_w4.output_dir), hfc.GPTQ(), tmp_path / "out")
-
-
 def test_the_tied_head_is_refused(tmp_path):
     with pytest.raises(hfc.HfcompressError, match="shares its weight with the embeddings"):
         hfc.compress(None, hfc.RTN(targets=("Linear", "lm_head")), tmp_path / "out")
