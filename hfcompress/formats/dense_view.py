@@ -87,11 +87,11 @@ def dense_view(checkpoint: Checkpoint) -> Checkpoint:
     view = copy.copy(checkpoint)
     view.config = copy.deepcopy(checkpoint.config)
     del view.config.quantization_config
-    view.tensors = {
-        name: tensor
-        if isinstance(tensor, StoredTensor)
-        else Unpacked(name, tensor, dtype if isinstance(dtype, torch.dtype) else torch.bfloat16)
-        for name, tensor in tensors.items()
-    }
+    dtype = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    dense: dict[str, Any] = dict(tensors)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, StoredTensor):
+            dense[name] = Unpacked(name, tensor, dtype)
+    view.tensors = dense
     view.packed = checkpoint
     return view
