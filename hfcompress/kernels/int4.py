@@ -17,27 +17,24 @@ import numpy as np
 from numba import njit, prange
 
 
-TILE = 64  # rows whose codes lie together
-
-
 @njit(parallel=True, fastmath=True, cache=True)
 def unpack_tiles(packed, scales, offsets, group, out):
     """
     The values of a few tiles, transposed.
 
     Args:
-        packed (`ndarray`): uint8 `(tiles, columns, 32)`: byte `r` of a column holds the code of row `r` of the tile in its lower
-            half and that of row `r + 32` in its upper.
-        scales (`ndarray`): float32 `(columns / group, 64 * tiles)`.
+        packed (`ndarray`): uint8 `(tiles, columns, half)`: byte `r` of a column holds the code of row `r` of the tile in its lower
+            half and that of row `r + half` in its upper. With AVX-512 `half` is 32, with AVX2 16.
+        scales (`ndarray`): float32 `(columns / group, 2 * half * tiles)`.
         offsets (`ndarray`): float32, likewise: what code zero stands for.
         group (`int`): columns that share a scale.
-        out (`ndarray`): float32 `(columns, 64 * tiles)`, written.
+        out (`ndarray`): float32 `(columns, 2 * half * tiles)`, written.
     """
     tiles, columns, half = packed.shape
     for k in prange(columns):
         g = k // group
         for t in range(tiles):
-            low, high = t * TILE, t * TILE + half
+            low, high = 2 * t * half, (2 * t + 1) * half
             for r in range(half):
                 both = packed[t, k, r]
                 out[k, low + r] = scales[g, low + r] * np.float32(both & 15) + offsets[g, low + r]

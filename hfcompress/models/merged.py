@@ -101,10 +101,8 @@ def _write(target: Path, folder: Path, base: Checkpoint, update: LowRankUpdate) 
     for name in ("config.json", "model.safetensors.index.json"):
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, target / name)
-    for source in (
-        base,
-        Checkpoint(base.config, str(folder), {}, folder),
-    ):  # what the adapter brings comes before the base's
+    own = Checkpoint(base.config, str(folder), {}, folder)
+    for source in (base, own):  # what the adapter brings replaces the base's
         assert source.folder is not None
         for path in source.companions():
             (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,8 @@ multiplied with the codes as they lie in memory. For many tokens a few rows at a
 there the arithmetic takes the time, and not the weight's way from memory.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,8 @@ from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 FEW = 24  # tokens, up to which torch's kernels are the faster
 GROUPS = (256, 128, 64, 32)  # columns that can share a scale in torch's kernel of 4 bits
-TILE = 64  # rows that it packs together
+TILES = (64, 32)  # rows that it packs together, with AVX-512 and with AVX2
+ROWS = max(TILES)  # of which a packed weight has a multiple
 MIDDLE = 8  # of its codes, from 0 to 15
 CHUNK = 1 << 21  # weights that are unpacked at a time
 DTYPE = torch.bfloat16  # of the inputs that the kernels are fast for
@@ -70,6 +73,8 @@ class IntegerLinear(PackedLinear):
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
         flat = inputs.reshape(-1, self.in_features)
+        if inputs.device.type != "cpu":
+            return nn.functional.linear(inputs, self.weight.to(inputs.dtype), self.bias)
         few = len(flat) <= FEW
         found = self._of_few(flat.to(DTYPE).contiguous()) if few else self._of_many(flat.float())
         found = found if self.bias is None else found + self.bias
@@ -82,7 +87,7 @@ class IntegerLinear(PackedLinear):
     def _of_many(self, inputs: Tensor) -> Tensor:
         """float32 likewise."""
         found = inputs.new_empty(len(inputs), self.out_features)
-        step = max(CHUNK // self.in_features // TILE, 1) * TILE
+        step = max(CHUNK // self.in_features // ROWS, 1) * ROWS
         for start in range(0, self.out_features, step):
             stop = min(start + step, self.out_features)
             torch.mm(inputs, self._transposed(start, stop), out=found[:, start:stop])
@@ -101,10 +106,11 @@ class Int4Linear(IntegerLinear):
 
     def __init__(self, weight: QuantizedWeight, layout: Layout, bias: nn.Parameter | None):
         super().__init__(weight, layout, bias)
-        group = width_of(weight.grid, self.in_features)
+        group, tile = width_of(weight.grid, self.in_features), tile_of_kernel()
         assert group is not None
-        self.group: int = group
-        codes = nn.functional.pad(weight.codes, (0, 0, 0, -self.out_features % TILE)).int() + MIDDLE
+        assert tile is not None
+        self.group, self.tile = group, tile
+        codes = nn.functional.pad(weight.codes, (0, 0, 0, -self.out_features % ROWS)).int() + MIDDLE
         self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), persistent=False)
         scales, zeros = self._spread(0, self.out_features)
         pairs = torch.stack([scales, -zeros * scales], 2).to(DTYPE)
@@ -120,8 +126,8 @@ class Int4Linear(IntegerLinear):
         return scales, self.zero_points[start:stop].T.float().repeat_interleave(times, 0)
 
     def _tiles(self) -> Tensor:
-        """uint8 `(tiles, in_features, 32)`: see [`hfcompress.kernels.int4`]."""
-        return self.packed.view(torch.uint8).view(-1, self.in_features, TILE // 2)
+        """uint8 `(tiles, in_features, tile / 2)`: see [`hfcompress.kernels.int4`]."""
+        return self.packed.view(torch.uint8).view(-1, self.in_features, self.tile // 2)
 
     def codes(self) -> Tensor:
         tiles = self._tiles()
@@ -137,9 +143,10 @@ class Int4Linear(IntegerLinear):
 
         scales, zeros = self._spread(start, stop)
         offsets = -(zeros + MIDDLE) * scales
-        rows = -(-(stop - start) // TILE) * TILE
+        rows = -(-(stop - start) // ROWS) * ROWS
         scales, offsets = (nn.functional.pad(each, (0, rows - (stop - start))) for each in (scales, offsets))
-        tiles, found = self._tiles()[start // TILE : (start + rows) // TILE], torch.empty(self.in_features, rows)
+        tiles = self._tiles()[start // self.tile : (start + rows) // self.tile]
+        found = torch.empty(self.in_features, rows)
         unpack_tiles(tiles.numpy(), scales.numpy(), offsets.numpy(), self.group, found.numpy())
         return found[:, : stop - start]
 
@@ -172,25 +179,30 @@ def kind_of(stored: PackedTensor, device: torch.device, dtype: torch.dtype) -> t
     if grid.type != "int" or device.type != "cpu" or dtype != DTYPE or columns % 2:
         return None
     if grid.bits <= 4 and width_of(grid, columns) is not None:
-        return Int4Linear if _lies_as_thought() else None
+        return Int4Linear if tile_of_kernel() else None
     return Int8Linear if grid.bits > 4 and grid.symmetric and grid.group_size == -1 and rows > 1 else None
 
 
 def warm_up() -> None:
     """Have everything imported and compiled that a first forward needs."""
-    codes, scales = torch.zeros(TILE, TILE, dtype=torch.int8), torch.ones(TILE, 1)
+    if tile_of_kernel() is None:
+        return
+    codes, scales = torch.zeros(ROWS, ROWS, dtype=torch.int8), torch.ones(ROWS, 1)
     linear = Int4Linear(QuantizedWeight(codes, scales, None, Grid(4)), get_format("compressed-tensors"), None)
     for tokens in (1, FEW + 1):
-        linear(torch.zeros(tokens, TILE))
+        linear(torch.zeros(tokens, ROWS))
 
 
-def _lies_as_thought() -> bool:
-    """Whether this torch packs codes on this CPU the way [`hfcompress.kernels.int4`] unpacks them, as with AVX-512."""
-    codes = torch.arange(TILE * 32, dtype=torch.int32).view(TILE, 32) * 7 // 3 % 16
-    halves = codes.view(2, TILE // 2, 32).to(torch.uint8)
-    wanted = (halves[0] | halves[1] << 4).T
+@functools.cache
+def tile_of_kernel() -> int | None:
+    """How many rows this torch packs together on this CPU; `None` if not the way [`hfcompress.kernels.int4`] unpacks them."""
+    codes = torch.arange(ROWS * 32, dtype=torch.int32).view(ROWS, 32) * 7 // 3 % 16
     try:
-        found = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        found = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1).view(torch.uint8).flatten()
     except (RuntimeError, NotImplementedError, AttributeError):
-        return False
-    return torch.equal(found.view(torch.uint8).view(32, TILE // 2), wanted)
+        return None
+    for tile in TILES:
+        halves = codes.view(-1, 2, tile // 2, 32).to(torch.uint8)
+        if torch.equal(found, (halves[:, 0] | halves[:, 1] << 4).transpose(1, 2).flatten()):
+            return tile
+    return None

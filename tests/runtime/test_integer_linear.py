@@ -13,16 +13,20 @@
 # limitations under the License.
 """Linears on torch's integer kernels: against the unpacked weight, in float64, for few tokens and for many."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import in_fresh_process
 from torch import nn
 
 from hfcompress.formats import get_format
 from hfcompress.runtime import integer_linear
-from hfcompress.runtime.integer_linear import FEW, Int4Linear, Int8Linear, kind_of, width_of
+from hfcompress.runtime.integer_linear import FEW, Int4Linear, Int8Linear, kind_of, tile_of_kernel, width_of
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
+pytestmark = pytest.mark.skipif(tile_of_kernel() is None, reason="torch has no such kernel on this CPU")
 PACKED = get_format("compressed-tensors").of(Grid(4))
 
 
@@ -75,6 +79,13 @@ def test_outputs_are_those_of_the_unpacked_weight(kind, bits, group_size, symmet
     assert torch.equal(linear(batched).view(12, rows), linear(batched.view(12, 256)))
 
 
+@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
+def test_elsewhere_it_is_unpacked(kind):
+    linear = kind(quantized(4 if kind is Int4Linear else 8, -1, True, 64), PACKED, None).to("meta")
+    found = linear(torch.empty(3, 256, dtype=torch.float16, device="meta"))
+    assert (found.shape, found.dtype) == ((3, 64), torch.float16)
+
+
 @pytest.mark.parametrize(("kind", "bits", "group_size", "symmetric", "rows"), [case for case in CASES if case[4] > 1])
 def test_what_is_stored_comes_back_bit_by_bit(kind, bits, group_size, symmetric, rows):
     weight = quantized(bits, group_size, symmetric, rows)
@@ -98,5 +109,27 @@ def test_kernels_are_chosen_where_torch_has_them(monkeypatch):
     assert kind_of(Stored(Grid(4, 64)), cpu, torch.float32) is None
     assert kind_of(Stored(Grid(4, 64)), torch.device("cuda"), bfloat16) is None
     assert [width_of(Grid(4, group), 768) for group in (-1, 384, 256, 96, 48)] == [256, 128, 256, 32, None]
-    monkeypatch.setattr(integer_linear, "_lies_as_thought", lambda: False)  # another CPU
+    monkeypatch.setattr(integer_linear, "tile_of_kernel", lambda: None)  # another CPU
     assert kind_of(Stored(Grid(4, 64)), cpu, bfloat16) is None
+
+
+AS_ELSEWHERE = """
+import json, sys, torch
+sys.path[:0] = sys.argv[1:]
+from test_integer_linear import PACKED, inputs, quantized, relative
+from hfcompress.runtime.integer_linear import Int4Linear, tile_of_kernel
+weight = quantized(4, 64, False, 130)
+linear, dense = Int4Linear(weight, PACKED, None), weight.dequantize().double()
+errors = [relative(linear(inputs(n)), inputs(n).double() @ dense.T) for n in (1, 24, 200)]
+found, wanted = linear.state_dict(), PACKED.pack(weight)
+print(json.dumps([tile_of_kernel(), *errors, all(torch.equal(found[name], wanted[name]) for name in wanted)]))
+"""
+
+
+def test_it_is_the_same_on_a_cpu_with_avx2_alone(monkeypatch):
+    """Torch packs other rows together there."""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    tile, *errors, same = in_fresh_process(AS_ELSEWHERE, *map(str, Path(__file__).parents[:2]))
+    assert tile == 32
+    assert max(errors) < 0.006
+    assert same

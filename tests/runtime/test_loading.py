@@ -24,7 +24,7 @@ import hfcompress as hfc
 from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.runtime.integer_linear import Int4Linear, Int8Linear
+from hfcompress.runtime.integer_linear import Int4Linear, Int8Linear, tile_of_kernel
 from hfcompress.runtime.stored_linear import StoredLinear
 
 
@@ -121,6 +121,10 @@ SAVED = {
 }
 
 
+with_kernels = pytest.mark.skipif(tile_of_kernel() is None, reason="torch has no such kernel on this CPU")
+
+
+@with_kernels
 @pytest.mark.parametrize("name", SAVED)
 def test_what_stays_packed_is_saved_as_it_was_stored(name, tmp_path):
     recipe, kind = SAVED[name]
@@ -156,6 +160,7 @@ def test_a_dense_load_is_saved_dense(tiny_w4, tmp_path):
     assert torch.equal(logits(load(tmp_path / "dense", None)), logits(model))
 
 
+@with_kernels
 def test_kernels_are_used_of_themselves_and_cost_no_quality(tiny, tiny_w4):
     """A trained model: packed in bfloat16 it is as near to the float32 arithmetic as the dense weights in bfloat16 are."""
     packed = hfc.load(tiny_w4.output_dir, device="cpu")
@@ -193,6 +198,7 @@ def test_kernels_are_used_of_themselves_and_cost_no_quality(tiny, tiny_w4):
     assert held < 0.36 * dense
 
 
+@with_kernels
 def test_a_part_that_is_packed_is_told_of_and_not_saved(tmp_path, caplog):
     steps = hfc.RTN(bits=4, group_size=32, targets=("Linear", "embed_tokens"))
     folder = compress(hfc.Job(steps=(steps,), format="compressed-tensors"), tmp_path / "made")
