@@ -487,12 +487,17 @@ def recipes() -> int:
 
 def main() -> None:
     """The console script."""
-    sys.exit(_guarded(app, sys.argv[1:]))
+    sys.exit(run_command(sys.argv[1:]))
 
 
 def run_recipe(recipe: str) -> None:
     """What a script in `recipes/` does: `hfcompress run RECIPE` with the script's own arguments."""
-    sys.exit(_guarded(app, ["run", recipe, *sys.argv[1:]]))
+    sys.exit(run_command(["run", recipe, *sys.argv[1:]]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Do what the console script does with these arguments, and return its exit code."""
+    return _guarded(app, arguments)
 
 
 def _guarded(command: typer.Typer, arguments: list[str]) -> int:

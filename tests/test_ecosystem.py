@@ -11,9 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A result in others' hands, without hfcompress: transformers' pipeline, PEFT's adapters, lm-eval's own command."""
+"""A result in others' hands: transformers' pipeline, PEFT's adapters and lm-eval's command without hfcompress, optimum's with."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import in_fresh_process
+from safetensors.torch import load_file
 
 import hfcompress as hfc
 
@@ -140,3 +142,27 @@ def test_lm_eval_by_its_own_command_says_what_eval_says(result, tmp_path):
     ours = hfc.evaluate(result, measurements=["tasks"], tasks=[str(task)])["tasks"]["scores"]["endings"]
     assert ours["metric"].startswith("acc")
     assert ours["compressed"] == pytest.approx(theirs)
+
+
+def optimum(*arguments) -> subprocess.CompletedProcess[str]:
+    """`optimum-cli compress`, from this environment."""
+    pytest.importorskip("optimum")
+    command = shutil.which("optimum-cli", path=str(Path(sys.executable).parent))
+    assert command is not None
+    return subprocess.run([command, "compress", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_optimum_compresses_as_hfcompress_does(result, tmp_path):
+    done = optimum("w4a16-fast", "--output", tmp_path / "out", "--no-eval")
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (result, tmp_path / "out"))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_optimum_tells_bad_input_in_a_sentence(tmp_path):
+    done = optimum("w4a61", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "w4a16" in done.stderr
+    assert "recipe" in optimum("--help").stdout

@@ -19,8 +19,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-from setuptools import find_packages
-
 import hfcompress as hfc
 
 
@@ -65,9 +63,9 @@ def test_every_shipped_recipe_has_a_script():
 
 def test_a_wheel_holds_every_package_and_its_data():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    elsewhere = settings["package-dir"]
     sources = {path.parent.relative_to(ROOT) for path in (ROOT / "hfcompress").rglob("*.py")}
-    assert {Path(*name.split(".")) for name in packages} == sources
+    assert {Path(elsewhere.get(name, name.replace(".", "/"))) for name in settings["packages"]} == sources
     data = {
         path for name, globs in settings["package-data"].items() for glob in globs for path in matching(name, glob)
     }
