@@ -160,7 +160,9 @@ def test_resume_with_nothing_to_resume_starts_afresh(saved_llama, tmp_path):
 
 def test_a_real_ctrl_c_is_130_and_the_run_goes_on(tmp_path, tiny):
     refined = {"gptq.curvature": True, "gptq.refine": 6}  # long enough to be interrupted on any machine
-    command = [sys.executable, "-m", "hfcompress.cli", "run", "gptq-w4a16", "--samples", "64", "--no-eval"]
+    # what a shell has started in the background ignores interrupts, and so would all that it starts itself
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from hfcompress.cli import main; main()"
+    command = [sys.executable, "-c", heeding, "run", "gptq-w4a16", "--samples", "64", "--no-eval"]
     command += [part for key, value in refined.items() for part in ("--set", f"{key}={str(value).lower()}")]
     command += ["--output", str(tmp_path / "out")]
     journal = partial_path(tmp_path / "out") / "journal.json"

@@ -314,7 +314,7 @@ def test_other_formats_hold_what_was_trained(tmp_path, trained, layout):
     "steps",
     [
         hfc.Codebook(bits=2, rounds=0, shift=0.0),
-        hfc.VQ(bits=2, rounds=0, shift=0.0),
+        hfc.VQ(bits=1, length=4, rounds=0, shift=0.0),
         hfc.Sparsify("2:4", shift=0.0) >> hfc.VQ(bits=2, length=1, rounds=0, shift=0.0),
     ],
 )
