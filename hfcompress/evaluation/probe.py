@@ -227,10 +227,10 @@ def _load_libraries(request: Request) -> None:
     tiny = dataclasses.replace(request, folder=str(tiny_folder()), trust_remote_code=False)
     with tiny.model() as model:
         generate(model, torch.zeros((1, 8), dtype=torch.int64, device=request.device), 2)
+    if checkpoint.quantization_config is not None:
+        import compressed_tensors  # noqa: F401
     if request.packed:
         warm_up()
-    elif checkpoint.quantization_config is not None:
-        import compressed_tensors  # noqa: F401
     architecture(checkpoint)
 
 
