@@ -114,9 +114,14 @@ class Way:
     packed: bool = False
 
 
+def both(comparison: Comparison) -> list[Way]:
+    """The two models as transformers loads them."""
+    return [Way(key, checkpoint, comparison.loaded_dtype) for key, checkpoint in comparison.models]
+
+
 def ways(comparison: Comparison) -> list[Way]:
-    """Both models as transformers loads them and, if there are kernels for its weights, the compressed one packed."""
-    found = [Way(key, checkpoint, comparison.loaded_dtype) for key, checkpoint in comparison.models]
+    """[`both`] and, if there are kernels for its weights, the compressed one packed."""
+    found = both(comparison)
     if runs_packed(comparison.candidate, comparison.device):
         found.append(Way("packed", comparison.candidate, KERNEL_DTYPE, packed=True))
     return found
@@ -143,7 +148,7 @@ def in_turns(
     Raises:
         HfcompressError: a process failed.
     """
-    turns = ways(comparison)[: len(comparison.models)] if turns is None else turns
+    turns = both(comparison) if turns is None else turns
     readings: dict[str, list[dict[str, Any]]] = {way.key: [] for way in turns}
     with contextlib.ExitStack() as stack:
         folders = {key: stack.enter_context(folder_of(checkpoint)) for key, checkpoint in comparison.models}

@@ -16,7 +16,7 @@ Reading checkpoints of E4M3 weights with a scale for every block, as DeepSeek-V3
 
 `weight` is float8_e4m3fn `(out_features, in_features)`, and `weight_scale_inv` float32 `(ceil(out_features / rows),
 ceil(in_features / columns))` holds what blocks of `weight_block_size` `(rows, columns)` are multiplied by; without blocks it is
-one number.
+one number. That kernels for such weights round what linears read, too, is left out, as it is where transformers unpacks them.
 """
 
 from collections.abc import Mapping

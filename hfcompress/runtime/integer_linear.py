@@ -18,6 +18,7 @@ there the arithmetic takes the time, and not the weight's way from memory.
 """
 
 import functools
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,9 @@ class IntegerLinear(PackedLinear):
         self.register_buffer("scales", weight.scales, persistent=False)
         self.register_buffer("zero_points", weight.zero_points, persistent=False)
 
+    @abstractmethod
     def codes(self) -> Tensor:
         """int8 `(out_features, in_features)`."""
-        raise NotImplementedError
 
     def stored(self) -> dict[str, Tensor]:
         return self.layout.pack(QuantizedWeight(self.codes(), self.scales, self.zero_points, self.grid))
@@ -80,9 +81,9 @@ class IntegerLinear(PackedLinear):
         found = found if self.bias is None else found + self.bias
         return found.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
+    @abstractmethod
     def _of_few(self, inputs: Tensor) -> Tensor:
         """bfloat16 `(tokens, out_features)` for bfloat16 `(tokens, in_features)`."""
-        raise NotImplementedError
 
     def _of_many(self, inputs: Tensor) -> Tensor:
         """float32 likewise."""
@@ -93,9 +94,9 @@ class IntegerLinear(PackedLinear):
             torch.mm(inputs, self._transposed(start, stop), out=found[:, start:stop])
         return found
 
+    @abstractmethod
     def _transposed(self, start: int, stop: int) -> Tensor:
         """The values of rows `start`, a multiple of 64, to `stop`: float32 `(in_features, stop - start)`."""
-        raise NotImplementedError
 
 
 class Int4Linear(IntegerLinear):

@@ -13,6 +13,8 @@
 # limitations under the License.
 """A linear whose weight stays in memory as it is stored, and is unpacked for as long as it runs."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ from hfcompress.solvers.grid import Grid
 STORED = "stored_"  # in the names of buffers
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """
     The base of what takes the place of an `nn.Linear` without a dense weight. Its state holds the tensors as they lie on disk, so
     that `save_pretrained` writes them again.
@@ -45,9 +47,9 @@ class PackedLinear(nn.Module):
         self.bias = bias
         self.savable = True  # with all others of its model
 
+    @abstractmethod
     def stored(self) -> dict[str, Tensor]:
         """The tensors on disk, by local names."""
-        raise NotImplementedError
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if not self.savable:

@@ -56,8 +56,7 @@ def rate(found: Vectors) -> float:
 def code_lengths(found: Vectors) -> Tensor:
     """Bits that each number takes: float32 `(books, tables, entries)`."""
     books, tables, entries, _ = found.vectors.shape
-    numbers = entries * (found.book[:, None, None] * tables + torch.arange(tables)) + found.codes
-    counts = torch.bincount(numbers.flatten(), minlength=books * tables * entries)
+    counts = torch.bincount(found.numbers.flatten(), minlength=books * tables * entries)
     shares = counts.view(books, tables, entries) + UNUSED
     return -(shares / shares.sum(-1, keepdim=True)).log2()
 

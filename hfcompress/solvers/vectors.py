@@ -72,6 +72,12 @@ class Vectors:
         """float32 `(out_features, in_features)`."""
         return at_vectors(self.vectors, self.codes, self.book) * self.scales[:, None]
 
+    @property
+    def numbers(self) -> Tensor:
+        """Of each vector among those of all books and tables: int64, like the codes."""
+        _, tables, entries, _ = self.vectors.shape
+        return entries * (self.book[:, None, None] * tables + torch.arange(tables)) + self.codes
+
 
 def gptq_vectors(
     target: Tensor,
@@ -281,8 +287,7 @@ def refitted(objective: Objective, found: Vectors) -> Tensor:
     are zero, so remains the first.
     """
     books, tables, entries, length = found.vectors.shape
-    numbers = entries * (found.book[:, None, None] * tables + torch.arange(tables)) + found.codes
-    numbers = numbers.view(-1, tables)
+    numbers = found.numbers.view(-1, tables)
     places = (numbers[:, None] * length + torch.arange(length)[:, None]).flatten(0, 1)  # of weights in all tables
 
     def gathered(each: Tensor) -> Tensor:

@@ -115,6 +115,14 @@ def test_what_cannot_be_merged_is_told(tmp_path, cache):
     changed(folder, base_model_name_or_path=str(tmp_path / "opt"))
     with pytest.raises(CheckpointError, match=r"is of another model: it changes model.layers.0"):
         Checkpoint.open(folder)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(UnsupportedModelError, match=r"is no plain LoRA \(base_model.model.lm_head.weight\)"):
+        Checkpoint.open(folder)
+    save_file(dict(sorted(tensors.items())[1:]), path)
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors is damaged; download or copy it again"):
+        Checkpoint.open(folder)
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"adapter_config.json is damaged; download or copy it again"):
         Checkpoint.open(folder)

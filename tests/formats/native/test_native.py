@@ -29,8 +29,11 @@ from transformers import AutoModelForCausalLM
 import hfcompress as hfc
 from hfcompress.cli import USER_ERROR, _guarded, app
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
+from hfcompress.formats.native import numbers
+from hfcompress.formats.native.vectors import VectorCodes
 from hfcompress.formats.reading import decoded
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.solvers.grid import Grid, QuantizedWeight
 from hfcompress.solvers.pattern import Pattern
 
 
@@ -402,3 +405,15 @@ def test_a_correction_of_low_rank_stands_beside_vectors(tiny, tmp_path):
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.index("import hfcompress.integrations.transformers") < card.index("PeftModel.from_pretrained")
+
+
+def test_books_that_rows_cannot_be_divided_into_are_told():
+    """Eight rows make four books of two, or eight of one, and never five."""
+    grid = Grid(0, 2, type="vector", rate=1.0)
+    codes, scales = torch.zeros(8, 3, 1, dtype=torch.uint8), torch.ones(8, 1).half()
+    stored = VectorCodes().pack(QuantizedWeight(codes, scales, None, grid, vectors=torch.rand(4, 1, 4, 2).half()))
+    assert VectorCodes().unpack(stored, grid).vectors.shape == (4, 1, 4, 2)
+    damaged = {**stored, "weight_vectors": torch.rand(5, 1, 4, 2).half()}
+    damaged |= numbers.packed(codes.flatten(1), 2, damaged["weight_vectors"])
+    with pytest.raises(CheckpointError, match="A weight of vectors is damaged; download or copy its file again"):
+        VectorCodes().unpack(damaged, grid)
