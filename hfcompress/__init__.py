@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Tune,
     )
     from hfcompress.runtime.loading import load
+    from hfcompress.runtime.vector_cache import VectorCache
 
 
 __version__ = "0.1.0"
@@ -82,6 +83,7 @@ _WHERE = {
     "TorchAo": "hfcompress.recipes",
     "Tune": "hfcompress.recipes",
     "VQ": "hfcompress.recipes",
+    "VectorCache": "hfcompress.runtime.vector_cache",
     "compare": "hfcompress.measuring",
     "compress": "hfcompress.compression",
     "evaluate": "hfcompress.measuring",
@@ -118,6 +120,7 @@ __all__ = [
     "Sparsify",
     "TorchAo",
     "Tune",
+    "VectorCache",
     "compare",
     "compress",
     "evaluate",

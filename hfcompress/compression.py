@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from hfcompress.budgeting.settle import plan_of, settle
@@ -33,6 +34,7 @@ from hfcompress.evaluation.measure import measure as measure_all
 from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats.layout import Layout
+from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
@@ -43,6 +45,7 @@ from hfcompress.models.shallow import merged
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.block_pass import BlockPass
+from hfcompress.passes.cache_vectors import learn_vectors
 from hfcompress.passes.footprint import Course, choose_course, rows_at_once
 from hfcompress.passes.journal import DISTILL, LORA, QAT, Journal
 from hfcompress.passes.memory import give_back_large_tensors_at_once
@@ -62,6 +65,7 @@ from hfcompress.preparing import (
 from hfcompress.progress import Progress, Silent
 from hfcompress.provenance import described_base, described_calibration, fingerprint, has_student, versions
 from hfcompress.recipes import Job, Recipe, Steps
+from hfcompress.runtime.vector_cache import FILE
 
 
 @dataclass
@@ -253,6 +257,7 @@ def compress(
         processes.wait()
         passes = 1 if ready.training is None else 2
         passes += 2 if ready.choices is not None and journal.budget is None else 0
+        passes += 1 if last.cache_bits else 0
         progress.start(passes * len(streamed) + (units(comparison, names) if comparison else 0))
         if ready.choices is not None:
             _settle_budget(ready, job, writer, journal, progress, memory_limit)
@@ -278,7 +283,8 @@ def compress(
             _check_zeros(made, ready, results)
         else:
             ready.pruning.verify(made, journal)
-        manifest = {**_manifest(ready, job, base, journal, results, made), **beside}
+        vectors = {} if last.cache_bits is None else _learn_cache(ready, last, writer, made, progress)
+        manifest = {**_manifest(ready, job, base, journal, results, made), **beside, **vectors}
         writer.write_json(MANIFEST, manifest)  # the measurements read it
         phases.end("write")
         report = None
@@ -370,6 +376,19 @@ def _manifest(
         "processes": ready.processes.count,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _learn_cache(ready: Prepared, job: Job, writer: CheckpointWriter, made: Checkpoint, progress: Progress) -> dict:
+    """Put vectors for the cache beside the finished model; what the manifest says of them."""
+    tokens, bits = ready.tokens, job.cache_bits
+    assert tokens is not None
+    assert bits is not None
+    tensors = decoded(made.tensors, made.quantization_config)
+    model = StreamedModel(made, ready.processes.device, ready.streamed.dtype, tensors)
+    stored = made.config.dtype if isinstance(made.config.dtype, torch.dtype) else torch.bfloat16
+    vectors = learn_vectors(model, tokens.batch(slice(None)), bits, stored, job.calibration.seed, progress)
+    writer.write_beside(FILE, vectors)
+    return {"cache_vectors": {"bits": bits, "bytes": sum(tensor.nbytes for tensor in vectors.values())}}
 
 
 def _check_zeros(made: Checkpoint, ready: Prepared, results: list[dict]) -> None:

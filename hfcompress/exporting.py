@@ -53,6 +53,7 @@ from hfcompress.models.roles import LinearShape, find_linears, linear_shape
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.progress import Progress, Silent
+from hfcompress.runtime.vector_cache import FILE, has_books
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 from hfcompress.solvers.pattern import Pattern
 
@@ -369,6 +370,7 @@ def _write_companions(writer: CheckpointWriter, checkpoint: Checkpoint, layout: 
     if isinstance(layout, Dense):
         described["dtype"] = str(layout.dtype).removeprefix("torch.")
     beside = [path.relative_to(checkpoint.folder) for path in sorted(checkpoint.folder.glob(f"{ADAPTER}/adapter_*"))]
+    beside += [Path(FILE)] if has_books(checkpoint) else []
     for name in (*checkpoint.companions(), *beside):
         writer.copy(checkpoint.folder / name, name)
     if has_adapter(checkpoint):

@@ -26,6 +26,7 @@ from hfcompress.errors import InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.runtime.vector_cache import VectorCache, has_books
 
 
 NEW_TOKENS = 256
@@ -60,7 +61,7 @@ def generate(
     say: Callable[[str], None] | None = None,
 ) -> Generated:
     """
-    Let a checkpoint go on with a prompt, loaded as plain transformers loads it.
+    Let a checkpoint go on with a prompt, loaded as plain transformers loads it, and with the cache that lies beside it, if one does.
 
     Args:
         model (`str`, `Path` or `PreTrainedModel`): the checkpoint.
@@ -107,6 +108,7 @@ def generate(
         torch.manual_seed(seed)
         began = time.perf_counter()
         talker: Any = loaded
+        cache = {"past_key_values": VectorCache.from_pretrained(checkpoint)} if has_books(checkpoint) else {}
         found = talker.generate(
             input_ids=ids.to(where),
             attention_mask=torch.ones_like(ids).to(where),
@@ -114,6 +116,7 @@ def generate(
             streamer=None if say is None else _Teller(reader, say),
             pad_token_id=reader.pad_token_id if reader.pad_token_id is not None else reader.eos_token_id,
             **options,
+            **cache,
         )
         seconds = time.perf_counter() - began
     new = found[0, len(ids[0]) :]

@@ -31,6 +31,7 @@ from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.students import MadeStudent, make_student
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
+from hfcompress.passes.cache_vectors import check_cache
 from hfcompress.passes.library_pass import LibraryPass
 from hfcompress.passes.narrow_pass import NarrowPass
 from hfcompress.passes.plan import Plan, make_plan
@@ -171,8 +172,10 @@ def prepare(
     else:
         plan = make_plan(model_to_plan, job.steps, layout) if choices is None else choices.draft
     tokens, trained = None, job.training is not None or pruning is not None or job.distilling is not None
-    if plan.needs_inputs or trained or (rotation is not None and rotation.needs_trial):
+    if plan.needs_inputs or trained or job.cache_bits or (rotation is not None and rotation.needs_trial):
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
+    if job.cache_bits and tokens is not None:
+        check_cache(streamed, tokens.batch(slice(None)), job.cache_bits)
     if rotation is not None:
         streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
         if choices is not None:  # a rotation that was not possible

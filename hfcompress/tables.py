@@ -38,7 +38,11 @@ def _quality_table(report: dict[str, Any]) -> Table:
     shown.add_row("size", size(report["baseline_size_bytes"]), f"{size(report['size_bytes'])} ({ratio:.0%})")
     helped = report.get("with_adapter")
     label = "" if helped is None else f", with the adapter of {size(helped['adapter_bytes'])}"
-    others = (helped, label), (report.get("out_of_domain"), ", other domain")
+    coded = report.get("with_cache")
+    cached = (
+        "" if coded is None else f", cache of {coded['bytes']:,} instead of {coded['dense_bytes']:,} bytes a token"
+    )
+    others = (helped, label), (coded, cached), (report.get("out_of_domain"), ", other domain")
     for found, where in ((report, ""), *others):
         if found:
             shown.add_row(f"perplexity{where}", f"{found['baseline_perplexity']:.4f}", f"{found['perplexity']:.4f}")

@@ -42,7 +42,17 @@ SHOWN = {  # what has a place of its own on the page
     *("perplexity", "baseline_perplexity", "log_perplexity_difference", "log_perplexity_difference_stderr"),
     *("kl_mean", "kl_mean_stderr", "kl_median", "kl_p99", "kl_max", "kl_histogram"),
     *("top1_agreement", "top1_agreement_stderr", "rms_probability_change", "tokens"),
-    *("size_bytes", "baseline_size_bytes", "out_of_domain", "with_adapter", "how", "score", "skipped", *MEASUREMENTS),
+    *(
+        "size_bytes",
+        "baseline_size_bytes",
+        "out_of_domain",
+        "with_adapter",
+        "with_cache",
+        "how",
+        "score",
+        "skipped",
+        *MEASUREMENTS,
+    ),
 }
 
 

@@ -41,6 +41,7 @@ from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.progress import Progress
+from hfcompress.runtime.vector_cache import CodedStates, bytes_of_a_token, has_books, read_books
 
 
 LOGIT_BYTES = 1 << 26  # of one batch's logits, or of one slice of a long row's, in float32
@@ -51,7 +52,8 @@ BINS_PER_DECADE = 4
 
 def units(comparison: Comparison) -> int:
     """Steps that [`measure`] will report."""
-    return (6 if has_adapter(comparison.candidate) else 4) * comparison.blocks
+    ways = 4 + 2 * has_adapter(comparison.candidate) + 2 * has_books(comparison.candidate)
+    return ways * comparison.blocks
 
 
 def measure(comparison: Comparison) -> dict[str, Any]:
@@ -62,8 +64,8 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         `dict`: `perplexity`, `baseline_perplexity`, `log_perplexity_difference` (paired, nats per token), `kl_mean`,
         `kl_median`, `kl_p99`, `kl_max` (nats, KL(baseline || candidate) over every predicted position),
         `top1_agreement`, `rms_probability_change` (of the token that follows), `tokens` (predicted positions), standard
-        errors clustered by row, `size_bytes`, `baseline_size_bytes`, the same on `out_of_domain` text and `with_adapter`, if
-        there is one in the folder, and `how`.
+        errors clustered by row, `size_bytes`, `baseline_size_bytes`, the same on `out_of_domain` text and `with_adapter` and
+        `with_cache` (no token's keys and values left as they are), if there are such in the folder, and `how`.
 
     Raises:
         CheckpointError: the two models have different tokenizers.
@@ -102,6 +104,9 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         helped = diverge(comparison, label="evaluating with the adapter", adapter=True).results()
         size = sum(path.stat().st_size for path in adapter_of(comparison.candidate).glob("*.safetensors"))
         results["with_adapter"] = {**helped, "adapter_bytes": size}
+    if has_books(comparison.candidate):
+        coded = diverge(comparison, label="evaluating with the cache", cache=True).results()
+        results["with_cache"] = {**coded, **bytes_of_a_token(comparison.candidate)}
     try:
         samples = max(1, rows // OTHER_ROWS)
         other = pack_texts(source_code(), PACKAGE, comparison.baseline, samples, seq_len, comparison.seed)
@@ -196,7 +201,11 @@ def histogram(kl: np.ndarray) -> dict[str, list]:
 
 @torch.no_grad()
 def diverge(
-    comparison: Comparison, tokens: Tokens | None = None, label: str = "evaluating", adapter: bool = False
+    comparison: Comparison,
+    tokens: Tokens | None = None,
+    label: str = "evaluating",
+    adapter: bool = False,
+    cache: bool = False,
 ) -> Divergence:
     """
     Both models over the same text.
@@ -206,6 +215,7 @@ def diverge(
         tokens (`Tokens`, *optional*): defaults to the comparison's.
         label (`str`, *optional*): what the progress bar says.
         adapter (`bool`, *optional*, defaults to `False`): the candidate with the adapter in its folder.
+        cache (`bool`, *optional*, defaults to `False`): the candidate with its keys and values as the vectors in its folder.
 
     Raises:
         CheckpointError: the two models have different tokenizers.
@@ -217,15 +227,18 @@ def diverge(
     at_once = max(1, LOGIT_BYTES // (4 * vocabulary))  # positions
     rows = max(1, min(BATCH_TOKENS, at_once) // seq_len)
     batches = tokens.batch().split(rows)
-    cache = _cache(comparison, tokens, len(batches), vocabulary)
+    kept = _cache(comparison, tokens, len(batches), vocabulary)
     if adapter:
         streamed = open_streamed(candidate, comparison.device, comparison.dtype)
         model = StreamedLogits(adapted(streamed, adapter_of(candidate)))
+    elif cache:
+        streamed = open_streamed(candidate, comparison.device, comparison.dtype)
+        model = StreamedLogits(streamed.caching(CodedStates(read_books(candidate), candidate.config)))
     else:
         model = open_for_logits(candidate, comparison.device, comparison.dtype)
     model.prepare(batches, progress, label)
     measured = []
-    with model.head() as head, _teacher(comparison, batches, cache, label, vocabulary) as teacher:
+    with model.head() as head, _teacher(comparison, batches, kept, label, vocabulary) as teacher:
         for index, batch in enumerate(batches):
             where, targets = _predicted(batch, comparison.device)
             slices = [slice(start, start + at_once) for start in range(0, max(1, len(targets)), at_once)]
@@ -233,10 +246,10 @@ def diverge(
             for part, theirs in zip(slices, teacher(index, where, targets, slices), strict=True):
                 found = _compare(_log_probs(logits, where[part], vocabulary), theirs, targets[part])
                 measured.append({**found, "row": where[part, 0] + index * rows, "position": where[part, 1] + 1})
-    if cache is not None and not cache.complete:
-        cache.finish()
+    if kept is not None and not kept.complete:
+        kept.finish()
     arrays = {name: torch.cat([m[name] for m in measured]).cpu().numpy() for name in measured[0]}
-    return Divergence(**arrays, teacher="live" if cache is None else cache.described(vocabulary))
+    return Divergence(**arrays, teacher="live" if kept is None else kept.described(vocabulary))
 
 
 def _vocabulary(candidate: Checkpoint, baseline: Checkpoint) -> int:

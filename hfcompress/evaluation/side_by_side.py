@@ -38,8 +38,14 @@ def side_by_side(comparison: Comparison) -> list[dict[str, str]] | None:
     """
     if not _is_quick(comparison):
         return None
-    prompts = starts(comparison.tokens, PROMPT_TOKENS, comparison.seed)[:PROMPTS]
-    written = {name: _written(comparison, checkpoint, prompts) for name, checkpoint in comparison.models}
+    whole = PROMPT_TOKENS + NEW_TOKENS
+    places = min(
+        getattr(c.config.get_text_config(), "max_position_embeddings", None) or whole for _, c in comparison.models
+    )
+    prompt_tokens = min(PROMPT_TOKENS, places // 2)
+    new_tokens = min(NEW_TOKENS, places - prompt_tokens)
+    prompts = starts(comparison.tokens, prompt_tokens, comparison.seed)[:PROMPTS]
+    written = {name: _written(comparison, checkpoint, prompts, new_tokens) for name, checkpoint in comparison.models}
     return shown(comparison, prompts, written)
 
 
@@ -56,9 +62,9 @@ def shown(comparison: Comparison, prompts: np.ndarray, written: dict[str, np.nda
     ]
 
 
-def _written(comparison: Comparison, checkpoint: Any, prompts: np.ndarray) -> np.ndarray:
+def _written(comparison: Comparison, checkpoint: Any, prompts: np.ndarray, new_tokens: int) -> np.ndarray:
     with whole_model(checkpoint, comparison.device, comparison.dtype) as model:
-        return generate(model, prompts, NEW_TOKENS)
+        return generate(model, prompts, new_tokens)
 
 
 def _is_quick(comparison: Comparison) -> bool:

@@ -169,6 +169,11 @@ class CheckpointWriter:
         """Write a JSON file into the result."""
         write_json(self.result / name, value)
 
+    def write_beside(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write a file of tensors that are none of the model's weights into the result."""
+        (self.result / name).parent.mkdir(parents=True, exist_ok=True)
+        self._write(self.result / name, tensors)
+
     def copy(self, source: Path, name: Path) -> None:
         """Copy a file into the result."""
         target = self.result / name

@@ -377,6 +377,10 @@ def _groups(manifest: dict[str, Any]) -> list[str]:
         }.get(str(kind), scales)
         details = [*([f"pattern {pattern}"] if pattern else []), told, *scales]
         groups.append(f"{whose}: {', '.join([methods, *details])}{INPUTS.get(inputs, '')}")
+    if vectors := manifest.get("cache_vectors"):
+        groups.append(
+            f"keys and values: {vectors['bits']} bits in vectors of {8 // vectors['bits']}, in a `VectorCache`"
+        )
     if cache := manifest.get("kv_cache"):
         codes = "E4M3" if cache == "float" else "integers"
         groups.append(f"keys and values: 8 bits ({codes}), one scale each per attention")
@@ -453,7 +457,11 @@ def _quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         return rows
     helped = report.get("with_adapter")
     label = "" if helped is None else f", with the adapter of {size(helped['adapter_bytes'])}"
-    others = (helped, label), (report.get("out_of_domain"), ", other domain")
+    coded = report.get("with_cache")
+    cached = (
+        "" if coded is None else f", cache of {coded['bytes']:,} instead of {coded['dense_bytes']:,} bytes a token"
+    )
+    others = (helped, label), (coded, cached), (report.get("out_of_domain"), ", other domain")
     for found, where in ((report, ""), *others):
         if not found:
             continue

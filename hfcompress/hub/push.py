@@ -44,7 +44,15 @@ UNITS = 3  # how often `push` calls progress.step
 MAIN = "main"
 CONFIG, INDEX, MANIFEST, README = "config.json", "model.safetensors.index.json", "hfcompress.json", "README.md"
 WEIGHTS = "model*.safetensors"
-OWN = (CONFIG, WEIGHTS, "model*.safetensors.index.json", "model*.gguf", "adapter/adapter_*", MANIFEST)
+OWN = (
+    CONFIG,
+    WEIGHTS,
+    "model*.safetensors.index.json",
+    "model*.gguf",
+    "adapter/adapter_*",
+    "kv_cache/*.safetensors",
+    MANIFEST,
+)
 RESULTS = ("eval_results.json", "report.html", "plots/*.png", ".eval_results/*.yaml")
 WORDS = (README, LICENCES)  # a person may have written them: never removed from a repo
 CARRIED = (*OWN, *COMPANIONS, *RESULTS, *WORDS)

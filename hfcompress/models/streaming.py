@@ -22,6 +22,7 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -48,6 +50,7 @@ from hfcompress.models.experts import are_apart, merges_experts, refuse_other_ex
 
 
 PROBE_TOKENS = 8
+CACHE = "past_key_values"
 
 
 @dataclass
@@ -151,6 +154,7 @@ class StreamedModel:
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)
         self._returns_tuple: bool | None = None
+        self.cache: Cache | None = None
         self._require_complete()
         for module in self.skeleton.modules():
             for name, buffer in module._buffers.items():
@@ -243,6 +247,12 @@ class StreamedModel:
         """The same model, with these weights, by their names on disk, in place of its own."""
         other = copy.copy(self)
         other.tensors = {**self.tensors, **tensors}
+        return other
+
+    def caching(self, cache: Cache) -> "StreamedModel":
+        """The same model, whose attentions hand their keys and values to this and go on with what it returns."""
+        other = copy.copy(self)
+        other.cache = cache
         return other
 
     def keys_of_block(self, index: int) -> list[str]:
@@ -354,6 +364,8 @@ class StreamedModel:
         args, kwargs = stream.calls[index]
         hidden = stream.hidden
         tell_row_length(block, hidden.shape[1])
+        if self.cache is not None:
+            args, kwargs = _with_cache(block, hidden, args, kwargs, self.cache)
         output = block(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
@@ -450,6 +462,15 @@ class StreamedModel:
         finally:
             for index, original in enumerate(originals):
                 self._blocks[index] = original
+
+
+def _with_cache(block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any], cache: Cache):
+    """How a block is called, but with a cache."""
+    bound = inspect.signature(block.forward).bind(hidden, *args, **kwargs)
+    if CACHE in bound.signature.parameters:
+        bound.arguments[CACHE] = cache
+        return bound.args[1:], bound.kwargs
+    return args, {**kwargs, CACHE: cache}
 
 
 class _Stop(Exception):

@@ -84,7 +84,8 @@ class Coded(Recipe):
     def check_place(self, before, after):
         """Nothing stands beside it that works on a fixed grid."""
         for step in (*before, *after):
-            if step.name not in BESIDE and not (step.name == "qat" and self.trainable):
+            trains = step.name == "qat" and self.trainable
+            if step.name not in BESIDE and not trains and not getattr(step, "vector_bits", None):
                 raise InvalidValueError(
                     f"{self.name} can stand beside {', '.join(n for n in BESIDE if n != self.name)}, and not beside "
                     f"{step.name}; leave one of the two out."

@@ -260,6 +260,11 @@ class Job:
         return earlier, dataclasses.replace(self, steps=rest)
 
     @property
+    def cache_bits(self) -> int | None:
+        """Bits of a channel of the key-value cache, where it is kept in vectors."""
+        return next((step.vector_bits for step in self.steps if isinstance(step, KVCache)), None)
+
+    @property
     def tuning(self) -> Tune | None:
         """The step that tunes whole blocks, if there is one."""
         return next((step for step in self.steps if isinstance(step, Tune)), None)
