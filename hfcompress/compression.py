@@ -38,6 +38,7 @@ from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
+from hfcompress.models.architecture import auto_class, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.manifest import MANIFEST, read_manifest
@@ -362,7 +363,7 @@ def _manifest(
         "kv_cache": ready.plan.kv_cache,
         "skipped": ready.plan.skipped,
         "folds": [pair for pairs in journal.folds.values() for pair in pairs],
-        "coverage": _coverage(results, ready.plan, made.config.get_text_config().tie_word_embeddings),
+        "coverage": _coverage(results, ready.plan, ties_embeddings(made.config)),
         **({} if ready.plan.embeddings is None else {"embeddings": ready.plan.embeddings.name}),
         **_experts(results, ready.streamed),
         "fallbacks": sum(1 for row in results if row["fallback"]),
@@ -371,11 +372,17 @@ def _manifest(
         "witness": journal.witness,
         "sha256": made.sha256,
         **({} if journal.budget is None else {"budget": journal.budget}),
+        **_other_parts(made),
         "device": str(ready.processes.device),
         "dtype": str(ready.streamed.dtype).removeprefix("torch."),
         "processes": ready.processes.count,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _other_parts(made: Checkpoint) -> dict[str, str]:
+    """Of a model that does not read text alone, the class that it is loaded by."""
+    return {} if made.config.get_text_config() is made.config else {"loaded_by": auto_class(made.config).__name__}
 
 
 def _learn_cache(ready: Prepared, job: Job, writer: CheckpointWriter, made: Checkpoint, progress: Progress) -> dict:

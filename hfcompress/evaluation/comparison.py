@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.formats.reading import needs_our_reader, require_packages, teach_transformers
+from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import read_manifest
 from hfcompress.progress import Progress, Silent
@@ -137,7 +138,7 @@ def whole_model(
             teach_transformers(checkpoint.quantization_config)
             assert checkpoint.folder is not None
             options = {} if attention is None else {"attn_implementation": attention}
-            model = AutoModelForCausalLM.from_pretrained(
+            model = auto_class(checkpoint.config).from_pretrained(
                 checkpoint.folder, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code, **options
             )
             if checkpoint.quantization_config is not None and not packed:

@@ -50,6 +50,8 @@ def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
 
 
 def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
+    if manifest.get("loaded_by"):
+        yield "Only the part that reads text was compressed, and measured, on text; what takes in images is as it was."
     fallbacks = [_at(row, "name") for row in manifest.get("linears") or () if _at(row, "fallback")]
     if fallbacks:
         were = "was" if len(fallbacks) == 1 else "were"

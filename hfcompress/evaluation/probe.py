@@ -32,12 +32,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hfcompress.errors import HfcompressError
 from hfcompress.evaluation.fresh_process import USER_ERROR, Request
 from hfcompress.evaluation.memory import open_gauge
 from hfcompress.evaluation.meters import Meter, open_meter
+from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.runtime.integer_linear import warm_up
@@ -96,9 +97,7 @@ def architecture(checkpoint: Checkpoint, **options) -> PreTrainedModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, trust_remote_code=checkpoint.trust_remote_code, **options
-        ).eval()
+        return auto_class(config).from_config(config, trust_remote_code=checkpoint.trust_remote_code, **options).eval()
 
 
 def speed(request: Request) -> dict[str, Any]:

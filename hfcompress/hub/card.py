@@ -133,7 +133,9 @@ def make_card(
         license_name=carried.get("license_name"),
         license_link=carried.get("license_link"),
         model_name=name,
-        pipeline_tag=carried.get("pipeline_tag", "text-generation"),
+        pipeline_tag=carried.get(
+            "pipeline_tag", "image-text-to-text" if manifest.get("loaded_by") else "text-generation"
+        ),
         tags=_tags(manifest),
         eval_results=_eval_results(manifest, report) or None,
     )
@@ -161,6 +163,8 @@ def make_card(
         data=_data_name(report.get("how", {}).get("data", "")),
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=format_of(manifest),
+        loader=manifest.get("loaded_by", "AutoModelForCausalLM"),
+        cached=bool(manifest.get("cache_vectors")),
         packages=_packages(manifest),
         plugin=_plugin(manifest),
         exports=manifest.get(EXPORTS, []),

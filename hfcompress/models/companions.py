@@ -25,6 +25,7 @@ COMPANIONS = (
     "additional_chat_templates/*",
     "preprocessor_config.json",
     "processor_config.json",
+    "video_preprocessor_config.json",
 )
 LICENCES = "LICENSE*"
 # one of these is what a tokenizer is made of

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hfcompress.models.architecture import ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint, StoredTensor
 from hfcompress.models.residual import (
     Heads,
@@ -226,6 +227,8 @@ class Fold:
         """
         skeleton, roles, head = self.model.skeleton, look.residual, look.head
         reading = reading or turn
+        if skeleton.config.get_text_config() is not skeleton.config:
+            raise UnknownRoleError("what the model makes of images enters the residual stream beside the embeddings")
         embedding = self._name_of(skeleton.get_input_embeddings())
         embedding_key = self._key(f"{embedding}.weight")
         if self.model.tensors[embedding_key].shape[-1] != look.width:
@@ -240,7 +243,7 @@ class Fold:
             self._read(self._key(f"{name}.weight"), self._dims(name)[0], norm, reading)
         norm = look.final[head]
         tied = head in {name.removesuffix(".weight") for name in skeleton.all_tied_weights_keys}
-        if not (tied and skeleton.config.get_text_config().tie_word_embeddings):
+        if not (tied and ties_embeddings(skeleton.config)):
             return self._read(self._key(f"{head}.weight"), 1, norm, reading)
         gain = Gain(1, self.model.tensors[self._key(norm.parameter)], norm).values()
         if part or not (gain == gain[0]).all():  # one number for all commutes with the rotation, and the tie may stay

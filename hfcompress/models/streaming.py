@@ -31,7 +31,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -45,6 +45,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
+from hfcompress.models.architecture import auto_class, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
 
@@ -175,9 +176,7 @@ class StreamedModel:
         """Every parameter is in the checkpoint, is tied to one that is, or is converted from others."""
         if self.converts:
             return
-        tied = (
-            self.skeleton.all_tied_weights_keys if self.skeleton.config.get_text_config().tie_word_embeddings else {}
-        )
+        tied = self.skeleton.all_tied_weights_keys if ties_embeddings(self.skeleton.config) else {}
         missing = [n for n, _ in self.skeleton.named_parameters() if n not in self.sources and n not in tied]
         if missing:
             raise CheckpointError(
@@ -553,14 +552,13 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
         del config.quantization_config
     try:
         with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code
-            )
+            made = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code)
     except ValueError as error:
         raise UnsupportedModelError(
             f"{checkpoint.name} ({config.model_type}) is not a causal language model that this transformers knows; "
             "update transformers, or give --trust-remote-code if the repo carries its own modelling code."
         ) from error
+    model: PreTrainedModel = made
     take_apart(model, _weight_mapping(model))
     return model.eval()
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM
 
 from hfcompress.errors import InvalidValueError, nearest
+from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.shallow import changed_config, nested, reason_of, shallow
 from hfcompress.models.slicing import SlicedTensor
@@ -69,7 +69,7 @@ def make_student(teacher: StreamedModel, description: Mapping[str, Any], random:
         small.config = changed_config(config, nested(config, changes))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = AutoModelForCausalLM.from_config(
+            fresh = auto_class(config).from_config(
                 small.config, dtype=config.dtype, trust_remote_code=small.trust_remote_code
             )
     except (ValueError, StrictDataclassError, RuntimeError, TypeError, KeyError) as error:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import InvalidValueError
+from hfcompress.models.architecture import ties_embeddings
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.gradients import LOGIT_BYTES, STORED_BYTES
 from hfcompress.models.roles import find_linears, shared_inputs
@@ -115,7 +116,7 @@ class Footprint:
         head = model.skeleton.get_output_embeddings()
         of_head = set() if head is None else {id(p) for p in head.parameters()}
         outside = {id(p): p.numel() * size for p in model.skeleton.parameters() if id(p) not in inside}
-        tied = model.skeleton.config.get_text_config().tie_word_embeddings
+        tied = ties_embeddings(model.skeleton.config)
         table = sum(p.numel() for p in model.skeleton.get_input_embeddings().parameters()) * size
         self.head = 0 if tied else sum(outside[key] for key in of_head if key in outside)
         self.outside = sum(outside.values()) - (table if tied and len(of_head) and not self._shared(of_head) else 0)

@@ -29,12 +29,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter, disk_errors
+from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.roles import find_linears
@@ -138,13 +138,17 @@ class LibraryPass:
             folder = writer.partial / "base"
             checkpoint.model.save_pretrained(folder)
         dtype = checkpoint.config.dtype if isinstance(checkpoint.config.dtype, torch.dtype) else torch.bfloat16
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=self.step.quantization_config(self.plan.untouched, dtype),
-            device_map={"": self.model.device},
-            trust_remote_code=checkpoint.trust_remote_code,
-        ).eval()
+        return (
+            auto_class(checkpoint.config)
+            .from_pretrained(
+                folder,
+                dtype=dtype,
+                quantization_config=self.step.quantization_config(self.plan.untouched, dtype),
+                device_map={"": self.model.device},
+                trust_remote_code=checkpoint.trust_remote_code,
+            )
+            .eval()
+        )
 
     @torch.no_grad()
     def _witness(self, loaded: nn.Module) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
 from hfcompress.models.activations import find_attentions, rounds_caches
+from hfcompress.models.architecture import ties_embeddings
 from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
@@ -546,7 +547,7 @@ def _check_embeddings(task: LinearTask, layout) -> None:
 
 
 def _tied_names(model: StreamedModel) -> set[str]:
-    if not model.skeleton.config.get_text_config().tie_word_embeddings:
+    if not ties_embeddings(model.skeleton.config):
         return set()
     return {name.removesuffix(".weight") for name in model.skeleton.all_tied_weights_keys}
 

@@ -112,6 +112,7 @@ def test_it_is_told_generated_with_and_exported(tiny, tmp_path, monkeypatch):
     card = (tmp_path / "made/README.md").read_text()
     told = f"cache of {coded['bytes']:,} instead of {coded['dense_bytes']:,} bytes a token"
     assert told in card
+    assert 'cache = hfc.VectorCache.from_pretrained("made")' in card
     assert "keys and values: 2 bits in vectors of 4, in a `VectorCache`" in card
     from rich.console import Console
 
