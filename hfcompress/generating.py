@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TextStreamer
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
+from hfcompress.models.architecture import predicts_masked
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.runtime.vector_cache import VectorCache, has_books
@@ -89,6 +90,8 @@ def generate(
     if not 0 <= temperature < float("inf"):
         raise InvalidValueError(f"temperature is {temperature:g}; it must be 0 or above.")
     checkpoint = Checkpoint.open(model, tokenizer, trust_remote_code)
+    if predicts_masked(checkpoint.config):
+        raise InvalidValueError(f"{checkpoint.name} is an encoder, which does not go on with a text.")
     reader = checkpoint.tokenizer
     if reader is None:
         raise InvalidValueError(

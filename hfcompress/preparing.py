@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from hfcompress.budgeting.choices import Choices
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
-from hfcompress.errors import InvalidValueError, OutputError
+from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.formats import get_format
 from hfcompress.formats.dense_view import dense_view
 from hfcompress.formats.writer import CheckpointWriter, check_output
+from hfcompress.models.architecture import predicts_masked
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
@@ -45,7 +46,9 @@ from hfcompress.recipes import Job, load_job
 from hfcompress.recipes.budget import find_budget
 from hfcompress.recipes.distill import NO_STUDENT, Distill
 from hfcompress.recipes.job import RECOVERY
+from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.lora import LoRA
+from hfcompress.recipes.qat import QAT
 
 
 if TYPE_CHECKING:
@@ -128,6 +131,12 @@ def prepare(
         dtype = dtype or original.get("dtype")
         samples, seq_len = _as_calibrated(original, job, calibration)
     checkpoint = _open(model, tokenizer, trust_remote_code)
+    if predicts_masked(checkpoint.config):
+        refused = [step.name for step in job.steps if isinstance(step, (Distill, KVCache, LoRA, QAT))]
+        if refused:
+            raise UnsupportedModelError(
+                f"{checkpoint.name} is an encoder, and {refused[0]} is for models that go on with a text; leave it out."
+            )
     output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
     check_output(output, resume, overwrite, checkpoint.folder)
     if job.origin is not None and output.resolve() == job.origin.resolve():

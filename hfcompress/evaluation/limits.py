@@ -30,6 +30,7 @@ WIDE = 2.0  # a divergence so many times the usual one is worth a sentence
 SIGNIFICANT = 2.0  # standard errors
 LOADED = "Loaded by plain transformers it"
 SIDES = ("baseline", "compressed")
+ENCODER = "AutoModelForMaskedLM"
 
 
 def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -50,7 +51,7 @@ def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
 
 
 def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest.get("loaded_by"):
+    if manifest.get("loaded_by") not in (None, ENCODER):
         yield "Only the part that reads text was compressed, and measured, on text; what takes in images is as it was."
     fallbacks = [_at(row, "name") for row in manifest.get("linears") or () if _at(row, "fallback")]
     if fallbacks:
@@ -95,12 +96,14 @@ def _quality(report: Mapping[str, Any]) -> Iterator[str]:
     if _at(report, "perplexity") is None:
         yield "Its quality was not measured."
         return
+    if (masked := _value(report, "how", "masked")) is not None:
+        yield f"All figures are of {percent(masked, 2)} of the tokens, which were masked and predicted from the others."
     ours, theirs = (_value(report, key) for key in ("perplexity", "baseline_perplexity"))
     if ours and theirs and _exceeds(math.log(ours / theirs), _value(report, "log_perplexity_difference_stderr")):
         yield f"Perplexity rose by {percent(ours / theirs - 1, 3)}, from {number(theirs, 5)} to {number(ours, 5)}."
     agreement = _value(report, "top1_agreement")
     if agreement is not None and agreement < 1:
-        yield f"The most likely next token is another one at {percent(1 - agreement, 3)} of the positions."
+        yield f"The most likely {'token' if masked else 'next token'} is another one at {percent(1 - agreement, 3)} of the positions."
     if (shared := _value(report, "how", "overlap_with_calibration") or 0) > 0:
         yield f"{percent(shared, 3)} of the evaluation's text was also calibrated on, so the figures flatter it."
     here, elsewhere = _value(report, "kl_mean"), _value(report, "out_of_domain", "kl_mean")

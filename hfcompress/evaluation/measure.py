@@ -20,7 +20,7 @@ import importlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hfcompress.errors import HfcompressError, InvalidValueError, nearest
+from hfcompress.errors import HfcompressError, InvalidValueError, UnsupportedModelError, nearest
 from hfcompress.evaluation.report import QUALITY, TASKS, Report
 
 
@@ -68,7 +68,9 @@ def check(comparison: "Comparison", names: Iterable[str]) -> None:
         HfcompressError: one of them cannot.
     """
     for name in chosen(names):
-        if ALL not in names and hasattr(_module(name), "check"):
+        if ALL not in names:
+            _require_text(comparison, name)
+        if (ALL not in names or name == QUALITY) and hasattr(_module(name), "check"):
             _module(name).check(comparison)
 
 
@@ -86,6 +88,7 @@ def measure(comparison: "Comparison", names: Iterable[str]) -> Report:
     report = Report()
     for name in chosen(names):
         try:
+            _require_text(comparison, name)
             found = _module(name).measure(comparison)
         except HfcompressError as error:
             if ALL not in names or name == QUALITY:
@@ -97,6 +100,16 @@ def measure(comparison: "Comparison", names: Iterable[str]) -> Report:
         if name == TASKS and found["recovery"] is not None:
             report["recovery"] = found["recovery"]
     return report
+
+
+def _require_text(comparison: "Comparison", name: str) -> None:
+    """All but quality needs a model that goes on with a text."""
+    from hfcompress.models.architecture import predicts_masked  # transformers takes its time
+
+    if name != QUALITY and predicts_masked(comparison.candidate.config):
+        raise UnsupportedModelError(
+            f"{comparison.candidate.name} is an encoder, of which nothing but quality is measured; leave {name} out of --measure."
+        )
 
 
 def _module(name: str):

@@ -34,9 +34,11 @@ from hfcompress.calibration.overlap import overlap
 from hfcompress.calibration.tokens import Tokens, pack_texts
 from hfcompress.errors import CalibrationError, CheckpointError
 from hfcompress.evaluation.comparison import Comparison, whole_model
+from hfcompress.evaluation.masking import SHARE, mask_id, masked
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.adapter import adapted, adapter_of, has_adapter
+from hfcompress.models.architecture import predicts_masked
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.vocabulary import shared_vocabulary
@@ -56,9 +58,19 @@ def units(comparison: Comparison) -> int:
     return ways * comparison.blocks
 
 
+def check(comparison: Comparison) -> None:
+    """
+    Raises:
+        UnsupportedModelError: an encoder without the token that masks others.
+    """
+    if predicts_masked(comparison.baseline.config):
+        mask_id(comparison.baseline)
+
+
 def measure(comparison: Comparison) -> dict[str, Any]:
     """
-    Compare a model with the one that it was made from, on the evaluation's text and on text of another domain.
+    Compare a model with the one that it was made from, on the evaluation's text and on text of another domain: at every token that
+    another one precedes, or, of an encoder, at those that are masked.
 
     Returns:
         `dict`: `perplexity`, `baseline_perplexity`, `log_perplexity_difference` (paired, nats per token), `kl_mean`,
@@ -85,6 +97,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         "candidate_sha256": comparison.candidate.sha256,
         "standard_errors": "clustered by row",
         "teacher": found.teacher,
+        **({"masked": SHARE} if predicts_masked(comparison.candidate.config) else {}),
     }
     calibrated = (comparison.manifest.get("calibration") or {}).get("sketch")
     if calibrated is not None:
@@ -226,7 +239,12 @@ def diverge(
     seq_len = tokens.input_ids.shape[1]
     at_once = max(1, LOGIT_BYTES // (4 * vocabulary))  # positions
     rows = max(1, min(BATCH_TOKENS, at_once) // seq_len)
-    batches = tokens.batch().split(rows)
+    text, chosen = tokens.batch(), None
+    if predicts_masked(candidate.config):
+        asked, chosen = masked(text, mask_id(baseline), comparison.seed)
+        batches = asked.split(rows)
+    else:
+        batches = text.split(rows)
     kept = _cache(comparison, tokens, len(batches), vocabulary)
     if adapter:
         streamed = open_streamed(candidate, comparison.device, comparison.dtype)
@@ -240,12 +258,18 @@ def diverge(
     measured = []
     with model.head() as head, _teacher(comparison, batches, kept, label, vocabulary) as teacher:
         for index, batch in enumerate(batches):
-            where, targets = _predicted(batch, comparison.device)
+            if chosen is None:
+                where, targets = _predicted(batch, comparison.device)
+            else:
+                own = slice(index * rows, index * rows + len(batch.input_ids))
+                where = chosen[own].nonzero().to(comparison.device)
+                targets = text.input_ids[own][chosen[own]].to(comparison.device)
             slices = [slice(start, start + at_once) for start in range(0, max(1, len(targets)), at_once)]
             logits = _finite(model.logits(head, index), candidate)
             for part, theirs in zip(slices, teacher(index, where, targets, slices), strict=True):
                 found = _compare(_log_probs(logits, where[part], vocabulary), theirs, targets[part])
-                measured.append({**found, "row": where[part, 0] + index * rows, "position": where[part, 1] + 1})
+                place = where[part, 1] + (chosen is None)  # of the token that is predicted
+                measured.append({**found, "row": where[part, 0] + index * rows, "position": place})
     if kept is not None and not kept.complete:
         kept.finish()
     arrays = {name: torch.cat([m[name] for m in measured]).cpu().numpy() for name in measured[0]}
@@ -274,6 +298,7 @@ def _cache(comparison: Comparison, tokens: Tokens, batches: int, vocabulary: int
     whole = comparison.baseline.config.get_text_config().vocab_size
     key = {
         **({} if vocabulary == whole else {"vocabulary": vocabulary}),
+        **({"masked": comparison.seed} if predicts_masked(comparison.baseline.config) else {}),
         "baseline": comparison.baseline_sha256,
         "tokens": tokens.sha256,
         "dtype": str(comparison.dtype),

@@ -51,6 +51,9 @@ class PackQuantized(Layout):
     quant_method = QUANT_METHOD
     packages = ("compressed-tensors",)
 
+    def hides_weight(self, grid: Grid) -> bool:
+        return grid.symmetric  # others are unpacked while they are loaded
+
     def check(self, shape: LinearShape, grid: Grid) -> None:
         if grid.is_plain:
             raise InvalidValueError(
@@ -167,6 +170,9 @@ class IntQuantized(PackQuantized):
 
     name = "int-quantized"
 
+    def hides_weight(self, grid: Grid) -> bool:
+        return False
+
     def suits(self, grid: Grid) -> bool:
         return grid.type == "int"
 
@@ -212,6 +218,9 @@ class CompressedTensors(PackQuantized):
 
     def check(self, shape: LinearShape, grid: Grid) -> None:
         (super() if grid.is_plain else self.layout_of(grid)).check(shape, grid)
+
+    def hides_weight(self, grid: Grid) -> bool:
+        return self.layout_of(grid).hides_weight(grid)
 
     def pack(self, weight: QuantizedWeight) -> dict[str, Tensor]:
         return self.layout_of(weight.grid).pack(weight)

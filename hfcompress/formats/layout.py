@@ -56,6 +56,10 @@ class Layout(ABC):
 
         return Dense() if grid.is_plain else self
 
+    def hides_weight(self, grid: Grid) -> bool:
+        """Whether a linear on this grid has no `weight` while transformers builds and loads the model."""
+        return False
+
     @abstractmethod
     def check(self, shape: LinearShape, grid: Grid) -> None:
         """

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
-from hfcompress.evaluation.limits import limits
+from hfcompress.evaluation.limits import ENCODER, limits
 from hfcompress.evaluation.numbers import number, percent, plus_minus, size
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
@@ -62,6 +62,10 @@ HEARD = {
     "top_k": "the original's most probable tokens",
     "sampled": "tokens drawn from the original",
 }
+TASKS = {
+    ENCODER: "fill-mask",
+    "AutoModelForImageTextToText": "image-text-to-text",
+}  # by the class that loads; otherwise text
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
     "dynamic": ", inputs rounded to 8 bits by a scale per token",
@@ -133,9 +137,7 @@ def make_card(
         license_name=carried.get("license_name"),
         license_link=carried.get("license_link"),
         model_name=name,
-        pipeline_tag=carried.get(
-            "pipeline_tag", "image-text-to-text" if manifest.get("loaded_by") else "text-generation"
-        ),
+        pipeline_tag=carried.get("pipeline_tag", TASKS.get(manifest.get("loaded_by"), "text-generation")),
         tags=_tags(manifest),
         eval_results=_eval_results(manifest, report) or None,
     )
@@ -164,6 +166,7 @@ def make_card(
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=format_of(manifest),
         loader=manifest.get("loaded_by", "AutoModelForCausalLM"),
+        encoder=manifest.get("loaded_by") == ENCODER,
         cached=bool(manifest.get("cache_vectors")),
         packages=_packages(manifest),
         plugin=_plugin(manifest),

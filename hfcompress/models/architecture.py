@@ -13,24 +13,80 @@
 # limitations under the License.
 """By which of transformers' classes a model is built and loaded."""
 
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+import copy
+from collections.abc import Collection
+
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 
-def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText] | type[AutoModelForMaskedLM]
+
+
+def auto_class(config: PretrainedConfig) -> AutoClass:
     """
-    The class that has a head for the next token: the one for images and text where a model has no other, otherwise the one for text,
-    which also knows what the repo's own code stands for.
+    The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model, the one
+    for images and text where a model has no other, otherwise the one for the next token, which also knows what the repo's own code
+    stands for.
     """
+    if predicts_masked(config):
+        return AutoModelForMaskedLM
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if sees and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
 
 
+def predicts_masked(config: PretrainedConfig) -> bool:
+    """Whether the model is an encoder that predicts masked tokens, by what its configuration says of itself."""
+    return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+
+
+def is_headless(config: PretrainedConfig) -> bool:
+    """Whether the model is an encoder that predicts no tokens, by what its configuration says of itself."""
+    heads = ("ForMaskedLM", "ForCausalLM", "LMHeadModel")
+    named = bool(config.architectures) and not any(name.endswith(heads) for name in config.architectures or ())
+    return named and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def ties_embeddings(config: PretrainedConfig) -> bool:
     """Whether a model's output head is its input embeddings: what transformers goes by, of models with several parts too."""
     return getattr(config, "tie_word_embeddings", False)
+
+
+def initialized_from_outside(model: PreTrainedModel, linears: Collection[str]) -> str | None:
+    """
+    The first of these linears whose weight transformers asks for when it initializes the module around it, as it does while it
+    loads; without a weight it could not be loaded.
+
+    Args:
+        model (`PreTrainedModel`): without weights.
+        linears (`Collection[str]`): the names of some of its linears.
+    """
+    tried = set()
+    for name in linears:
+        parent, _, own = name.rpartition(".")
+        around, linear = model.get_submodule(parent), model.get_submodule(name)
+        if (type(around), own) in tried:
+            continue
+        tried.add((type(around), own))
+        bare = copy.copy(linear)
+        bare._parameters = {key: value for key, value in linear._parameters.items() if key != "weight"}
+        stand_in: nn.Module = copy.copy(around)
+        stand_in._modules = {**around._modules, own: bare}
+        try:
+            model._init_weights(stand_in)
+        except AttributeError:
+            return name
+    return None

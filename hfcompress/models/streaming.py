@@ -45,7 +45,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
-from hfcompress.models.architecture import auto_class, ties_embeddings
+from hfcompress.models.architecture import auto_class, is_headless, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
 
@@ -548,6 +548,11 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
             f"{checkpoint.name} is an encoder-decoder ({config.model_type}); only decoder-only language models are "
             "supported yet."
         )
+    if is_headless(config):
+        raise UnsupportedModelError(
+            f"{checkpoint.name} ({', '.join(config.architectures or ())}) is an encoder without a head that predicts tokens, so that nothing could "
+            "be measured of it; give the checkpoint that has its head, such as one for masked tokens."
+        )
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     try:
@@ -555,7 +560,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
             made = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=checkpoint.trust_remote_code)
     except ValueError as error:
         raise UnsupportedModelError(
-            f"{checkpoint.name} ({config.model_type}) is not a causal language model that this transformers knows; "
+            f"{checkpoint.name} ({config.model_type}) is not a language model that this transformers knows; "
             "update transformers, or give --trust-remote-code if the repo carries its own modelling code."
         ) from error
     model: PreTrainedModel = made

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
 from hfcompress.models.activations import find_attentions, rounds_caches
-from hfcompress.models.architecture import ties_embeddings
+from hfcompress.models.architecture import initialized_from_outside, ties_embeddings
 from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
@@ -351,6 +351,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     for name in (name for name in embeddings if name in tasks):
         _check_embeddings(tasks[name], layout)
     _check_experts(model, tasks, layout)
+    _check_loading(model, tasks, layout)
     caches = _cache_tasks(model, steps)
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
     plan = Plan(
@@ -596,6 +597,21 @@ def _check_experts(model: StreamedModel, tasks: Mapping[str, LinearTask], layout
     if coded or layout.codes_beside:
         experts = [name for name, module in model.skeleton.named_modules() if isinstance(module, ExpertLinear)]
         layout.check_experts({name: coded.get(name) for name in experts})
+
+
+def _check_loading(model: StreamedModel, tasks: Mapping[str, LinearTask], layout) -> None:
+    hidden = [
+        n for n, task in tasks.items() if not task.grid.is_plain and layout.of(task.grid).hides_weight(task.grid)
+    ]
+    linears = dict(model.skeleton.named_modules())
+    found = initialized_from_outside(
+        model.skeleton, [name for name in hidden if type(linears[name]) is torch.nn.Linear]
+    )
+    if found is not None:
+        raise InvalidValueError(
+            f"transformers initializes {found} from the module around it, which it cannot where the weight is packed; write "
+            "--set format=int-quantized, or plain weights with --set format=dense."
+        )
 
 
 def _refuse_indivisible(indivisible: dict[str, tuple[LinearShape, Quantizer]]) -> None:

@@ -1,0 +1,254 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Encoders that predict masked tokens: compressed like any model, and measured on what they are for."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, token_ids
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertConfig,
+    DistilBertConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+import hfcompress as hfc
+from hfcompress.errors import HfcompressError, InvalidValueError, UnsupportedModelError
+from hfcompress.evaluation.masking import SHARE, masked
+from hfcompress.generating import generate
+from hfcompress.models.streaming import Batch
+from hfcompress.recipes import KVCache
+
+
+MASK = 5
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+MODELS = {
+    "bert": lambda: BertConfig(**SIZES),
+    "roberta": lambda: RobertaConfig(**SIZES),
+    "modernbert": lambda: ModernBertConfig(
+        **SIZES,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        global_attn_every_n_layers=2,
+        local_attention=16,
+    ),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=64,
+        hidden_dim=128,
+        n_layers=3,
+        n_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+    ),
+}
+GPTQ = hfc.GPTQ(bits=4, group_size=32)
+PACKED = hfc.GPTQ(bits=4, group_size=32, symmetric=False)  # which transformers unpacks while it loads, of any model
+IDS, UNSEEN = token_ids(8, 48), token_ids(4, 32, seed=7)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    words = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[UNK]": 3, "[MASK]": MASK}
+    words |= {f"word{number}": number for number in range(VOCABULARY) if number not in words.values()}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        mask_token="[MASK]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def make_encoder(name: str, kind=AutoModelForMaskedLM):
+    torch.manual_seed(0)
+    model = kind.from_config(MODELS[name]()).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(params=MODELS)
+def saved(request, tmp_path):
+    make_encoder(request.param).save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def bert(tmp_path):
+    make_encoder("bert").save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@torch.no_grad()
+def logits(folder, ids) -> torch.Tensor:
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(input_ids=torch.as_tensor(ids)).logits
+
+
+def test_it_is_measured_on_masked_tokens(saved, tmp_path):
+    result = hfc.compress(saved, PACKED, tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
+    report = result.report
+    asked, chosen = masked(Batch(torch.as_tensor(UNSEEN)), MASK, 0)
+    ours, theirs = (logits(folder, asked.input_ids).log_softmax(-1) for folder in (tmp_path / "made", saved))
+    divergences = (theirs.exp() * (theirs - ours)).sum(-1)[chosen]
+    assert report["kl_mean"] == pytest.approx(float(divergences.mean()), rel=0.02)
+    assert 0 < report["kl_mean"] < 0.05
+    told = ours[chosen].gather(-1, torch.as_tensor(UNSEEN)[chosen][:, None])
+    assert report["perplexity"] == pytest.approx(float(torch.exp(-told.mean())), rel=0.01)
+    assert (report["tokens"], report["how"]["masked"]) == (int(chosen.sum()), SHARE)
+    assert report.get("generations") is None
+    card = (tmp_path / "made/README.md").read_text()
+    assert "pipeline_tag: fill-mask" in card
+    assert "AutoModelForMaskedLM.from_pretrained" in card
+    assert "generate(" not in card
+    assert "All figures are of 15 % of the tokens, which were masked and predicted from the others" in card
+    again = hfc.evaluate(tmp_path / "made", saved, UNSEEN)
+    assert again["kl_mean"] == pytest.approx(report["kl_mean"], rel=1e-5)
+
+
+STEPS = {
+    "zeros": hfc.Sparsify(),
+    "entropy-coded": hfc.Entropy(bits=3),
+    "vectors": hfc.VQ(bits=2, rounds=1),
+    "eight bits": hfc.GPTQ(bits=8, group_size=-1, activations="dynamic"),
+    "awq": hfc.AWQ() >> hfc.RTN(bits=4, group_size=32, symmetric=False),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_kind_of_step_applies(name, saved, tmp_path):
+    result = hfc.compress(saved, STEPS[name], tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
+    assert 0 < result.report["kl_mean"] < 0.5
+    packed = hfc.load(tmp_path / "made", device="cpu", packed=False)
+    assert type(packed).__name__.endswith("ForMaskedLM")
+    with torch.no_grad():
+        found = packed(input_ids=torch.as_tensor(UNSEEN)).logits
+    if name in ("zeros", "eight bits", "awq"):  # which plain transformers reads without a plug-in
+        torch.testing.assert_close(found, logits(tmp_path / "made", UNSEEN), rtol=1e-3, atol=1e-3)
+    else:
+        hfc.export(tmp_path / "made", "dense", tmp_path / "dense", lossy=True)
+        torch.testing.assert_close(found, logits(tmp_path / "dense", UNSEEN), rtol=1e-3, atol=1e-3)
+
+
+def test_what_transformers_could_not_load_packed_is_refused(tmp_path):
+    make_encoder("modernbert").save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        InvalidValueError, match=r"initializes \S*Wqkv from the module around it.*format=int-quantized"
+    ):
+        hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, evaluate=False)
+    for name in ("int-quantized", "dense"):
+        hfc.compress(
+            tmp_path / "base", hfc.Job(steps=(GPTQ,), format=name), tmp_path / name, calibration=IDS, evaluate=False
+        )
+    torch.testing.assert_close(
+        logits(tmp_path / "int-quantized", UNSEEN), logits(tmp_path / "dense", UNSEEN), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_names_of_the_first_checkpoints_are_read(bert, tmp_path):
+    tensors = load_file(bert / "model.safetensors")
+    wanted = logits(bert, UNSEEN)
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
+    old |= {"cls.seq_relationship.weight": torch.ones(2, 64), "cls.seq_relationship.bias": torch.ones(2)}
+    save_file(old, bert / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(bert, UNSEEN), wanted)
+    result = hfc.compress(bert, GPTQ, tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
+    assert 0 < result.report["kl_mean"] < 0.05
+    assert (logits(tmp_path / "made", UNSEEN) - wanted).abs().mean() < 0.1 * wanted.std()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 99), st.booleans())
+def test_every_row_is_asked_something_and_padding_nothing(rows, length, seed, padded):
+    ids = torch.randint(6, VOCABULARY, (rows, length))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if padded:
+        mask[:, length // 2 + 1 :] = False
+    asked, chosen = masked(Batch(ids, mask if padded else None), MASK, seed)
+    assert chosen.any(1).all()
+    assert not chosen[~mask].any()
+    assert torch.equal(asked.input_ids, ids.masked_fill(chosen, MASK))
+    again, _ = masked(Batch(ids, mask if padded else None), MASK, seed)
+    assert torch.equal(again.input_ids, asked.input_ids)
+
+
+def test_so_many_are_asked_for():
+    _, chosen = masked(Batch(torch.zeros(64, 512, dtype=torch.long)), MASK, 0)
+    assert float(chosen.float().mean()) == pytest.approx(SHARE, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "step", [hfc.QAT(), hfc.LoRA(), KVCache(), KVCache(type="vector")], ids=lambda step: step.name
+)
+def test_steps_for_models_that_go_on_are_refused(step, bert, tmp_path):
+    with pytest.raises(
+        UnsupportedModelError, match=f"is an encoder, and {step.name} is for models that go on with a text"
+    ):
+        hfc.compress(bert, hfc.RTN(bits=8, group_size=-1) >> step, tmp_path / "made", calibration=IDS)
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_only_text_can_be_asked_is_refused(bert, tmp_path):
+    hfc.compress(bert, hfc.RTN(bits=8, group_size=-1), tmp_path / "made", evaluate=False)
+    with pytest.raises(
+        UnsupportedModelError, match=r"of which nothing but quality is measured; leave speed out of --measure"
+    ):
+        hfc.evaluate(tmp_path / "made", bert, UNSEEN, measurements=["speed"])
+    with pytest.raises(InvalidValueError, match="is an encoder, which does not go on with a text"):
+        generate(tmp_path / "made", "word9 word10")
+    report = hfc.evaluate(tmp_path / "made", bert, UNSEEN, measurements="all")
+    assert {"speed", "memory", "stability", "robustness"} <= set(report["skipped"])
+
+
+def test_without_a_token_that_masks_it_is_said_before_any_work(tmp_path):
+    make_encoder("bert").save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        UnsupportedModelError, match="predicts tokens that are masked, and has no tokenizer that says how"
+    ):
+        hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
+    assert not (tmp_path / "made").exists()
+    hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, evaluate=False)
+
+
+def test_an_encoder_without_a_head_is_refused(tmp_path):
+    make_encoder("bert", AutoModel).save_pretrained(tmp_path / "base")
+    with pytest.raises(HfcompressError, match=r"\(BertModel\) is an encoder without a head that predicts tokens"):
+        hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS)
