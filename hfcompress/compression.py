@@ -38,7 +38,7 @@ from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
-from hfcompress.models.architecture import auto_class, predicts_masked, ties_embeddings
+from hfcompress.models.architecture import auto_class, is_encoder, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.manifest import MANIFEST, read_manifest
@@ -382,7 +382,7 @@ def _manifest(
 
 def _other_parts(made: Checkpoint) -> dict[str, str]:
     """Of a model that does more than go on with a text, or something else, the class that it is loaded by."""
-    text = made.config.get_text_config() is made.config and not predicts_masked(made.config)
+    text = made.config.get_text_config() is made.config and not is_encoder(made.config)
     return {} if text else {"loaded_by": auto_class(made.config).__name__}
 
 

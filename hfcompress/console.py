@@ -242,6 +242,8 @@ def show_export(exported: Any) -> None:
         lost = f"values of {made['linears_changed']} linears changed"
         if "relative_weight_error" in made:
             lost += f", relative weight error {made['relative_weight_error']:.3g}"
+        if "cosine_mean" in made:
+            lost += f", cosine to the source {made['cosine_mean']:.5f}"
         if "kl_mean" in made:
             lost += f", KL to the source {made['kl_mean']:.3g} nats per token"
     out.print(f"{made['source_format']} to {made['format']}: {lost}", soft_wrap=True)

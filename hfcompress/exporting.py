@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from hfcompress.calibration.tokens import load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
+from hfcompress.evaluation.embedding import turned
 from hfcompress.evaluation.quality import diverge, open_streamed
 from hfcompress.evaluation.report import Report
 from hfcompress.formats import get_format
@@ -45,6 +46,7 @@ from hfcompress.formats.writer import CheckpointWriter, check_output, write_text
 from hfcompress.hub.description import describe
 from hfcompress.models.adapter import ADAPTER, adapter_of, has_adapter, rebased
 from hfcompress.models.adapter import CONFIG as ADAPTER_CONFIG
+from hfcompress.models.architecture import is_headless
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.experts import ExpertLinear, find_routers
@@ -68,7 +70,7 @@ class Exported:
         output_dir (`Path`): the checkpoint in its new format; the file, if it is one.
         made (`dict`): what `hfcompress.json` says of it under `exports`: `format`, `source_format`, `source_sha256`,
             `lossless`, `relative_weight_error`, `linears_changed`, and where it was measured `kl_mean` to the source
-            in nats, with `kl_data` and `kl_tokens`. Of a GGUF file, instead of a `relative_weight_error`, what
+            in nats, with `kl_data` and `kl_tokens`, or of an encoder without a head `cosine_mean`. Of a GGUF file, instead of a `relative_weight_error`, what
             [`hfcompress.formats.gguf.write_gguf`] returns, under `gguf`.
     """
 
@@ -390,10 +392,15 @@ def _format_of(checkpoint: Checkpoint) -> str:
 
 
 def _divergence(made: Checkpoint, source: Checkpoint, data: Any, device: str, progress: Progress) -> dict[str, Any]:
-    """KL(source || export) in nats: what the export alone has lost."""
+    """KL(source || export) in nats, or the cosine where there is no head: what the export alone has lost."""
     where = find_device(device)
     tokens = load_tokens("bundled" if data is None else data, source, split="evaluation", tiny_folder=tiny_folder())
     comparison = Comparison(candidate=made, baseline=source, tokens=tokens, device=where, progress=progress)
+    if is_headless(made.config):
+        return {
+            "cosine_mean": turned(comparison, tokens, "measuring the loss")["cosine_mean"],
+            "kl_data": tokens.source,
+        }
     found = diverge(comparison, tokens, "measuring the loss").results()
     return {"kl_mean": found["kl_mean"], "kl_data": tokens.source, "kl_tokens": found["tokens"]}
 

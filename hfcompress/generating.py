@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, TextStreamer
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
-from hfcompress.models.architecture import predicts_masked
+from hfcompress.models.architecture import is_encoder
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.runtime.vector_cache import VectorCache, has_books
@@ -90,7 +90,7 @@ def generate(
     if not 0 <= temperature < float("inf"):
         raise InvalidValueError(f"temperature is {temperature:g}; it must be 0 or above.")
     checkpoint = Checkpoint.open(model, tokenizer, trust_remote_code)
-    if predicts_masked(checkpoint.config):
+    if is_encoder(checkpoint.config):
         raise InvalidValueError(f"{checkpoint.name} is an encoder, which does not go on with a text.")
     reader = checkpoint.tokenizer
     if reader is None:

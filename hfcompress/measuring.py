@@ -23,12 +23,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.tokens import load_tokens
-from hfcompress.errors import InvalidValueError
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.measure import QUALITY, TASKS, check, chosen, measure, tasks_of, units
 from hfcompress.evaluation.plots import pareto_front
 from hfcompress.evaluation.report import Report
 from hfcompress.hub.description import describe
+from hfcompress.models.architecture import is_headless
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
@@ -159,6 +160,11 @@ def compare(
     candidates = [Checkpoint.open(model, trust_remote_code=trust_remote_code) for model in models]
     original = Checkpoint.open(baseline or base_of(candidates[0].folder), trust_remote_code=trust_remote_code)
     common = _comparison(candidates[0], original, data, samples, seq_len, device, dtype, progress)
+    for candidate in candidates:
+        if is_headless(candidate.config):
+            raise UnsupportedModelError(
+                f"{candidate.name} is an encoder without a head, so that it has no divergence to compare; use hfcompress eval."
+            )
     known = [_known(candidate, common) for candidate in candidates]
     progress.start(sum(units(common, [QUALITY]) for report in known if report is None))
     rows: list[dict[str, Any]] = []

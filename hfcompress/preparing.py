@@ -25,7 +25,7 @@ from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelEr
 from hfcompress.formats import get_format
 from hfcompress.formats.dense_view import dense_view
 from hfcompress.formats.writer import CheckpointWriter, check_output
-from hfcompress.models.architecture import predicts_masked
+from hfcompress.models.architecture import is_encoder, is_headless
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.manifest import base_of, read_manifest
@@ -43,12 +43,14 @@ from hfcompress.passes.rotate import RotationChoice
 from hfcompress.passes.smaller import kept_sizes
 from hfcompress.progress import Progress
 from hfcompress.recipes import Job, load_job
-from hfcompress.recipes.budget import find_budget
+from hfcompress.recipes.budget import Budget, find_budget
 from hfcompress.recipes.distill import NO_STUDENT, Distill
 from hfcompress.recipes.job import RECOVERY
 from hfcompress.recipes.kv_cache import KVCache
 from hfcompress.recipes.lora import LoRA
+from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
+from hfcompress.recipes.rotate import Rotate
 
 
 if TYPE_CHECKING:
@@ -131,12 +133,7 @@ def prepare(
         dtype = dtype or original.get("dtype")
         samples, seq_len = _as_calibrated(original, job, calibration)
     checkpoint = _open(model, tokenizer, trust_remote_code)
-    if predicts_masked(checkpoint.config):
-        refused = [step.name for step in job.steps if isinstance(step, (Distill, KVCache, LoRA, QAT))]
-        if refused:
-            raise UnsupportedModelError(
-                f"{checkpoint.name} is an encoder, and {refused[0]} is for models that go on with a text; leave it out."
-            )
+    _check_encoder(checkpoint, job)
     output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
     check_output(output, resume, overwrite, checkpoint.folder)
     if job.origin is not None and output.resolve() == job.origin.resolve():
@@ -213,6 +210,22 @@ def prepare(
         *(checkpoint, source, streamed, output, processes, layout, plan, tokens, rotation, choices, training, library),
         *(config, pruning, distilling),
     )
+
+
+def _check_encoder(checkpoint: Checkpoint, job: Job) -> None:
+    """An encoder is refused steps that learn or judge by the next token."""
+    refused: tuple[type, ...] = (Distill, KVCache, LoRA, QAT) if is_encoder(checkpoint.config) else ()
+    refused += (Budget, Prune, Rotate) if is_headless(checkpoint.config) else ()
+    for step in job.steps:
+        if isinstance(step, refused):
+            what = (
+                "that have a head for tokens"
+                if isinstance(step, (Budget, Prune, Rotate))
+                else "that go on with a text"
+            )
+            raise UnsupportedModelError(
+                f"{checkpoint.name} is an encoder, and {step.name} is for models {what}; leave it out."
+            )
 
 
 def calibration_share(ready: Prepared) -> Batch | None:

@@ -18,13 +18,15 @@ from typing import Any
 
 from rich.table import Table
 
-from hfcompress.evaluation.numbers import size, span
+from hfcompress.evaluation.numbers import embedding_rows, size, span
 
 
 def report_tables(report: dict[str, Any]) -> Iterator[Table]:
     """A table for every part of the report that is there."""
     if "perplexity" in report:
         yield _quality_table(report)
+    if "cosine_mean" in report:
+        yield _embedding_table(report)
     for section, table_of in _SECTIONS.items():
         if section in report:
             yield table_of(report[section])
@@ -32,7 +34,11 @@ def report_tables(report: dict[str, Any]) -> Iterator[Table]:
 
 def _quality_table(report: dict[str, Any]) -> Table:
     shown = table(
-        f"measured on {report['tokens']:,} predictions ({report['how']['data']})", "", "original", "compressed"
+        f"measured on {report['tokens']:,} {'masked tokens' if report['how'].get('masked') else 'predictions'} "
+        f"({report['how']['data']})",
+        "",
+        "original",
+        "compressed",
     )
     ratio = report["size_bytes"] / report["baseline_size_bytes"]
     shown.add_row("size", size(report["baseline_size_bytes"]), f"{size(report['size_bytes'])} ({ratio:.0%})")
@@ -50,6 +56,16 @@ def _quality_table(report: dict[str, Any]) -> Table:
             shown.add_row(f"KL to the original, mean{where}", "", f"{found['kl_mean']:.5f}{error} nats")
     shown.add_row("KL, median / 99th percentile", "", f"{report['kl_median']:.5f} / {report['kl_p99']:.5f}")
     shown.add_row("same most likely token", "", f"{report['top1_agreement']:.2%}")
+    return shown
+
+
+def _embedding_table(report: dict[str, Any]) -> Table:
+    shown = table(f"measured on {report['rows']:,} rows ({report['how']['data']})", "", "original", "compressed")
+    ratio = report["size_bytes"] / report["baseline_size_bytes"]
+    shown.add_row("size", size(report["baseline_size_bytes"]), f"{size(report['size_bytes'])} ({ratio:.0%})")
+    for found, where in ((report, ""), (report.get("out_of_domain"), ", other domain")):
+        for label, value in embedding_rows(found or {}):
+            shown.add_row(f"{label}{where}", "", value)
     return shown
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Encoders that predict masked tokens: compressed like any model, and measured on what they are for."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, token_ids
@@ -33,11 +34,14 @@ from transformers import (
 )
 
 import hfcompress as hfc
-from hfcompress.errors import HfcompressError, InvalidValueError, UnsupportedModelError
+from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.evaluation.embedding import embedded
 from hfcompress.evaluation.masking import SHARE, masked
 from hfcompress.generating import generate
+from hfcompress.hub.reload import check_reload
 from hfcompress.models.streaming import Batch
 from hfcompress.recipes import KVCache
+from hfcompress.tables import report_tables
 
 
 MASK = 5
@@ -248,7 +252,80 @@ def test_without_a_token_that_masks_it_is_said_before_any_work(tmp_path):
     hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, evaluate=False)
 
 
-def test_an_encoder_without_a_head_is_refused(tmp_path):
-    make_encoder("bert", AutoModel).save_pretrained(tmp_path / "base")
-    with pytest.raises(HfcompressError, match=r"\(BertModel\) is an encoder without a head that predicts tokens"):
-        hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS)
+@pytest.fixture(params=MODELS)
+def headless(request, tmp_path):
+    make_encoder(request.param, AutoModel).save_pretrained(tmp_path / "base")
+    (tmp_path / "base/1_Pooling").mkdir()
+    (tmp_path / "base/1_Pooling/config.json").write_text(
+        '{"word_embedding_dimension": 64, "pooling_mode_mean_tokens": true}'
+    )
+    (tmp_path / "base/modules.json").write_text("[]")
+    return tmp_path / "base"
+
+
+@torch.no_grad()
+def states(folder, ids) -> torch.Tensor:
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(input_ids=torch.as_tensor(ids)).last_hidden_state
+
+
+def test_without_a_head_it_is_measured_by_what_it_returns(headless, tmp_path):
+    result = hfc.compress(headless, PACKED, tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
+    report = result.report
+    ours, theirs = states(tmp_path / "made", UNSEEN), states(headless, UNSEEN)
+    cosines = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
+    assert report["cosine_mean"] == pytest.approx(float(cosines.mean()), abs=2e-4)
+    assert report["cosine_min"] == pytest.approx(float(cosines.min()), abs=1e-3)
+    assert 0.9 < report["cosine_mean"] < 1
+    mine, wanted = (torch.nn.functional.normalize(each.mean(1), dim=-1) for each in (ours, theirs))
+    assert report["embedding_cosine_mean"] == pytest.approx(float((mine * wanted).sum(1).mean()), abs=2e-4)
+    changes = [float(mine[i] @ mine[j] - wanted[i] @ wanted[j]) for i in range(4) for j in range(i)]
+    assert report["likeness_change"] == pytest.approx(float(np.sqrt(np.mean(np.square(changes)))), rel=0.05, abs=1e-4)
+    card = (tmp_path / "made/README.md").read_text()
+    assert "pipeline_tag: feature-extraction" in card
+    assert "cosine to the original, of a token" in card
+    assert "AutoModel.from_pretrained" in card
+    assert f"{report['cosine_mean']:.5f}" in (tmp_path / "made/README.md").read_text()
+    assert next(table.title for table in report_tables(report)).startswith("measured on 4 rows")
+    for name in ("1_Pooling/config.json", "modules.json"):
+        assert (tmp_path / "made" / name).read_text() == (headless / name).read_text()
+    again = hfc.evaluate(tmp_path / "made", headless, UNSEEN)
+    assert again["cosine_mean"] == pytest.approx(report["cosine_mean"], abs=1e-6)
+
+
+def test_without_a_head_more_bits_and_better_steps_lose_less(headless, tmp_path):
+    lost = {}
+    for name, step in {
+        "two bits": hfc.GPTQ(bits=2, group_size=32, symmetric=False),
+        "four bits, to the nearest": hfc.RTN(bits=4, group_size=32, symmetric=False),
+        "four bits": hfc.GPTQ(bits=4, group_size=32, symmetric=False),
+        "eight bits": hfc.RTN(bits=8, group_size=-1, symmetric=False),
+    }.items():
+        report = hfc.compress(headless, step, tmp_path / name, calibration=IDS, eval_data=UNSEEN).report
+        lost[name] = 1 - report["cosine_mean"]
+    assert list(lost) == sorted(lost, key=lambda name: -lost[name])
+    with pytest.raises(
+        UnsupportedModelError, match="is an encoder, and rotate is for models that have a head for tokens"
+    ):
+        hfc.compress(headless, hfc.Rotate() >> PACKED, tmp_path / "turned", calibration=IDS)
+
+
+def test_padding_is_no_part_of_an_embedding():
+    hidden = torch.randn(2, 6, 4)
+    mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
+    found = embedded(hidden, mask)
+    torch.testing.assert_close(found[0], hidden[0, :4].mean(0))
+    torch.testing.assert_close(found[1], hidden[1].mean(0))
+
+
+def test_it_passes_the_check_before_a_push(headless, tmp_path):
+    made = hfc.compress(headless, PACKED, tmp_path / "made", calibration=IDS, evaluate=False)
+    assert check_reload(tmp_path / "made", made.manifest).difference < 1e-3
+
+
+def test_what_an_export_loses_is_told_without_a_head_too(headless, tmp_path):
+    hfc.compress(headless, PACKED, tmp_path / "made", calibration=IDS, evaluate=False)
+    made = hfc.export(tmp_path / "made", "dense", tmp_path / "dense", lossy=True, dtype="bfloat16", data=UNSEEN)
+    assert 0.99 < made.made["cosine_mean"] < 1
+    with pytest.raises(UnsupportedModelError, match="encoder without a head, so that it has no divergence to compare"):
+        hfc.compare([tmp_path / "made"], headless, UNSEEN)

@@ -51,7 +51,7 @@ def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
 
 
 def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest.get("loaded_by") not in (None, ENCODER):
+    if manifest.get("loaded_by") not in (None, ENCODER, "AutoModel"):
         yield "Only the part that reads text was compressed, and measured, on text; what takes in images is as it was."
     fallbacks = [_at(row, "name") for row in manifest.get("linears") or () if _at(row, "fallback")]
     if fallbacks:
@@ -93,6 +93,13 @@ def _sparsity(manifest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _quality(report: Mapping[str, Any]) -> Iterator[str]:
+    if (change := _value(report, "likeness_change")) is not None:
+        spread = _value(report, "likeness_spread")
+        yield (
+            f"The cosine of two rows' embeddings changed by {number(change, 3)}"
+            f"{'' if spread is None else f', where those of the original differ by {number(spread, 3)}'}."
+        )
+        return
     if _at(report, "perplexity") is None:
         yield "Its quality was not measured."
         return

@@ -104,9 +104,9 @@ def measure(comparison: "Comparison", names: Iterable[str]) -> Report:
 
 def _require_text(comparison: "Comparison", name: str) -> None:
     """All but quality needs a model that goes on with a text."""
-    from hfcompress.models.architecture import predicts_masked  # transformers takes its time
+    from hfcompress.models.architecture import is_encoder  # transformers takes its time
 
-    if name != QUALITY and predicts_masked(comparison.candidate.config):
+    if name != QUALITY and is_encoder(comparison.candidate.config):
         raise UnsupportedModelError(
             f"{comparison.candidate.name} is an encoder, of which nothing but quality is measured; leave {name} out of --measure."
         )

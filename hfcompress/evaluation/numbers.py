@@ -88,3 +88,17 @@ def sort_key(value: Any) -> str:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; a truth value is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def embedding_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What [`hfcompress.evaluation.embedding.turned`] has found, as a table tells it: label and value."""
+    if "cosine_mean" not in found:
+        return []
+    rows = [
+        ("cosine to the original, of a token", f"{found['cosine_mean']:.5f} (least {found['cosine_min']:.4f})"),
+        ("of a row's mean", f"{found['embedding_cosine_mean']:.5f} (least {found['embedding_cosine_min']:.4f})"),
+    ]
+    if found["likeness_change"] is not None and found["likeness_spread"] is not None:
+        told = f"{found['likeness_change']:.5f}, where they differ by {found['likeness_spread']:.5f}"
+        rows.append(("change of the cosine of two rows", told))
+    return rows

@@ -34,11 +34,12 @@ from hfcompress.calibration.overlap import overlap
 from hfcompress.calibration.tokens import Tokens, pack_texts
 from hfcompress.errors import CalibrationError, CheckpointError
 from hfcompress.evaluation.comparison import Comparison, whole_model
+from hfcompress.evaluation.embedding import turned
 from hfcompress.evaluation.masking import SHARE, mask_id, masked
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.adapter import adapted, adapter_of, has_adapter
-from hfcompress.models.architecture import predicts_masked
+from hfcompress.models.architecture import is_headless, predicts_masked
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.vocabulary import shared_vocabulary
@@ -70,7 +71,8 @@ def check(comparison: Comparison) -> None:
 def measure(comparison: Comparison) -> dict[str, Any]:
     """
     Compare a model with the one that it was made from, on the evaluation's text and on text of another domain: at every token that
-    another one precedes, or, of an encoder, at those that are masked.
+    another one precedes, or, of an encoder, at those that are masked. Of one without a head there is what
+    [`hfcompress.evaluation.embedding.turned`] finds instead.
 
     Returns:
         `dict`: `perplexity`, `baseline_perplexity`, `log_perplexity_difference` (paired, nats per token), `kl_mean`,
@@ -83,7 +85,8 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         CheckpointError: the two models have different tokenizers.
     """
     tokens = comparison.tokens
-    found = diverge(comparison, tokens, "evaluating")
+    headless = is_headless(comparison.candidate.config)
+    found = turned(comparison) if headless else diverge(comparison, tokens, "evaluating")
     rows, seq_len = tokens.input_ids.shape
     how: dict[str, Any] = {
         "data": tokens.source,
@@ -96,7 +99,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         "baseline_sha256": comparison.baseline_sha256,
         "candidate_sha256": comparison.candidate.sha256,
         "standard_errors": "clustered by row",
-        "teacher": found.teacher,
+        **({} if isinstance(found, dict) else {"teacher": found.teacher}),
         **({"masked": SHARE} if predicts_masked(comparison.candidate.config) else {}),
     }
     calibrated = (comparison.manifest.get("calibration") or {}).get("sketch")
@@ -106,9 +109,9 @@ def measure(comparison: Comparison) -> dict[str, Any]:
             comparison.progress.note(
                 f"{shared:.1%} of the evaluation's text was calibrated on: the result will look better than it is"
             )
+    told = found if isinstance(found, dict) else {**found.results(), "kl_histogram": histogram(found.kl)}
     results = {
-        **found.results(),
-        "kl_histogram": histogram(found.kl),
+        **told,
         "size_bytes": comparison.candidate.size_bytes,
         "baseline_size_bytes": comparison.baseline.size_bytes,
         "how": how,
@@ -127,7 +130,8 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         how["out_of_domain"] = str(error)
         comparison.progress.step("evaluating", 2 * comparison.blocks)
         return results
-    elsewhere = diverge(comparison, other, "evaluating out of domain").results()
+    label = "evaluating out of domain"
+    elsewhere = turned(comparison, other, label) if headless else diverge(comparison, other, label).results()
     source = f"Python source code of the installed {PACKAGE}"
     results["out_of_domain"] = {**elsewhere, "data": source, "data_sha256": other.sha256, "rows": len(other.input_ids)}
     return results

@@ -27,7 +27,7 @@ import yaml
 
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
 from hfcompress.evaluation.limits import ENCODER, limits
-from hfcompress.evaluation.numbers import number, percent, plus_minus, size
+from hfcompress.evaluation.numbers import embedding_rows, number, percent, plus_minus, size
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
 from hfcompress.hub.base_card import forbids_derivatives
@@ -64,6 +64,7 @@ HEARD = {
 }
 TASKS = {
     ENCODER: "fill-mask",
+    "AutoModel": "feature-extraction",
     "AutoModelForImageTextToText": "image-text-to-text",
 }  # by the class that loads; otherwise text
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
@@ -166,6 +167,7 @@ def make_card(
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=format_of(manifest),
         loader=manifest.get("loaded_by", "AutoModelForCausalLM"),
+        states=manifest.get("loaded_by") == "AutoModel",
         encoder=manifest.get("loaded_by") == ENCODER,
         cached=bool(manifest.get("cache_vectors")),
         packages=_packages(manifest),
@@ -461,7 +463,12 @@ def _quality_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """What is compared, the original's, this model's, and the recovery or the difference."""
     rows = []
     if "perplexity" not in report:
-        return rows
+        texts = (report, ""), (report.get("out_of_domain"), ", other domain")
+        return [
+            (f"{label}{where}", "", value, "")
+            for found, where in texts
+            for label, value in embedding_rows(found or {})
+        ]
     helped = report.get("with_adapter")
     label = "" if helped is None else f", with the adapter of {size(helped['adapter_bytes'])}"
     coded = report.get("with_cache")

@@ -15,9 +15,11 @@
 
 import copy
 from collections.abc import Collection
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
@@ -31,15 +33,19 @@ from transformers.models.auto.modeling_auto import (
 )
 
 
-AutoClass = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText] | type[AutoModelForMaskedLM]
+AutoClass = (
+    type[AutoModelForCausalLM] | type[AutoModelForImageTextToText] | type[AutoModelForMaskedLM] | type[AutoModel]
+)
 
 
 def auto_class(config: PretrainedConfig) -> AutoClass:
     """
     The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model, the one
     for images and text where a model has no other, otherwise the one for the next token, which also knows what the repo's own code
-    stands for.
+    stands for. Of an encoder that was written without a head, the class without one.
     """
+    if is_headless(config):
+        return AutoModel
     if predicts_masked(config):
         return AutoModelForMaskedLM
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -54,15 +60,27 @@ def predicts_masked(config: PretrainedConfig) -> bool:
 
 
 def is_headless(config: PretrainedConfig) -> bool:
-    """Whether the model is an encoder that predicts no tokens, by what its configuration says of itself."""
-    heads = ("ForMaskedLM", "ForCausalLM", "LMHeadModel")
-    named = bool(config.architectures) and not any(name.endswith(heads) for name in config.architectures or ())
-    return named and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    """Whether the model is an encoder that predicts no tokens but returns states, by what its configuration says of itself."""
+    written = config.architectures or ()
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(
+        name.endswith("Model") and not name.endswith("LMHeadModel") for name in written
+    )
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether the model is one that cannot go on with a text."""
+    return predicts_masked(config) or is_headless(config)
 
 
 def ties_embeddings(config: PretrainedConfig) -> bool:
     """Whether a model's output head is its input embeddings: what transformers goes by, of models with several parts too."""
     return getattr(config, "tie_word_embeddings", False)
+
+
+def answers(output: Any) -> Tensor:
+    """What a model returns for every token: logits, or states where it has no head for any."""
+    logits = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
 
 
 def initialized_from_outside(model: PreTrainedModel, linears: Collection[str]) -> str | None:

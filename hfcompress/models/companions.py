@@ -26,6 +26,11 @@ COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
+    "modules.json",  # and what else sentence-transformers puts beside an encoder
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]*_*/config.json",
+    "[0-9]*_*/model.safetensors",
 )
 LICENCES = "LICENSE*"
 # one of these is what a tokenizer is made of

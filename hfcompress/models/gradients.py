@@ -103,7 +103,8 @@ class SquaredGradients:
                 for stream in streams:
                     hidden = stream.hidden.detach().requires_grad_()
                     logits = self.model.logits(model, stream.advanced(hidden), gradients=True)
-                    gradients.append(self._of_labels(logits, hidden, stream.batch, first))
+                    of = self._of_labels if head is not None else self._of_states
+                    gradients.append(of(logits, hidden, stream.batch, first))
                     first += len(hidden)
         return gradients
 
@@ -119,6 +120,17 @@ class SquaredGradients:
                 likelihood = likelihood + own.gather(1, labels).sum()
                 self.positions += len(own)
         return torch.autograd.grad(likelihood, hidden)[0]
+
+    def _of_states(self, states: Tensor, hidden: Tensor, batch: Batch, first: int) -> Tensor:
+        """Of a model without a head, for which half of the squared error of its states counts: drawn from the normal distribution."""
+        drawn = torch.zeros(states.shape)
+        for row in range(len(states)):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first + row)
+            drawn[row] = torch.randn(states.shape[1:], generator=generator)
+            kept = torch.ones(states.shape[1], dtype=torch.bool) if batch.mask is None else batch.mask[row]
+            drawn[row, ~kept] = 0.0
+            self.positions += int(kept.sum())
+        return torch.autograd.grad(states, hidden, drawn.to(states))[0]
 
     @contextlib.contextmanager
     def _watched(self, linears: Mapping[str, nn.Module]) -> Generator[None]:

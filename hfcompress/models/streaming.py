@@ -45,7 +45,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
-from hfcompress.models.architecture import auto_class, is_headless, ties_embeddings
+from hfcompress.models.architecture import answers, auto_class, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
 
@@ -386,7 +386,8 @@ class StreamedModel:
 
     def logits(self, model: nn.Module, stream: Stream, gradients: bool = False) -> Tensor:
         """
-        The logits `(rows, seq_len, vocabulary)` of a stream that has passed every block.
+        The logits `(rows, seq_len, vocabulary)` of a stream that has passed every block; of a model without a head its states
+        `(rows, seq_len, hidden_size)`.
 
         Args:
             model (`nn.Module`): from [`StreamedModel.outside`] with its head.
@@ -407,7 +408,7 @@ class StreamedModel:
         """
         if batch is None:
             batch = Batch(torch.zeros(hidden.shape[:2], dtype=torch.long))
-        return self._run(model, batch, _Recorder(len(self), self._returns_tuple, final=hidden)).logits
+        return answers(self._run(model, batch, _Recorder(len(self), self._returns_tuple, final=hidden)))
 
     @torch.no_grad()
     def head_input(self, model: nn.Module, head: nn.Module, stream: Stream) -> Tensor:
@@ -547,11 +548,6 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
         raise UnsupportedModelError(
             f"{checkpoint.name} is an encoder-decoder ({config.model_type}); only decoder-only language models are "
             "supported yet."
-        )
-    if is_headless(config):
-        raise UnsupportedModelError(
-            f"{checkpoint.name} ({', '.join(config.architectures or ())}) is an encoder without a head that predicts tokens, so that nothing could "
-            "be measured of it; give the checkpoint that has its head, such as one for masked tokens."
         )
     if hasattr(config, "quantization_config"):
         del config.quantization_config
