@@ -32,21 +32,31 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    CLIPVisionConfig,
     DeepseekV3Config,
+    DistilBertConfig,
+    Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    LlavaConfig,
     MistralConfig,
     MixtralConfig,
+    ModernBertConfig,
     OlmoeConfig,
     OPTConfig,
     Phi3Config,
+    Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    RobertaConfig,
 )
 
+from hfcompress.models.architecture import auto_class
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.progress import Silent
 
@@ -113,6 +123,110 @@ MIXTURES = {
     ),
     "olmoe": lambda: OlmoeConfig(**{**_COMMON, "intermediate_size": 32}, num_experts=8, num_experts_per_tok=2),
 }
+
+
+IMAGE = VOCABULARY - 1
+_TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+MULTIMODAL = {
+    "gemma3, with images": lambda: Gemma3Config(
+        text_config={**_TEXT, "sliding_window": 16, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+        vision_config=_VISION,
+        mm_tokens_per_image=4,
+        image_token_index=IMAGE,
+        boi_token_index=IMAGE - 1,
+        eoi_token_index=IMAGE - 2,
+    ),
+    "llava": lambda: LlavaConfig(
+        text_config=LlamaConfig(**_TEXT),
+        vision_config=CLIPVisionConfig(**_VISION),
+        image_token_index=IMAGE,
+        pad_token_id=0,
+    ),
+    "qwen2.5-vl": lambda: Qwen2_5_VLConfig(
+        text_config={
+            **_TEXT,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "fullatt_block_indexes": [1],
+            "window_size": 28,
+        },
+        image_token_id=IMAGE,
+        video_token_id=IMAGE - 1,
+        vision_start_token_id=IMAGE - 2,
+        vision_end_token_id=IMAGE - 3,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+}
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+ENCODERS = {
+    "bert": lambda: BertConfig(**_SIZES),
+    "roberta": lambda: RobertaConfig(**_SIZES),
+    "modernbert": lambda: ModernBertConfig(
+        **_SIZES,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        global_attn_every_n_layers=2,
+        local_attention=16,
+    ),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=64,
+        hidden_dim=128,
+        n_layers=3,
+        n_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=0,
+    ),
+}
+
+
+def make_any_model(config, kind=None):
+    """[`make_model`] by the class that hfcompress takes for a configuration, or another."""
+    torch.manual_seed(0)
+    if kind is None and config.model_type in {made().model_type for made in ENCODERS.values()}:
+        kind = AutoModelForMaskedLM
+    model = (kind or auto_class(config)).from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
 
 
 def make_model(config, dtype=torch.float32):

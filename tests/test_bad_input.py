@@ -230,7 +230,7 @@ def test_cuda_where_there_is_none(refused, tmp_path):
         ("recipe: []", "must be a list of steps"),
         ("recipe:\n  - rtn: {}\n  - gptq: {}", "is a target of rtn and gptq"),
         ("recipe: [rtn: {}, kv_cache: {}, kv_cache: {}]", "has the step kv_cache twice; leave one"),
-        ("recipe: [kv_cache: {}]", "leaves every linear of this model alone"),
+        ("recipe: [kv_cache: {}]", "kv_cache needs a step beside it"),
         ("recipe: [rtn: {}, kv_cache: {}]\nformat: dense", "no place for the scales of the step kv_cache"),
         ("recipe: [kv_cache: {targets: [k_proj]}]", "is for the cache of every attention"),
     ],

@@ -16,7 +16,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, token_ids
+from conftest import ENCODERS, VOCABULARY, make_any_model, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -26,11 +26,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
-    BertConfig,
-    DistilBertConfig,
-    ModernBertConfig,
     PreTrainedTokenizerFast,
-    RobertaConfig,
 )
 
 import hfcompress as hfc
@@ -45,37 +41,6 @@ from hfcompress.tables import report_tables
 
 
 MASK = 5
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-}
-MODELS = {
-    "bert": lambda: BertConfig(**SIZES),
-    "roberta": lambda: RobertaConfig(**SIZES),
-    "modernbert": lambda: ModernBertConfig(
-        **SIZES,
-        bos_token_id=1,
-        eos_token_id=2,
-        cls_token_id=1,
-        sep_token_id=2,
-        global_attn_every_n_layers=2,
-        local_attention=16,
-    ),
-    "distilbert": lambda: DistilBertConfig(
-        vocab_size=VOCABULARY,
-        dim=64,
-        hidden_dim=128,
-        n_layers=3,
-        n_heads=4,
-        max_position_embeddings=128,
-        pad_token_id=0,
-    ),
-}
 GPTQ = hfc.GPTQ(bits=4, group_size=32)
 PACKED = hfc.GPTQ(bits=4, group_size=32, symmetric=False)  # which transformers unpacks while it loads, of any model
 IDS, UNSEEN = token_ids(8, 48), token_ids(4, 32, seed=7)
@@ -97,14 +62,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_encoder(name: str, kind=AutoModelForMaskedLM):
-    torch.manual_seed(0)
-    model = kind.from_config(MODELS[name]()).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model
+    return make_any_model(ENCODERS[name](), kind)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ENCODERS)
 def saved(request, tmp_path):
     make_encoder(request.param).save_pretrained(tmp_path / "base")
     make_tokenizer().save_pretrained(tmp_path / "base")
@@ -252,7 +213,7 @@ def test_without_a_token_that_masks_it_is_said_before_any_work(tmp_path):
     hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, evaluate=False)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=ENCODERS)
 def headless(request, tmp_path):
     make_encoder(request.param, AutoModel).save_pretrained(tmp_path / "base")
     (tmp_path / "base/1_Pooling").mkdir()
@@ -326,6 +287,6 @@ def test_it_passes_the_check_before_a_push(headless, tmp_path):
 def test_what_an_export_loses_is_told_without_a_head_too(headless, tmp_path):
     hfc.compress(headless, PACKED, tmp_path / "made", calibration=IDS, evaluate=False)
     made = hfc.export(tmp_path / "made", "dense", tmp_path / "dense", lossy=True, dtype="bfloat16", data=UNSEEN)
-    assert 0.99 < made.made["cosine_mean"] < 1
+    assert 0.99 < made.made["cosine_mean"] < 1 + 1e-5
     with pytest.raises(UnsupportedModelError, match="encoder without a head, so that it has no divergence to compare"):
         hfc.compare([tmp_path / "made"], headless, UNSEEN)

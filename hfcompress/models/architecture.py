@@ -41,7 +41,7 @@ AutoClass = (
 def auto_class(config: PretrainedConfig) -> AutoClass:
     """
     The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model, the one
-    for images and text where a model has no other, otherwise the one for the next token, which also knows what the repo's own code
+    for images and text where a model has more parts than one for text, or no other class, otherwise the one for the next token, which also knows what the repo's own code
     stands for. Of an encoder that was written without a head, the class without one.
     """
     if is_headless(config):
@@ -49,7 +49,7 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     if predicts_masked(config):
         return AutoModelForMaskedLM
     sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    if sees and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if sees and (config.get_text_config() is not config or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
 

@@ -105,7 +105,7 @@ class Checkpoint:
         if config.dtype is None:
             config.dtype = model.dtype
         checkpoint = cls(config, name, tensors, tokenizer=tokenizer)
-        checkpoint.generation_config = model.generation_config
+        checkpoint.generation_config = getattr(model, "generation_config", None)  # encoders have none
         checkpoint.model = model
         return checkpoint
 

@@ -55,8 +55,14 @@ def pattern_of_experts(name: str) -> str | None:
 
 
 def means(name: str, stem: str) -> bool:
-    """Whether a linear called `name` is called `stem` on disk: without the model's prefix, or what lies around experts else."""
+    """
+    Whether a linear called `name` is called `stem` on disk: without the model's prefix, or with what lies around the blocks or
+    around experts called otherwise.
+    """
     if name == stem or name.endswith(f".{stem}"):
+        return True
+    block = [re.match(rf"(?:.*?[.])?([^.]+[.]{NUMBER}[.].*)", each) for each in (name, stem)]
+    if all(block) and len({found.group(1) for found in block if found}) == 1:
         return True
     own, other = (re.match(rf"(?:.*?[.])?({NUMBER})[.].*[.]experts[.]({NUMBER}[.].*)", each) for each in (name, stem))
     return own is not None and other is not None and own.groups() == other.groups()
