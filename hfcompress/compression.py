@@ -258,7 +258,8 @@ def compress(
         processes.wait()
         passes = 1 if ready.training is None else 2
         passes += 2 if ready.choices is not None and journal.budget is None else 0
-        passes += 1 if last.cache_bits else 0
+        if last.cache_bits:
+            passes += 1 if comparison is None else 3  # learned, and measured with it
         progress.start(passes * len(streamed) + (units(comparison, names) if comparison else 0))
         if ready.choices is not None:
             _settle_budget(ready, job, writer, journal, progress, memory_limit)

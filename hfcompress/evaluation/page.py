@@ -47,7 +47,6 @@ SHOWN = {  # what has a place of its own on the page
         "baseline_size_bytes",
         "out_of_domain",
         "with_adapter",
-        "with_cache",
         "how",
         "score",
         "skipped",

@@ -40,9 +40,10 @@ AutoClass = (
 
 def auto_class(config: PretrainedConfig) -> AutoClass:
     """
-    The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model, the one
-    for images and text where a model has more parts than one for text, or no other class, otherwise the one for the next token, which also knows what the repo's own code
-    stands for. Of an encoder that was written without a head, the class without one.
+    The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model; the
+    one for images and text where a model has more parts than one for text, or no other class; otherwise the one for the next
+    token, which also knows what the repo's own code stands for. Of an encoder that was written without a head, the class without
+    one.
     """
     if is_headless(config):
         return AutoModel
