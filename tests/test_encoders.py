@@ -248,6 +248,8 @@ def test_without_a_head_it_is_measured_by_what_it_returns(headless, tmp_path):
     assert "AutoModel.from_pretrained" in card
     assert f"{report['cosine_mean']:.5f}" in (tmp_path / "made/README.md").read_text()
     assert next(table.title for table in report_tables(report)).startswith("measured on 4 rows")
+    page = (tmp_path / "made/report.html").read_text()
+    assert f"{report['embedding_cosine_mean']:.5f} (least" in page
     for name in ("1_Pooling/config.json", "modules.json"):
         assert (tmp_path / "made" / name).read_text() == (headless / name).read_text()
     again = hfc.evaluate(tmp_path / "made", headless, UNSEEN)

@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from hfcompress.evaluation.limits import limits
-from hfcompress.evaluation.numbers import number, percent, plus_minus, ratio, size, sort_key, span
+from hfcompress.evaluation.numbers import embedding_rows, number, percent, plus_minus, ratio, size, sort_key, span
 from hfcompress.formats.writer import disk_errors
 from hfcompress.models.manifest import distinct_bits
 
@@ -40,6 +40,8 @@ TEMPLATE = "report.html.jinja"
 MEASUREMENTS = ("tasks", "speed", "memory", "energy", "robustness", "stability", "explain")
 SHOWN = {  # what has a place of its own on the page
     *("perplexity", "baseline_perplexity", "log_perplexity_difference", "log_perplexity_difference_stderr"),
+    *("cosine_mean", "cosine_stderr", "cosine_min", "embedding_cosine_mean", "embedding_cosine_min"),
+    *("likeness_change", "likeness_spread", "rows"),
     *("kl_mean", "kl_mean_stderr", "kl_median", "kl_p99", "kl_max", "kl_histogram"),
     *("top1_agreement", "top1_agreement_stderr", "rms_probability_change", "tokens"),
     *(
@@ -47,6 +49,7 @@ SHOWN = {  # what has a place of its own on the page
         "baseline_size_bytes",
         "out_of_domain",
         "with_adapter",
+        "with_cache",
         "how",
         "score",
         "skipped",
@@ -104,6 +107,7 @@ def render(
             pictures={name: Picture(path) for name, path in plots.items()},
             generations=[Generation.of(found) for found in generations],
             limits=limits(manifest, report),
+            embedding=embedding_rows(report),
             missing={name: (report.get("skipped") or {}).get(name) for name in MEASUREMENTS if not report.get(name)},
             rest={key: value for key, value in report.items() if key not in SHOWN},
             title=title(manifest, report),

@@ -119,10 +119,10 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     if has_adapter(comparison.candidate):
         helped = diverge(comparison, label="evaluating with the adapter", adapter=True).results()
         size = sum(path.stat().st_size for path in adapter_of(comparison.candidate).glob("*.safetensors"))
-        results["with_adapter"] = {**helped, "adapter_bytes": size}
+        results["with_adapter"] = {**helped, "adapter_bytes": size, "data": tokens.source}
     if has_books(comparison.candidate):
         coded = diverge(comparison, label="evaluating with the cache", cache=True).results()
-        results["with_cache"] = {**coded, **bytes_of_a_token(comparison.candidate)}
+        results["with_cache"] = {**coded, **bytes_of_a_token(comparison.candidate), "data": tokens.source}
     try:
         samples = max(1, rows // OTHER_ROWS)
         other = pack_texts(source_code(), PACKAGE, comparison.baseline, samples, seq_len, comparison.seed)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import hfcompress as hfc
 from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
+from hfcompress.evaluation.numbers import number
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.cache_vectors import Watched, learn_vectors
@@ -77,9 +78,9 @@ def test_vectors_are_of_least_error_on_what_is_cached(llama, saved_llama):
                     points = states[:, head, group * length : (group + 1) * length].double()
                     vectors = book[head, group].double()
                     distances = torch.cdist(points, vectors)
-                    for number in distances.argmin(1).unique():  # each is, nearly, the mean of what is nearest to it
-                        mean = points[distances.argmin(1) == number].mean(0)
-                        assert (vectors[number] - mean).norm() < 0.2 * points.std()
+                    for entry in distances.argmin(1).unique():  # each is, nearly, the mean of what is nearest to it
+                        mean = points[distances.argmin(1) == entry].mean(0)
+                        assert (vectors[entry] - mean).norm() < 0.2 * points.std()
 
 
 def test_padding_is_not_learned_from(saved_llama):
@@ -120,6 +121,9 @@ def test_it_is_told_generated_with_and_exported(tiny, tmp_path, monkeypatch):
     for table in report_tables(result.report):
         console.print(table)
     assert told in console.export_text()
+    page = (tmp_path / "made/report.html").read_text()
+    assert "with the cache</th>" in page
+    assert number(coded["perplexity"]) in page
     from hfcompress.generating import generate
 
     used = []
