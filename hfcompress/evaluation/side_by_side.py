@@ -43,9 +43,8 @@ def side_by_side(comparison: Comparison) -> list[dict[str, str]] | None:
     places = min(
         getattr(c.config.get_text_config(), "max_position_embeddings", None) or whole for _, c in comparison.models
     )
-    prompt_tokens = min(PROMPT_TOKENS, places // 2)
-    new_tokens = min(NEW_TOKENS, places - prompt_tokens)
-    prompts = starts(comparison.tokens, prompt_tokens, comparison.seed)[:PROMPTS]
+    prompts = starts(comparison.tokens, min(PROMPT_TOKENS, places // 2), comparison.seed)[:PROMPTS]
+    new_tokens = min(NEW_TOKENS, places - prompts.shape[1])
     written = {name: _written(comparison, checkpoint, prompts, new_tokens) for name, checkpoint in comparison.models}
     return shown(comparison, prompts, written)
 

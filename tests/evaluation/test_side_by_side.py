@@ -15,7 +15,7 @@
 
 import numpy as np
 import torch
-from conftest import token_ids
+from conftest import CONFIGS, make_model, token_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfcompress as hfc
@@ -57,3 +57,13 @@ def test_nothing_where_it_would_not_fit(llama, monkeypatch):
 def test_a_memory_limit_loads_nothing_whole(tiny, tmp_path):
     limited = hfc.compress(None, "rtn-w8a16", tmp_path / "out", memory_limit=8_000_000_000)
     assert "generations" not in limited.report
+
+
+def test_no_more_is_written_than_there_are_positions_for():
+    """OPT learns a vector for every position, and has none for more."""
+    config = CONFIGS["opt"]()
+    config.max_position_embeddings = 40
+    checkpoint = Checkpoint.open(make_model(config))
+    comparison = Comparison(candidate=checkpoint, baseline=checkpoint, tokens=Tokens(token_ids(2, 32), "test"))
+    for found in side_by_side.side_by_side(comparison) or ():
+        assert (len(found["prompt"].split()), len(found["baseline"].split())) == (20, 20)
