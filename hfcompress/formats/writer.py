@@ -171,7 +171,8 @@ class CheckpointWriter:
 
     def write_beside(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write a file of tensors that are none of the model's weights into the result."""
-        (self.result / name).parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(self.output):
+            (self.result / name).parent.mkdir(parents=True, exist_ok=True)
         self._write(self.result / name, tensors)
 
     def copy(self, source: Path, name: Path) -> None:

@@ -16,7 +16,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, make_model, token_ids
+from conftest import CONFIGS, in_fresh_process, make_model, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -168,6 +168,21 @@ def test_a_model_generates_with_it(made, options):
         if isinstance(layer, VectorLayer)
     )
     assert taken < 0.3 * whole  # float32 against 4 bits, and a few tokens as they are
+
+
+def test_another_process_writes_the_same(made):
+    code = (
+        "import json, sys, torch; import hfcompress.integrations.transformers; from hfcompress import VectorCache\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()\n"
+        "ids = torch.tensor(json.loads(sys.argv[2]))\n"
+        "cache = VectorCache.from_pretrained(sys.argv[1], recent=4)\n"
+        "options = {'attention_mask': torch.ones_like(ids), 'max_new_tokens': 16, 'do_sample': False}\n"
+        "print(json.dumps(model.generate(ids, past_key_values=cache, **options).tolist()))"
+    )
+    told = in_fresh_process(code, str(made), str(IDS.tolist()))
+    mine = written(hfc.load(made, device="cpu"), VectorCache.from_pretrained(made, recent=4), do_sample=False)
+    assert told == mine.tolist()
 
 
 def test_what_is_measured_with_is_what_older_tokens_become(made):
