@@ -29,12 +29,12 @@ from hfcompress.budgeting.settle import plan_of, settle
 from hfcompress.calibration.tokens import Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, LostProcessError, OutputError
 from hfcompress.evaluation.comparison import Comparison
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.evaluation.measure import check, tasks_of, units
 from hfcompress.evaluation.measure import measure as measure_all
 from hfcompress.evaluation.report import Report
 from hfcompress.evaluation.side_by_side import side_by_side
 from hfcompress.formats.layout import Layout
-from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
@@ -392,8 +392,7 @@ def _learn_cache(ready: Prepared, job: Job, writer: CheckpointWriter, made: Chec
     tokens, bits = ready.tokens, job.cache_bits
     assert tokens is not None
     assert bits is not None
-    tensors = decoded(made.tensors, made.quantization_config)
-    model = StreamedModel(made, ready.processes.device, ready.streamed.dtype, tensors)
+    model = open_streamed(made, ready.processes.device, ready.streamed.dtype)
     stored = made.config.dtype if isinstance(made.config.dtype, torch.dtype) else torch.bfloat16
     vectors = learn_vectors(model, tokens.batch(slice(None)), bits, stored, job.calibration.seed, progress)
     writer.write_beside(FILE, vectors)

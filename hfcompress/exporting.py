@@ -33,7 +33,8 @@ from hfcompress.calibration.tokens import load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.embedding import turned
-from hfcompress.evaluation.quality import diverge, open_streamed
+from hfcompress.evaluation.logits import open_streamed
+from hfcompress.evaluation.quality import diverge
 from hfcompress.evaluation.report import Report
 from hfcompress.formats import get_format
 from hfcompress.formats.dense import Dense

@@ -101,10 +101,10 @@ def plan(
     progress = progress or Silent()
     job = asked_job(recipe, calibration, samples, seq_len, seed, None, None, None, None)
     if len(job.stages) > 1 or any(
-        each is not None for each in (job.pruning, job.distilling, job.training, job.library)
+        each is not None for each in (job.pruning, job.distilling, job.training, job.library, job.cache_bits)
     ):
         raise InvalidValueError(
-            f"{job.name} prunes, trains or hands over the whole model; only recipes of one pass over the blocks can be "
+            f"{job.name} prunes, trains, hands over the whole model or learns vectors for its cache; only recipes of one pass over the blocks can be "
             "forecast. It tells what memory it lacks before it starts."
         )
     nowhere = Path(tempfile.gettempdir()) / f"hfcompress-plan-{uuid.uuid4().hex}"

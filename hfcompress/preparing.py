@@ -181,7 +181,7 @@ def prepare(
     if plan.needs_inputs or trained or job.cache_bits or (rotation is not None and rotation.needs_trial):
         tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
     if job.cache_bits and tokens is not None:
-        check_cache(streamed, tokens.batch(slice(None)), job.cache_bits)
+        check_cache(streamed, tokens.batch(slice(None)), job.cache_bits, memory_limit)
     if rotation is not None:
         streamed, settled = rotation.settle(job.steps, layout, tokens, processes, suspended=memory_limit is None)
         if choices is not None:  # a rotation that was not possible

@@ -35,7 +35,7 @@ from conftest import CONFIGS, ENCODERS, MIXTURES, MULTIMODAL, VOCABULARY, make_a
 import hfcompress as hfc  # noqa: E402
 from hfcompress.errors import InvalidValueError, UnsupportedModelError  # noqa: E402
 from hfcompress.evaluation.comparison import whole_model  # noqa: E402
-from hfcompress.evaluation.quality import open_streamed  # noqa: E402
+from hfcompress.evaluation.logits import open_streamed  # noqa: E402
 from hfcompress.models.architecture import answers  # noqa: E402
 from hfcompress.models.checkpoint import Checkpoint  # noqa: E402
 from hfcompress.models.streaming import Batch  # noqa: E402

@@ -13,6 +13,8 @@
 # limitations under the License.
 """Encoders that predict masked tokens: compressed like any model, and measured on what they are for."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -30,11 +32,12 @@ from transformers import (
 )
 
 import hfcompress as hfc
-from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.embedding import embedded
 from hfcompress.evaluation.masking import SHARE, masked
 from hfcompress.generating import generate
 from hfcompress.hub.reload import check_reload
+from hfcompress.models.architecture import answers
 from hfcompress.models.streaming import Batch
 from hfcompress.recipes import KVCache
 from hfcompress.tables import report_tables
@@ -80,9 +83,11 @@ def bert(tmp_path):
 
 
 @torch.no_grad()
-def logits(folder, ids) -> torch.Tensor:
-    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model(input_ids=torch.as_tensor(ids)).logits
+def said(kind, folder, ids) -> torch.Tensor:
+    return answers(kind.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=torch.as_tensor(ids)))
+
+
+logits, states = partial(said, AutoModelForMaskedLM), partial(said, AutoModel)
 
 
 def test_it_is_measured_on_masked_tokens(saved, tmp_path):
@@ -224,12 +229,6 @@ def headless(request, tmp_path):
     return tmp_path / "base"
 
 
-@torch.no_grad()
-def states(folder, ids) -> torch.Tensor:
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-    return model(input_ids=torch.as_tensor(ids)).last_hidden_state
-
-
 def test_without_a_head_it_is_measured_by_what_it_returns(headless, tmp_path):
     result = hfc.compress(headless, PACKED, tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
     report = result.report
@@ -292,3 +291,10 @@ def test_what_an_export_loses_is_told_without_a_head_too(headless, tmp_path):
     assert 0.99 < made.made["cosine_mean"] < 1 + 1e-5
     with pytest.raises(UnsupportedModelError, match="encoder without a head, so that it has no divergence to compare"):
         hfc.compare([tmp_path / "made"], headless, UNSEEN)
+
+
+def test_states_that_are_not_finite_are_said(tmp_path):
+    model = make_encoder("bert", AutoModel)
+    model.embeddings.word_embeddings.weight.data *= 1e30  # whose squares are too large
+    with pytest.raises(CheckpointError, match="are not finite in float32; give --dtype float32 or bfloat16"):
+        hfc.evaluate(model, model, UNSEEN)

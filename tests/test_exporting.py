@@ -25,7 +25,7 @@ from hfcompress.cli import OK, USER_ERROR, _guarded, app
 from hfcompress.errors import InvalidValueError, MissingExtraError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.evaluation.inspection import inspect_checkpoint
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.reading import decoded, missing_packages
 from hfcompress.formats.writer import partial_path
 from hfcompress.hub.reload import READ, _difference, _mode, check_reload

@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.errors import CheckpointError
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.formats.reading import decoded
+from hfcompress.evaluation.logits import finite, open_for_logits
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import Batch
 
 
 BATCH_TOKENS = 8192
@@ -33,19 +32,10 @@ BATCH_TOKENS = 8192
 @torch.no_grad()
 def states(checkpoint: Checkpoint, comparison: Comparison, batches: list[Batch], label: str) -> list[Tensor]:
     """What a model returns for every batch, float32 `(rows, seq_len, hidden_size)` on the CPU."""
-    tensors = decoded(checkpoint.tensors, checkpoint.quantization_config)
-    model = StreamedModel(checkpoint, comparison.device, comparison.dtype, tensors)
-    progress = comparison.progress
-    told = lambda index: progress.step(f"{label}: block {index + 1} of {len(model)}")  # noqa: E731
-    streams = model.forward_blocks(model.embed(batches), told)
-    with model.outside(head=True) as head:
-        found = [model.logits(head, stream).float().cpu() for stream in streams]
-    if not all(each.isfinite().all() for each in found):
-        raise CheckpointError(
-            f"The states of {checkpoint.name} are not finite in {str(comparison.dtype).removeprefix('torch.')}; "
-            "give --dtype float32 or bfloat16."
-        )
-    return found
+    model = open_for_logits(checkpoint, comparison.device, comparison.dtype)
+    model.prepare(batches, comparison.progress, label)
+    with model.head() as head:
+        return [finite(model.logits(head, index).float(), checkpoint).cpu() for index in range(len(batches))]
 
 
 def embedded(hidden: Tensor, mask: Tensor | None) -> Tensor:

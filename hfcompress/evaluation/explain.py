@@ -31,7 +31,8 @@ from hfcompress.errors import CalibrationError, UnsupportedModelError
 from hfcompress.evaluation.attention_maps import eager
 from hfcompress.evaluation.block_pair import BlockPair, not_padding
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.quality import LOGIT_BYTES, clustered, open_streamed
+from hfcompress.evaluation.logits import open_streamed
+from hfcompress.evaluation.quality import LOGIT_BYTES, clustered
 from hfcompress.formats.reading import is_streamed
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.rotated_tensor import unrounded

@@ -33,17 +33,16 @@ from hfcompress.calibration.other_text import PACKAGE, source_code
 from hfcompress.calibration.overlap import overlap
 from hfcompress.calibration.tokens import Tokens, pack_texts
 from hfcompress.errors import CalibrationError, CheckpointError
-from hfcompress.evaluation.comparison import Comparison, whole_model
+from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.embedding import turned
+from hfcompress.evaluation.logits import StreamedLogits, finite, open_for_logits, open_streamed
 from hfcompress.evaluation.masking import SHARE, mask_id, masked
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
-from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.adapter import adapted, adapter_of, has_adapter
 from hfcompress.models.architecture import is_headless, predicts_masked
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import Batch
 from hfcompress.models.vocabulary import shared_vocabulary
-from hfcompress.progress import Progress
 from hfcompress.runtime.vector_cache import CodedStates, bytes_of_a_token, has_books, read_books
 
 
@@ -269,7 +268,7 @@ def diverge(
                 where = chosen[own].nonzero().to(comparison.device)
                 targets = text.input_ids[own][chosen[own]].to(comparison.device)
             slices = [slice(start, start + at_once) for start in range(0, max(1, len(targets)), at_once)]
-            logits = _finite(model.logits(head, index), candidate)
+            logits = finite(model.logits(head, index), candidate)
             for part, theirs in zip(slices, teacher(index, where, targets, slices), strict=True):
                 found = _compare(_log_probs(logits, where[part], vocabulary), theirs, targets[part])
                 place = where[part, 1] + (chosen is None)  # of the token that is predicted
@@ -328,7 +327,7 @@ def _teacher(comparison: Comparison, batches: list[Batch], cache: TeacherCache |
     with model.head() as head:
 
         def compute(index: int, where: Tensor, targets: Tensor, slices: list[slice]) -> Iterator[Distributions]:
-            logits = _finite(model.logits(head, index), comparison.baseline)
+            logits = finite(model.logits(head, index), comparison.baseline)
             kept = []
             for part in slices:
                 log_probs = _log_probs(logits, where[part], vocabulary)
@@ -352,15 +351,6 @@ def _predicted(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     return kept.nonzero().to(device), targets[kept].to(device)
 
 
-def _finite(logits: Tensor, checkpoint: Checkpoint) -> Tensor:
-    if not torch.isfinite(logits.sum(-1)).all() and not torch.isfinite(logits).all():
-        raise CheckpointError(
-            f"The logits of {checkpoint.name} are not finite in {str(logits.dtype).removeprefix('torch.')}; "
-            "give --dtype float32 or bfloat16."
-        )
-    return logits
-
-
 def _log_probs(logits: Tensor, where: Tensor, vocabulary: int) -> Tensor:
     """Log-probabilities `(n, vocabulary)` in float32 at some rows and positions `(n, 2)`, of the first so many ids."""
     return torch.log_softmax(logits[where[:, 0], where[:, 1], :vocabulary].float(), -1)
@@ -382,60 +372,3 @@ def _compare(ours: Tensor, teacher: Distributions, targets: Tensor) -> dict[str,
         "correct": top.indices == targets,
         "baseline_correct": best == targets,
     }
-
-
-def open_for_logits(checkpoint: Checkpoint, device, dtype) -> "StreamedLogits | WholeLogits":
-    """A checkpoint that runs block by block as it does whole streamed; any other loaded whole, by transformers."""
-    if is_streamed(checkpoint.quantization_config):
-        return StreamedLogits(open_streamed(checkpoint, device, dtype))
-    return WholeLogits(checkpoint, device, dtype)
-
-
-def open_streamed(checkpoint: Checkpoint, device, dtype) -> StreamedModel:
-    """A checkpoint that is dense or in a format that we read, block by block."""
-    return StreamedModel(checkpoint, device, dtype, decoded(checkpoint.tensors, checkpoint.quantization_config))
-
-
-@dataclass
-class StreamedLogits:
-    """Logits of a model of which one block is in memory at a time."""
-
-    model: StreamedModel
-
-    def prepare(self, batches: list[Batch], progress: Progress, label: str) -> None:
-        """Take all batches through all blocks."""
-        streams = self.model.embed(batches)
-        self.streams = self.model.forward_blocks(
-            streams, lambda i: progress.step(f"{label}: block {i + 1} of {len(self.model)}")
-        )
-
-    def head(self):
-        """A context in which logits can be had."""
-        return self.model.outside(head=True)
-
-    def logits(self, head, index: int) -> Tensor:
-        """Logits of batch `index`."""
-        return self.model.logits(head, self.streams[index])
-
-
-class WholeLogits:
-    """Logits of a model that only its own quantizer can read."""
-
-    def __init__(self, checkpoint: Checkpoint, device, dtype):
-        self.blocks = checkpoint.config.get_text_config().num_hidden_layers
-        self.loaded = whole_model(checkpoint, torch.device(device), dtype)
-
-    def prepare(self, batches: list[Batch], progress: Progress, label: str) -> None:
-        """Nothing to do beforehand."""
-        progress.step(label, self.blocks)
-        self.batches = batches
-
-    def head(self):
-        """A context in which logits can be had."""
-        return self.loaded
-
-    def logits(self, head, index: int) -> Tensor:
-        """Logits of batch `index`."""
-        batch = self.batches[index]
-        mask = None if batch.mask is None else batch.mask.long().to(head.device)
-        return head(input_ids=batch.input_ids.to(head.device), attention_mask=mask, use_cache=False).logits

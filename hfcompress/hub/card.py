@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
-from hfcompress.evaluation.limits import ENCODER, limits
+from hfcompress.evaluation.limits import ENCODER, STATES, limits
 from hfcompress.evaluation.numbers import embedding_rows, number, percent, plus_minus, size
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
@@ -64,7 +64,7 @@ HEARD = {
 }
 TASKS = {
     ENCODER: "fill-mask",
-    "AutoModel": "feature-extraction",
+    STATES: "feature-extraction",
     "AutoModelForImageTextToText": "image-text-to-text",
 }  # by the class that loads; otherwise text
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
@@ -167,7 +167,7 @@ def make_card(
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=format_of(manifest),
         loader=manifest.get("loaded_by", "AutoModelForCausalLM"),
-        states=manifest.get("loaded_by") == "AutoModel",
+        states=manifest.get("loaded_by") == STATES,
         encoder=manifest.get("loaded_by") == ENCODER,
         cached=bool(manifest.get("cache_vectors")),
         packages=_packages(manifest),

@@ -103,7 +103,7 @@ def _mode(folder: Path, trust_remote_code: bool) -> str:
     import psutil
     import torch
 
-    from hfcompress.evaluation.quality import open_streamed
+    from hfcompress.evaluation.logits import open_streamed
     from hfcompress.formats.reading import is_read_by_us, missing_packages
     from hfcompress.models.checkpoint import Checkpoint
 
@@ -133,7 +133,7 @@ def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):
 def _streamed_logits(folder: Path, input_ids, trust_remote_code: bool):
     import torch
 
-    from hfcompress.evaluation.quality import open_streamed
+    from hfcompress.evaluation.logits import open_streamed
     from hfcompress.models.checkpoint import Checkpoint
     from hfcompress.models.streaming import Batch
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from hfcompress.errors import CalibrationError, UnsupportedModelError
+from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 from hfcompress.runtime.vector_cache import ENTRIES
@@ -59,14 +59,20 @@ class Watched(DynamicCache):
         return key_states, value_states
 
 
-def check_cache(model: StreamedModel, batch: Batch, bits: int) -> None:
+def check_cache(model: StreamedModel, batch: Batch, bits: int, memory_limit: int | None) -> None:
     """
     Before any work: whether vectors can be learned; see [`learn_vectors`] for the arguments.
 
     Raises:
+        InvalidValueError: a limit on memory, which nothing keeps here.
         CalibrationError: fewer tokens than vectors.
         UnsupportedModelError: no attention caches keys and values of all tokens, or their heads cannot be divided.
     """
+    if memory_limit is not None:
+        raise InvalidValueError(
+            f"The vectors of kv_cache are learned with the hidden states of up to {TOKENS:,} tokens in memory, which --memory-limit "
+            "does not bound; leave out one of the two."
+        )
     tokens = int(batch.input_ids.numel() if batch.mask is None else batch.mask.sum())
     if tokens < ENTRIES:
         raise CalibrationError(

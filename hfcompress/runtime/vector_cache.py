@@ -285,7 +285,7 @@ def read_books(checkpoint: Checkpoint) -> dict[int, Books]:
         found.setdefault(int(number), {})[kind] = book
     config = checkpoint.config.get_text_config(decoder=True)
     fitting = all(index < config.num_hidden_layers and len(own) == len(Books._fields) for index, own in found.items())
-    if not found or not fitting or not all(_heads(own, config) for own in found.values()):
+    if not found or not fitting or not all(_fits(own, config) for own in found.values()):
         raise CheckpointError(f"{checkpoint.folder / FILE} is of another model than {checkpoint.name}.")
     return {index: Books(**own) for index, own in found.items()}
 
@@ -298,7 +298,9 @@ def bytes_of_a_token(checkpoint: Checkpoint) -> dict[str, int]:
     return {"bytes": sum(groups), "dense_bytes": sum(dense)}
 
 
-def _heads(books: dict[str, Tensor], config: Any) -> bool:
-    """Whether they have the heads that the model has, as far as its configuration tells."""
-    wanted = getattr(config, "num_key_value_heads", None)
-    return wanted is None or all(len(book) == wanted for book in books.values())
+def _fits(books: dict[str, Tensor], config: Any) -> bool:
+    """Whether they have the heads that the model has, and those the width, as far as its configuration tells."""
+    heads, width = getattr(config, "num_key_value_heads", None), getattr(config, "head_dim", None)
+    return all(
+        heads in (None, len(book)) and width in (None, book.shape[1] * book.shape[3]) for book in books.values()
+    )

@@ -28,7 +28,7 @@ import hfcompress as hfc
 from hfcompress.budgeting.choices import Choices
 from hfcompress.cli import USER_ERROR, _guarded, app
 from hfcompress.errors import CalibrationError, InvalidValueError
-from hfcompress.evaluation.quality import open_for_logits
+from hfcompress.evaluation.logits import open_for_logits
 from hfcompress.formats import get_format
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel

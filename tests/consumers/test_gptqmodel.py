@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.reading import decoded
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch

@@ -52,9 +52,10 @@ def test_a_model_against_itself(capsys, tiny, tmp_path):
 def test_a_foreign_quantization_is_loaded_whole(tiny, monkeypatch):
     """A checkpoint that only its own quantizer reads goes through transformers, with the same numbers."""
     from hfcompress.evaluation import quality
+    from hfcompress.evaluation.logits import WholeLogits
 
     streamed = hfc.evaluate(tiny, tiny, samples=4)
-    monkeypatch.setattr(quality, "open_for_logits", quality.WholeLogits)
+    monkeypatch.setattr(quality, "open_for_logits", WholeLogits)
     whole = hfc.evaluate(tiny, tiny, samples=4)
     assert whole["perplexity"] == pytest.approx(streamed["perplexity"], rel=1e-5)
 

@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 import hfcompress as hfc
 from hfcompress.formats.packing import unpack
 from hfcompress.passes.processes import FEW_ROWS, Processes, asked_of_accelerate
+from hfcompress.runtime.vector_cache import FILE
 
 
 ROOT = Path(__file__).parents[2]
@@ -306,6 +307,28 @@ def test_two_processes_settle_the_rates_of_one(tiny, tmp_path):
     assert [row["bits"] for row in rows] == pytest.approx([row["bits"] for row in others], abs=0.02)
     assert report["kl_mean"] == pytest.approx(other["kl_mean"], rel=0.1)
     assert report["size_bytes"] == pytest.approx(other["size_bytes"], rel=0.01)
+
+
+def test_two_processes_learn_the_cache_of_one(saved_llama, tmp_path):
+    """One of them does: the same bytes."""
+    np.save(tmp_path / "calibration.npy", token_ids(9, 32))
+    (tmp_path / "cache.yaml").write_text(
+        "recipe:\n  - lossless\n  - kv_cache: {type: vector, bits: 4}\nformat: hfcompress\n"
+    )
+    for processes, name in ((1, "one"), (2, "two")):
+        options = ["--calibration", tmp_path / "calibration.npy", "--no-eval", "--output", tmp_path / name]
+        launch(
+            "-m",
+            "hfcompress.cli",
+            "run",
+            tmp_path / "cache.yaml",
+            "--model",
+            saved_llama,
+            *options,
+            processes=processes,
+        )
+    assert json.loads((tmp_path / "two/hfcompress.json").read_text())["processes"] == 2
+    assert (tmp_path / "one" / FILE).read_bytes() == (tmp_path / "two" / FILE).read_bytes()
 
 
 def test_two_processes_choose_the_factors_of_one(saved_llama, tmp_path):

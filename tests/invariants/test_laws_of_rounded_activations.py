@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import hfcompress as hfc
 from hfcompress.errors import UnsupportedModelError
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, watch_inputs
 from hfcompress.models.streaming import Batch

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import hfcompress as hfc
 from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.numbers import number
+from hfcompress.hub.push import carried_files
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.cache_vectors import Watched, learn_vectors
@@ -186,3 +187,23 @@ def test_values_that_are_not_finite_are_said(saved_llama, monkeypatch):
     monkeypatch.setattr(Watched, "update", update)
     with pytest.raises(CalibrationError, match="keys or values of layer 0 hold NaN or infinity"):
         learn_vectors(model, Batch(torch.as_tensor(CALIBRATION)), 2, torch.float32, 0, Silent())
+
+
+def test_attentions_that_keep_them_to_themselves_are_said(saved_llama, monkeypatch):
+    model = StreamedModel(Checkpoint.open(saved_llama))
+    monkeypatch.setattr(StreamedModel, "caching", lambda self, cache: self)
+    with pytest.raises(UnsupportedModelError, match="keep keys and values of their own; leave out the step kv_cache"):
+        learn_vectors(model, Batch(torch.as_tensor(CALIBRATION)), 2, torch.float32, 0, Silent())
+
+
+def test_no_promise_of_memory_is_given(llama, tmp_path):
+    with pytest.raises(InvalidValueError, match="which --memory-limit does not bound; leave out one of the two"):
+        hfc.compress(llama, recipe(), tmp_path / "out", calibration=CALIBRATION, memory_limit=8 << 30, evaluate=False)
+    with pytest.raises(InvalidValueError, match="or learns vectors for its cache; only recipes of one pass"):
+        hfc.plan(llama, recipe(), calibration=CALIBRATION)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_push_takes_them_along(saved_llama, tmp_path):
+    hfc.compress(saved_llama, recipe(), tmp_path / "made", calibration=CALIBRATION, eval_data=UNSEEN)
+    assert FILE in carried_files(tmp_path / "made")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 import hfcompress as hfc
 from hfcompress.cli import USER_ERROR, _guarded, app
 from hfcompress.evaluation.inspection import inspect_checkpoint
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats import get_format
 from hfcompress.formats.reading import decoded
 from hfcompress.formats.stored import PackedTensor

@@ -26,7 +26,7 @@ from conftest import CONFIGS, in_fresh_process, make_model
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError, MissingExtraError, UnsupportedModelError
 from hfcompress.evaluation.inspection import inspect_checkpoint
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats import bitsandbytes, torchao
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.errors import CheckpointError, InvalidValueError, MissingExtraError, UnsupportedModelError
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.hub.push import carried_files
 from hfcompress.models.adapter import adapted, adapter_of, rebased, require_peft

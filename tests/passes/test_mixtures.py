@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError, UnsupportedModelError
-from hfcompress.evaluation.quality import open_streamed
+from hfcompress.evaluation.logits import open_streamed
 from hfcompress.integrations.transformers import _Unpack
 from hfcompress.models import fewer_experts
 from hfcompress.models.checkpoint import Checkpoint

@@ -209,11 +209,16 @@ def test_a_model_without_vectors_is_said(tiny):
 
 
 def changed(book):
-    return {"another shape": book[0], "few vectors": book[:, :, :9], "other heads": torch.cat([book, book])}
+    return {
+        "another shape": book[0],
+        "few vectors": book[:, :, :9],
+        "other heads": torch.cat([book, book]),
+        "another width": book[:, :1],
+    }
 
 
 @pytest.mark.parametrize(
-    "kind", ["another shape", "few vectors", "other heads", "another layer", "one of two", "bytes"]
+    "kind", ["another shape", "few vectors", "other heads", "another width", "another layer", "one of two", "bytes"]
 )
 def test_damaged_vectors_are_said(made, tmp_path, kind):
     folder = tmp_path / "copy"
