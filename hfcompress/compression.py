@@ -242,6 +242,7 @@ def compress(
 
     course = None
     writer = CheckpointWriter(output)
+    writer.experts = streamed.experts if layout is None else layout.storage(streamed.experts)
     base = described_base(checkpoint)
     journal = Journal(writer.partial / "journal.json", fingerprint(job, base, tokens, streamed, rotation))
     try:

@@ -165,13 +165,13 @@ def export(
             f"{checkpoint.name} holds the values of the original, which have no codes to export; give --format dense."
         )
     grids = {name: tensor.grid for name, tensor in packed.items()}
-    layout.check_experts(
-        {n: grids.get(n) for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)}
-    )
+    check = layout.check_together if streamed.experts.together else layout.check_experts
+    check({n: grids.get(n) for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)})
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
     embeddings = [name for name in packed if isinstance(streamed.skeleton.get_submodule(name), nn.Embedding)]
     config = layout.config_with_embeddings(config, grids, embeddings)
     writer = CheckpointWriter(output)
+    writer.experts = layout.storage(streamed.experts)
     if overwrite:
         writer.discard()
     writer.open()

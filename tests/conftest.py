@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AriaTextConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
@@ -40,6 +41,8 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     LlavaConfig,
     MistralConfig,
@@ -122,6 +125,22 @@ MIXTURES = {
         v_head_dim=16,
     ),
     "olmoe": lambda: OlmoeConfig(**{**_COMMON, "intermediate_size": 32}, num_experts=8, num_experts_per_tok=2),
+}
+
+# those that transformers finds in a checkpoint together alone
+TOGETHER = {
+    "gpt-oss": lambda: GptOssConfig(
+        **{**_COMMON, "intermediate_size": 32},
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        head_dim=16,
+        sliding_window=16,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "granite-moe": lambda: GraniteMoeConfig(
+        **{**_COMMON, "intermediate_size": 32}, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "aria-text": lambda: AriaTextConfig(**{**_COMMON, "intermediate_size": 32}, moe_num_experts=4, moe_topk=2),
 }
 
 

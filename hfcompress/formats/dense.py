@@ -63,6 +63,9 @@ class Dense(Layout):
     def check_experts(self, grids: Mapping[str, Grid | None]) -> None:
         """They are as any other weight."""
 
+    def check_together(self, grids: Mapping[str, Grid | None]) -> None:
+        """They are as any other weight."""
+
     def check_embeddings(self, name: str, grid: Grid) -> None:
         """Any grid fits."""
 

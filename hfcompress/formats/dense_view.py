@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.reading import decoded, is_streamed
-from hfcompress.models.checkpoint import Checkpoint, StoredTensor
+from hfcompress.models.checkpoint import Checkpoint, StoredTensor, entry_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Unpacked:
     def read(self) -> Tensor:
         """In float32, free of the rounding to the model's dtype."""
         return self.stored.read()
+
+    def entry(self, index: int) -> Tensor:
+        """One along the first dimension, in float32."""
+        return entry_of(self.stored, index)
 
     def __getitem__(self, index) -> Tensor:
         return self.read()[index]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import InvalidValueError
+from hfcompress.models.fused_experts import ExpertStorage
 from hfcompress.models.roles import LinearShape
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -36,6 +37,7 @@ class Layout(ABC):
         packages (`tuple[str, ...]`): what transformers needs beside itself to load it.
         plugin (`str` or `None`): the module of hfcompress that teaches it to transformers.
         codes_beside (`bool`): whether [`Layout.beside`] makes something else of a tensor.
+        merges_experts (`bool`): whether its reader puts experts together that transformers finds in a checkpoint together alone.
     """
 
     name: ClassVar[str]
@@ -43,6 +45,7 @@ class Layout(ABC):
     packages: ClassVar[tuple[str, ...]]
     plugin: ClassVar[str | None] = None
     codes_beside: ClassVar[bool] = False
+    merges_experts: ClassVar[bool] = False
 
     def check_model(self, checkpoint: Any) -> None:  # noqa: B027 (most hold every model)
         """
@@ -103,6 +106,26 @@ class Layout(ABC):
                 f"{self.name} has no place for the experts of a mixture, such as {next(iter(grids))}; write --set "
                 "format=compressed-tensors, or plain weights with --set format=dense."
             )
+
+    def check_together(self, grids: Mapping[str, Grid | None]) -> None:
+        """
+        Args:
+            grids (`Mapping`): as in [`check_experts`], of a model whose experts transformers finds together alone.
+
+        Raises:
+            InvalidValueError: this format cannot hold them, or its reader would not find them.
+        """
+        coded = next((name for name, grid in grids.items() if grid is not None), None)
+        if coded is not None:
+            raise InvalidValueError(
+                f"{coded} is of an expert, which transformers finds in a checkpoint of this model only together with the others "
+                f"in one tensor, and {self.name} has no place for that; write --set format=hfcompress, plain weights with --set "
+                "format=dense, or leave experts alone with ignore: [re:.*experts.*]."
+            )
+
+    def storage(self, experts: ExpertStorage) -> ExpertStorage:
+        """How the experts of a model lie in what is written, given how they are stored."""
+        return experts.biases if self.merges_experts else experts
 
     def check_values(self, name: str, weight: QuantizedWeight) -> None:  # noqa: B027 (most hold any)
         """

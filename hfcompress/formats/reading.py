@@ -27,6 +27,7 @@ from hfcompress.formats import (
     fp8,
     get_format,
     gptq,
+    mxfp4,
     native,
     sparse24,
     torchao,
@@ -35,7 +36,8 @@ from hfcompress.formats import (
 
 OURS = (gptq, awq, sparse24, native)  # read by code of our own; the others through the library that wrote them
 # `quant_method` in config.json -> who reads it
-READERS = {module.QUANT_METHOD: module.decoded for module in (compressed_tensors, *OURS, fp8, bitsandbytes, torchao)}
+OTHERS = (compressed_tensors, fp8, mxfp4, bitsandbytes, torchao)
+READERS = {module.QUANT_METHOD: module.decoded for module in (*OTHERS, *OURS)}
 
 
 def is_read(config: dict[str, Any] | None) -> bool:
@@ -80,10 +82,13 @@ def missing_packages(config: dict[str, Any] | None) -> list[str]:
 
 def needs_our_reader(config: dict[str, Any] | None) -> bool:
     """
-    Whether transformers cannot load such a checkpoint here, in the dtype that is asked for: it makes bfloat16 of FP8 weights
-    where there are no kernels for them.
+    Whether transformers cannot load such a checkpoint here, in the dtype that is asked for: it makes bfloat16 of FP8 and MXFP4
+    weights where there are no kernels for them.
     """
-    return bool(missing_packages(config)) or (config or {}).get("quant_method") == fp8.QUANT_METHOD
+    return bool(missing_packages(config)) or (config or {}).get("quant_method") in (
+        fp8.QUANT_METHOD,
+        mxfp4.QUANT_METHOD,
+    )
 
 
 def require_packages(name: str, config: dict[str, Any] | None) -> None:

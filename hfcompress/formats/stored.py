@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcompress.errors import CheckpointError
 from hfcompress.formats.layout import Layout
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -56,8 +57,19 @@ class PackedTensor:
         return {name: part.read() for name, part in self.parts.items()}
 
     def quantized(self) -> QuantizedWeight:
-        """The codes and scales."""
-        return self.layout.unpack(self.tensors(), self.grid)
+        """
+        The codes and scales.
+
+        Raises:
+            CheckpointError: a part is missing.
+        """
+        try:
+            return self.layout.unpack(self.tensors(), self.grid)
+        except KeyError as error:
+            beside = next(part.name for part in self.parts.values())
+            raise CheckpointError(
+                f"{error} is missing beside {beside}; download or copy the checkpoint again."
+            ) from error
 
     def read(self) -> Tensor:
         """The dense weight in float32, free of the rounding to the model's dtype."""

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, OutputError
 from hfcompress.formats.tensor_files import SAFETENSORS_NAMES, Entry, alignment, entries_of, header_of, is_whole
+from hfcompress.models.fused_experts import ExpertStorage
 
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -73,6 +74,7 @@ class CheckpointWriter:
     Attributes:
         partial (`Path`): where unfinished work lies.
         result (`Path`): the folder that becomes `output`.
+        experts (`ExpertStorage`): how the model's experts are stored; parts are given and read with every expert apart.
     """
 
     def __init__(self, output: Path, max_shard_bytes: int = MAX_SHARD_BYTES):
@@ -82,6 +84,7 @@ class CheckpointWriter:
         self.parts = self.partial / "parts"
         self.max_shard_bytes = max_shard_bytes
         self.lock = FileLock(lock_path(output), timeout=0)
+        self.experts = ExpertStorage()
 
     @property
     def merged(self) -> bool:
@@ -128,11 +131,11 @@ class CheckpointWriter:
 
     def write_part(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write one part; it is there whole or not at all."""
-        self._write(self.part(name), tensors)
+        self._write(self.part(name), self.experts.join(tensors))
 
     def read_part(self, name: str) -> dict[str, Tensor]:
         """The tensors of a part that was written before."""
-        return load_file(self.part(name))
+        return self.experts.split(load_file(self.part(name)))
 
     def holds(self, name: str) -> bool:
         """Whether part `name` is there and whole."""

@@ -19,6 +19,7 @@ from typing import Any
 from hfcompress.errors import OutputError
 from hfcompress.formats.reading import decoded, is_read
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.solvers.pattern import Pattern
 
 
@@ -37,8 +38,10 @@ def check_zeros(made: Checkpoint, patterns: Iterable[tuple[str, Pattern, bool]])
     Raises:
         OutputError: a later step, or the format, has undone a zero.
     """
-    config = made.quantization_config
-    tensors: Mapping[str, Any] = decoded(made.tensors, config) if is_read(config) else made.tensors
+    patterns, config = list(patterns), made.quantization_config
+    tensors: Mapping[str, Any] = made.tensors
+    if patterns and is_read(config):
+        tensors = StreamedModel(made, tensors=decoded(made.tensors, config)).tensors
     shares, excess, rounding = {}, 0.0, 1.0
     for stem, pattern, transposed in patterns:
         weight = tensors[f"{stem}.weight"].read().float()

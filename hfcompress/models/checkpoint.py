@@ -194,6 +194,26 @@ class StoredTensor:
             assert self.path is not None
             with open_shard(self.path) as shard:
                 value = shard.get_tensor(self.name)
+        return self._checked(value)
+
+    def entry(self, index: int) -> Tensor:
+        """
+        One along the first dimension, without reading the others.
+
+        Raises:
+            CheckpointError: as [`read`].
+        """
+        if self._value is not None:
+            return self[index]
+        assert self.path is not None
+        with open_shard(self.path) as shard:
+            return self._checked(shard.get_slice(self.name)[index])
+
+    def __getitem__(self, index) -> Tensor:
+        part = self.read()[index]
+        return part if self._value is None else part.clone()  # a model in memory is its owner's: never changed
+
+    def _checked(self, value: Tensor) -> Tensor:
         if value.is_floating_point() and value.dtype.itemsize > 1 and not _all_finite(value):
             where = f" in {self.path}" if self.path else ""
             raise CheckpointError(
@@ -201,9 +221,10 @@ class StoredTensor:
             )
         return value
 
-    def __getitem__(self, index) -> Tensor:
-        part = self.read()[index]
-        return part if self._value is None else part.clone()  # a model in memory is its owner's: never changed
+
+def entry_of(stored: Any, index: int) -> Tensor:
+    """One along the first dimension of a stored tensor or of a view of one; the others are read too only where they must be."""
+    return stored.entry(index) if hasattr(stored, "entry") else stored.read()[index]
 
 
 @dataclass(frozen=True)

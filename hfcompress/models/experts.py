@@ -14,11 +14,12 @@
 """
 The experts of a mixture as what they are on disk, one linear for each projection of each expert.
 
-transformers keeps all experts of a block in two parameters of three dimensions and merges them while loading. Here the
-merging is left out: on the model without weights, those parameters give way to one `nn.Linear` for each matrix, called as
-the checkpoint calls it. Which names go to which parameter, transformers' own conversions say; routing, gates and activation
-stay the architecture's own, and the products are put in by transformers' interface for implementations of experts. So
-everything that knows linears knows experts, and whoever watches one is told which tokens were sent to it.
+transformers keeps all experts of a block in two parameters of three dimensions, and mostly merges them while loading. Here
+the merging is left out: on the model without weights, those parameters give way to one `nn.Linear` for each matrix, called as
+the checkpoint calls it, or where it holds them together ([`hfcompress.models.fused_experts`]) `gate_proj`, `up_proj` and
+`down_proj`. Which names go to which parameter, transformers' own conversions say; routing, gates and activation stay the
+architecture's own, and the products are put in by transformers' interface for implementations of experts. So everything that
+knows linears knows experts, and whoever watches one is told which tokens were sent to it.
 """
 
 import re
@@ -29,10 +30,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    revert_weight_conversion,
+)
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.fused_experts import ExpertStorage, Fused
 
 
 IMPLEMENTATION = "hfcompress_apart"
@@ -105,13 +113,14 @@ class Expert(nn.Module):
 
     Args:
         shapes (`dict[str, tuple[int, int]]`): local name -> `(out_features, in_features)`.
+        bias (`bool`): whether they have one.
         dtype (`torch.dtype`): of the weights, which are on the device `meta`.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, int]], dtype: torch.dtype):
+    def __init__(self, shapes: dict[str, tuple[int, int]], bias: bool, dtype: torch.dtype):
         super().__init__()
         for name, (rows, columns) in shapes.items():
-            self.add_module(name, ExpertLinear(columns, rows, bias=False, device="meta", dtype=dtype))
+            self.add_module(name, ExpertLinear(columns, rows, bias=bias, device="meta", dtype=dtype))
 
     @property
     def is_watched(self) -> bool:
@@ -127,13 +136,15 @@ class Projections:
     Args:
         first (`tuple[str, ...]`): what is read by `act(gate) * up`: gate and up; or up alone.
         down (`str`): what comes behind.
+        together (`bool`): whether transformers finds those of all experts of a block in one tensor alone.
     """
 
     first: tuple[str, ...]
     down: str
+    together: bool
 
 
-def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> None:
+def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> ExpertStorage:
     """
     Give every expert linears of its own, in place.
 
@@ -141,27 +152,63 @@ def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> None:
         model (`PreTrainedModel`): the model, without weights.
         mapping (`list`): how names on disk become parameters, for this model.
 
+    Returns:
+        `ExpertStorage`: how a checkpoint may hold them together.
+
     Raises:
         UnsupportedModelError: the experts are stored or computed in a way that is not known.
     """
-    modules = {name: module for name, module in model.named_modules() if _holds_experts(module)}
-    merging = [m for m in mapping if merges_experts(m)]
+    modules = holders_of_experts(model)
+    storage = expert_storage(model, mapping)
+    projections = {name: _projections(model, name, module, mapping) for name, module in modules.items()}
     for name, module in modules.items():
-        projections = _projections(model, name, module, merging)
-        names = [*projections.first, projections.down]
-        fused = module.gate_up_proj if module.has_gate else module.up_proj
-        rows, hidden = fused.shape[1] // len(projections.first), fused.shape[2]
-        shapes = {n: (hidden, rows) if n == projections.down else (rows, hidden) for n in names}
-        experts = [Expert(shapes, fused.dtype) for _ in range(fused.shape[0])]
+        own = {f.parts: f.part_shape for f in storage.held if f.holder == name and len(f.part_shape) == 2}
+        shapes = {part.removesuffix(".weight"): shape for parts, shape in own.items() for part in parts}
+        dtype = next(module.parameters()).dtype
+        experts = [Expert(shapes, module.has_bias, dtype) for _ in range(module.num_experts)]
         for parameter in [n for n, _ in module.named_parameters(recurse=False)]:
             delattr(module, parameter)
         for index, expert in enumerate(experts):
             module.add_module(str(index), expert)
-        vars(module)["projections"] = projections
+        vars(module)["projections"] = projections[name]
         vars(module)["row_length"] = 0
     if modules:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, run_apart)
         model.set_experts_implementation(IMPLEMENTATION)
+    return storage
+
+
+def expert_storage(model: PreTrainedModel, mapping: Sequence[Any]) -> ExpertStorage:
+    """
+    How the parameters of a model hold its experts, and a checkpoint may.
+
+    Args:
+        model (`PreTrainedModel`): the model, not taken apart.
+        mapping (`list`): how names on disk become parameters, for this model.
+
+    Raises:
+        UnsupportedModelError: the experts are stored or computed in a way that is not known.
+    """
+    held, together = [], False
+    for name, module in holders_of_experts(model).items():
+        projections = _projections(model, name, module, mapping)
+        together = together or projections.together
+        for local, parameter in module.named_parameters(recurse=False):
+            linears = (projections.down,) if local.startswith("down_proj") else projections.first
+            kind = "bias" if local.endswith("_bias") else "weight"
+            full = f"{name}.{local}"
+            [key] = revert_weight_conversion(model, {full: parameter}) if projections.together else [full]
+            held.append(
+                Fused(
+                    full,
+                    key,
+                    tuple(parameter.shape),
+                    tuple(f"{linear}.{kind}" for linear in linears),
+                    module.is_transposed and kind == "weight",
+                    not module.is_concatenated and len(linears) > 1,
+                )
+            )
+    return ExpertStorage(held, together)
 
 
 def run_apart(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -192,7 +239,8 @@ def run_apart(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: T
         elif not sent:
             continue
         x, told = hidden[tokens], (tokens, gates, total)
-        inner = torch.cat([expert.get_submodule(name)(x, *told) for name in projections.first], -1)
+        first = [expert.get_submodule(name)(x, *told) for name in projections.first]
+        inner = torch.cat(first, -1) if module.is_concatenated else torch.stack(first, -1).flatten(-2)
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
         outputs = expert.get_submodule(projections.down)(inner, *told)[:sent] * gates[:sent, None]
         found.index_add_(0, tokens[:sent], outputs.to(found.dtype))
@@ -238,35 +286,42 @@ def find_routers(model: nn.Module) -> list[str]:
     return found
 
 
-def _holds_experts(module: nn.Module) -> bool:
-    """Whether it is of a class that transformers' interface for implementations of experts has been put on."""
-    return hasattr(module, "_is_expert_parallel") and hasattr(module, "has_gate")
+def holders_of_experts(model: nn.Module) -> dict[str, Any]:
+    """Name -> module, of a class that transformers' interface for implementations of experts has been put on."""
+    modules = model.named_modules()
+    return {n: m for n, m in modules if hasattr(m, "_is_expert_parallel") and hasattr(m, "has_gate")}
 
 
-def _projections(
-    model: PreTrainedModel, name: str, module: nn.Module, merging: Sequence[WeightConverter]
-) -> Projections:
+def _projections(model: PreTrainedModel, name: str, module: Any, mapping: Sequence[Any]) -> Projections:
     """
-    The names of an expert's linears, told from how transformers merges them.
+    The names of an expert's linears, told from how transformers merges them; names of our own where it does not.
 
     Raises:
-        UnsupportedModelError: it does so in another way, or not at all.
+        UnsupportedModelError: it converts them in another way, or they are computed in one.
     """
     first = "gate_up_proj" if module.has_gate else "up_proj"
-    plain = not (module.has_bias or module.is_transposed or module.has_post_expert_norm) and module.is_concatenated
-    sources = {}
+    sources, known = {}, not module.has_post_expert_norm
     for parameter in (first, "down_proj"):
-        for converter in merging if plain else ():
+        for converter in (each for each in mapping if isinstance(each, WeightConverter)):
             target, *others = converter.target_patterns
-            if not others and f"{name}.{parameter}".endswith(target.lstrip("\\.")) and _is_plain(converter):
+            if others or not f"{name}.{parameter}".endswith(target.lstrip("\\.")):
+                continue
+            if merges_experts(converter):
                 sources[parameter] = [_local(pattern) for pattern in converter.source_patterns]
+                known = known and _is_plain(converter)
+            else:
+                known = known and [type(operation) for operation in converter.operations] == [Transpose]
     complete = len(sources) == 2 and all(all(names) for names in sources.values())
-    if not complete or len(sources[first]) != 1 + bool(module.has_gate) or len(sources["down_proj"]) != 1:
+    plain = not (module.has_bias or module.is_transposed) and module.is_concatenated
+    fits = complete and len(sources[first]) == 1 + bool(module.has_gate) and len(sources["down_proj"]) == 1
+    if not known or (sources and not (plain and fits)):
         raise UnsupportedModelError(
-            f"{type(model).__name__} stores the experts of a block together ({name}.{first}), or computes them in a way of its "
-            "own; mixtures whose experts are stored one by one are supported, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
+            f"{type(model).__name__} stores the experts of a block ({name}.{first}) or computes them in a way of its own, which "
+            "is not supported yet."
         )
-    return Projections(tuple(sources[first]), sources["down_proj"][0])
+    if sources:
+        return Projections(tuple(sources[first]), sources["down_proj"][0], together=False)
+    return Projections(("gate_proj", "up_proj") if module.has_gate else ("up_proj",), "down_proj", together=True)
 
 
 def _is_plain(converter: WeightConverter) -> bool:
@@ -296,13 +351,12 @@ def refuse_other_experts(model: PreTrainedModel, block_names: Sequence[str]) -> 
         if not apart and isinstance(count := getattr(config, key, None), int) and count > 1:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has {count} experts per block ({key}) in a form of its own, which is not supported "
-                "yet; mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and DeepSeek."
+                "yet; mixtures such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek, Granite and gpt-oss are."
             )
     for block_name in block_names:
         for name, parameter in model.get_submodule(block_name).named_parameters():
             if parameter.ndim == 3 and "conv" not in name:
                 raise UnsupportedModelError(
-                    f"{type(model).__name__} keeps its experts fused in one parameter ({block_name}.{name}), which is not "
-                    "supported yet; mixtures whose experts are stored one by one are, such as Mixtral, Qwen3-MoE, OLMoE and "
-                    "DeepSeek."
+                    f"{type(model).__name__} keeps its experts in one parameter ({block_name}.{name}) in a form of its own, "
+                    "which is not supported yet; mixtures such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek, Granite and gpt-oss are."
                 )

@@ -23,7 +23,7 @@ hands in the real hidden states. No modelling code is copied, traced or patched.
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -48,6 +48,7 @@ from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.architecture import answers, auto_class, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
+from hfcompress.models.fused_experts import ExpertStorage
 
 
 PROBE_TOKENS = 8
@@ -126,6 +127,8 @@ class StreamedModel:
             which compressed weights appear dense.
 
     Attributes:
+        tensors (`Mapping`): the weights by their names on disk; those of experts one by one, however they are stored.
+        experts (`ExpertStorage`): how experts are stored.
         block_names (`list[str]`): the decoder blocks, as module names.
         sources (`dict[str, str]`): parameter name -> name on disk, for those stored just as they are.
         converts (`bool`): whether some parameters are stored in another form than they are used in.
@@ -143,15 +146,16 @@ class StreamedModel:
     ):
         self.checkpoint = checkpoint
         self.device, self.dtype = torch.device(device), dtype
-        self.tensors = checkpoint.tensors if tensors is None else tensors
-        self.skeleton = build_skeleton(checkpoint, dtype)
+        self.skeleton, self.experts = _skeleton(checkpoint, dtype)
         self._awaited: set[str] = set()  # scales of activations that are not known yet
         if checkpoint.quantization_config is not None:
             round_activations(self.skeleton, checkpoint.quantization_config)
         list_name, self._blocks = _decoder_blocks(self.skeleton)
         self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
         refuse_other_experts(self.skeleton, self.block_names)
-        self._weight_mapping = _weight_mapping(self.skeleton)
+        stored = checkpoint.tensors if tensors is None else tensors
+        names = {key: target for key, (target, _) in self._targets(stored).items()}
+        self.tensors = self.experts.apart(stored, names)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)
         self._returns_tuple: bool | None = None
@@ -189,17 +193,11 @@ class StreamedModel:
 
     def _sort_keys(self) -> tuple[list[list[str]], list[str], dict[str, str]]:
         """The names on disk by block, those outside every block, and parameter name -> name on disk."""
-        renamings = [m for m in self._weight_mapping if isinstance(m, WeightRenaming)]
-        converters = [m for m in self._weight_mapping if isinstance(m, WeightConverter)]
-        expected = self.skeleton.state_dict()
         by_block: list[list[str]] = [[] for _ in self._blocks]
         outside, sources = [], {}
         prefixes = {f"{name}.": index for index, name in enumerate(self.block_names)}
         stem = self.block_names[0].rpartition(".")[0] + "."
-        for key in self.tensors:
-            target, converted = rename_source_key(
-                key, renamings, converters, self.skeleton.base_model_prefix, expected
-            )
+        for key, (target, converted) in self._targets(self.tensors).items():
             if converted is None:
                 sources[target] = key
             if target.startswith(stem):
@@ -209,6 +207,15 @@ class StreamedModel:
                     continue
             outside.append(key)
         return by_block, outside, sources
+
+    def _targets(self, keys: Iterable[str]) -> dict[str, tuple[str, str | None]]:
+        """Name on disk -> parameter, and the pattern of what converts it, if anything does."""
+        mapping = _weight_mapping(self.skeleton)
+        renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+        converters = [m for m in mapping if isinstance(m, WeightConverter)]
+        expected = {**self.skeleton.state_dict(), **{fused.name: fused for fused in self.experts.held}}
+        prefix = self.skeleton.base_model_prefix
+        return {key: rename_source_key(key, renamings, converters, prefix, expected) for key in keys}
 
     # loading
 
@@ -542,7 +549,11 @@ def _shared_where_equal(calls, others):
 
 
 def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without weights: parameters on the meta device, buffers real."""
+    """The model without weights: parameters on the meta device, buffers real; every expert has linears of its own."""
+    return _skeleton(checkpoint, dtype)[0]
+
+
+def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, ExpertStorage]:
     config = copy.deepcopy(checkpoint.config)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
@@ -560,8 +571,8 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
             "update transformers, or give --trust-remote-code if the repo carries its own modelling code."
         ) from error
     model: PreTrainedModel = made
-    take_apart(model, _weight_mapping(model))
-    return model.eval()
+    storage = take_apart(model, _weight_mapping(model))
+    return model.eval(), storage
 
 
 def _weight_mapping(model: PreTrainedModel) -> list[WeightRenaming | WeightConverter]:

@@ -15,6 +15,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from hfcompress.formats.writer import merged_bytes
@@ -35,6 +36,7 @@ class Forecast:
 
     def __init__(self, model: StreamedModel, layout):
         self.model, self.layout = model, layout
+        self.experts = layout.storage(model.experts)
         self._packed: dict[tuple, dict[str, Tensor]] = {}
 
     def linear_bytes(self, task: LinearTask) -> int:
@@ -57,7 +59,9 @@ class Forecast:
         for index, tasks in enumerate(plan.blocks):
             replaced = {f"{task.stem}.weight" for task in tasks.values()}
             kept = {key: stored[key] for key in self.model.keys_of_block(index) if key not in replaced}
-            yield {**self._named(tasks.values()), **kept}
+            if self.experts.together:
+                kept = {k: torch.empty(t.shape, dtype=t.dtype, device="meta") for k, t in kept.items()}
+            yield self.experts.join({**self._named(tasks.values()), **kept})
         outside = [task for task in (plan.embeddings, plan.head) if task is not None]
         yield from (self._named([task]) for task in outside)
         replaced = {f"{task.stem}.weight" for task in outside}

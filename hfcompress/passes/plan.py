@@ -596,7 +596,8 @@ def _check_experts(model: StreamedModel, tasks: Mapping[str, LinearTask], layout
     coded = {name: task.grid for name, task in tasks.items() if layout.of(task.grid) is layout}
     if coded or layout.codes_beside:
         experts = [name for name, module in model.skeleton.named_modules() if isinstance(module, ExpertLinear)]
-        layout.check_experts({name: coded.get(name) for name in experts})
+        check = layout.check_together if model.experts.together else layout.check_experts
+        check({name: coded.get(name) for name in experts})
 
 
 def _check_loading(model: StreamedModel, tasks: Mapping[str, LinearTask], layout) -> None:

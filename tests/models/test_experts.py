@@ -18,7 +18,7 @@ import copy
 import pytest
 import torch
 from conftest import MIXTURES, VOCABULARY, make_model, token_ids
-from transformers import AriaTextConfig, GptOssConfig, JetMoeConfig, LlamaConfig
+from transformers import JetMoeConfig, LlamaConfig
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.checkpoint import Checkpoint
@@ -165,21 +165,6 @@ def test_a_copy_of_a_block_has_experts_of_its_own():
         before = streamed.call(twin, 0, probe)
         block.get_submodule("mlp.experts.0.w1").weight.data.zero_()
         assert torch.equal(streamed.call(twin, 0, probe), before)
-
-
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
-TOGETHER = {
-    "gpt-oss": GptOssConfig(
-        **SMALL, intermediate_size=32, num_hidden_layers=1, num_local_experts=2, num_experts_per_tok=1
-    ),
-    "aria": AriaTextConfig(**SMALL, intermediate_size=32, num_hidden_layers=1, moe_num_experts=2, moe_topk=1),
-}
-
-
-@pytest.mark.parametrize("name", TOGETHER)
-def test_experts_that_are_stored_together_are_refused(name):
-    with pytest.raises(UnsupportedModelError, match=r"stores the experts of a block together .*Mixtral, Qwen3-MoE"):
-        StreamedModel(Checkpoint.open(make_model(TOGETHER[name])))
 
 
 def test_experts_in_a_form_of_their_own_are_refused():

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.layout import Layout
 from hfcompress.formats.native.codebook import LEVELS, Codebook, CodebookTensor, grid_of
 from hfcompress.formats.native.codebook import LOCALS as CODEBOOK_LOCALS
@@ -51,6 +51,7 @@ class Native(Coded):
     quant_method = QUANT_METHOD
     plugin = "hfcompress.integrations.transformers"
     codes_beside = True
+    merges_experts = True
 
     def of(self, grid: Grid) -> Layout:
         """The kind that holds linears on a grid."""
@@ -69,12 +70,10 @@ class Native(Coded):
         return {f"{stem}.{local}": part for local, part in packed(tensor).items()}
 
     def check_experts(self, grids: Mapping[str, Grid | None]) -> None:
-        other = next((name for name, grid in grids.items() if grid is None or grid.type != "coded"), None)
-        if other is not None:
-            raise InvalidValueError(
-                f"{other} is of an expert, and transformers merges experts only where all of them are entropy-coded; let "
-                "entropy round all experts, or write plain weights with --set format=dense."
-            )
+        """They are as any other weight."""
+
+    def check_together(self, grids: Mapping[str, Grid | None]) -> None:
+        """They are as any other weight."""
 
     def quantization_config(
         self, grids: Mapping[str, Grid], untouched: list[str], kv_cache: str | None = None
