@@ -30,7 +30,16 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import CONFIGS, ENCODERS, MIXTURES, MULTIMODAL, VOCABULARY, make_any_model, token_ids  # noqa: E402
+from conftest import (  # noqa: E402
+    CONFIGS,
+    ENCODERS,
+    MIXTURES,
+    MULTIMODAL,
+    TOGETHER,
+    VOCABULARY,
+    make_any_model,
+    token_ids,
+)
 
 import hfcompress as hfc  # noqa: E402
 from hfcompress.errors import InvalidValueError, UnsupportedModelError  # noqa: E402
@@ -48,7 +57,7 @@ def gemma3():
     return config
 
 
-ARCHITECTURES = {**CONFIGS, "gemma3": gemma3, **MIXTURES, **MULTIMODAL, **ENCODERS}
+ARCHITECTURES = {**CONFIGS, "gemma3": gemma3, **MIXTURES, **TOGETHER, **MULTIMODAL, **ENCODERS}
 FOUR = {"bits": 4, "group_size": 32}
 COLUMNS = {  # what the table says -> steps and format
     "4 bits": (hfc.GPTQ(**FOUR), "compressed-tensors"),

@@ -178,6 +178,28 @@ def take_apart(model: PreTrainedModel, mapping: Sequence[Any]) -> ExpertStorage:
     return storage
 
 
+@torch.no_grad()
+def put_together(model: PreTrainedModel, storage: ExpertStorage) -> None:
+    """
+    Give the experts of a model that [`take_apart`] has changed, and that has its weights now, back to transformers, in place.
+
+    Args:
+        model (`PreTrainedModel`): the model.
+        storage (`ExpertStorage`): what [`take_apart`] has returned.
+    """
+    modules = find_experts(model)
+    for name, module in modules.items():
+        for fused in (each for each in storage.held if each.holder == name):
+            parts = [[model.get_parameter(n) for n in fused.names(index)] for index in range(fused.shape[0])]
+            whole = nn.Parameter(fused.whole(parts), requires_grad=False)
+            module.register_parameter(fused.name.removeprefix(f"{name}."), whole)
+        for index in range(module.num_experts):
+            delattr(module, str(index))
+        del vars(module)["projections"], vars(module)["row_length"]
+    if modules:
+        model.set_experts_implementation(None)  # that which transformers would choose
+
+
 def expert_storage(model: PreTrainedModel, mapping: Sequence[Any]) -> ExpertStorage:
     """
     How the parameters of a model hold its experts, and a checkpoint may.
@@ -229,22 +251,28 @@ def run_apart(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: T
     length = vars(module).get("row_length") or total
     apart = min(APART, max(1, length // FEWEST))
     places = torch.arange(total, device=hidden.device) % length % apart  # by rows, however many go together
+    needed = set(top_k_index.unique().tolist())
     for index in range(module.num_experts):
         expert = module.get_submodule(str(index))
+        if index not in needed and not expert.is_watched:
+            continue
         tokens, place = (top_k_index == index).nonzero(as_tuple=True)
         gates, sent = top_k_weights[tokens, place], len(tokens)
         if expert.is_watched:
             shown = (places == index % apart).nonzero()[:, 0]
             tokens, gates = torch.cat((tokens, shown)), torch.cat((gates, gates.new_zeros(len(shown))))
-        elif not sent:
-            continue
         x, told = hidden[tokens], (tokens, gates, total)
-        first = [expert.get_submodule(name)(x, *told) for name in projections.first]
+        first = [_run(expert.get_submodule(name), x, told) for name in projections.first]
         inner = torch.cat(first, -1) if module.is_concatenated else torch.stack(first, -1).flatten(-2)
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-        outputs = expert.get_submodule(projections.down)(inner, *told)[:sent] * gates[:sent, None]
+        outputs = _run(expert.get_submodule(projections.down), inner, told)[:sent] * gates[:sent, None]
         found.index_add_(0, tokens[:sent], outputs.to(found.dtype))
     return found
+
+
+def _run(linear: nn.Module, inputs: Tensor, told: tuple[Tensor, Tensor, int]) -> Tensor:
+    """What a linear of an expert returns; one that has taken the place of another is told nothing."""
+    return linear(inputs, *told) if isinstance(linear, ExpertLinear) else linear(inputs)
 
 
 def tell_row_length(block: nn.Module, length: int) -> None:

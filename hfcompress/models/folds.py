@@ -22,7 +22,8 @@ of the input's (arbitrarily weighted) squares by it is the number of these chann
 number. Which channels they are is read off two more forwards, in which the factors spell the digits of the channel's
 number. What was found is then tried: with random factors divided out of the producer's parameters and multiplied into
 its readers' columns, the block must give what it gave before. So whatever else reads the producer, and whatever form
-it keeps its gain in, a pair that would change the block is never used.
+it keeps its gain in, a pair that would change the block is never used. In a mixture a norm feeds all experts and the router
+that chooses among them; these are tried as one, the router's columns taking the factors too.
 """
 
 import copy
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hfcompress.models.experts import ExpertLinear, Routed
+from hfcompress.models.experts import ExpertLinear, Routed, find_routers
 from hfcompress.models.roles import Linear, watch_inputs
 from hfcompress.models.streaming import Stream, StreamedModel
 
@@ -60,6 +61,8 @@ class Fold:
         width (`int`): output channels of the producer.
         offset (`float` or `None`): of a norm whose gain is `weight + offset` (0, or 1 where the weight is stored minus
             one); `None` for a linear.
+        routers (`tuple[str, ...]`): full names of what else reads the tensor, with weights `(rows, in_features)` that are not
+            rounded; with them, the consumers are those of several groups, and see different tokens.
     """
 
     producer: str
@@ -67,6 +70,7 @@ class Fold:
     channels: Tensor
     width: int
     offset: float | None = None
+    routers: tuple[str, ...] = ()
 
     @property
     def used(self) -> Tensor:
@@ -120,6 +124,10 @@ def find_folds(
                 break
         else:
             alone[tuple(group)] = reason
+    for fold in trial.folds_with_routers(groups, alone, fan_out):
+        folds.append(fold)
+        for group in [group for group in alone if set(group) <= {*fold.consumers, *fold.routers}]:
+            del alone[group]
     return folds, alone
 
 
@@ -172,6 +180,10 @@ def apply_fold(
         bias.data.copy_(rounded(f"{fold.producer}.bias", bias.data.to(scales.dtype) / scales))
     for name in fold.consumers:
         _by_input(modules[name]).mul_(fold.spread(scales)[:, None])
+        changed.add(f"{name}.weight")
+    for name in fold.routers:
+        router = _weight(modules[name])
+        router.copy_(rounded(f"{name}.weight", router * fold.spread(scales)).to(router.dtype))
         changed.add(f"{name}.weight")
     return changed
 
@@ -247,6 +259,34 @@ class BlockTrial:
             return None, f"scaling {producer} changes the block's output by {error:.1g}: something else reads it"
         return fold, None
 
+    def folds_with_routers(
+        self,
+        groups: Sequence[Sequence[str]],
+        alone: Mapping[tuple[str, ...], str],
+        fan_out: Mapping[str, Mapping[str, Tensor]],
+    ) -> list[Fold]:
+        """For every norm that feeds experts what reads it, as one fold: groups that are among those `alone`, and routers."""
+        routers = [name for name in find_routers(self.model.skeleton) if name.startswith(f"{self.prefix}.")]
+        found = []
+        for producer, module in self.producers.items():
+            whole = torch.arange(_width(module), device=self.stream.hidden.device)
+            fed = [tuple(group) for group in groups if tuple(group) in alone and producer in fan_out[group[0]]]
+            fed = [
+                group
+                for group in fed
+                if torch.equal(self._channels(producer, fan_out[group[0]][producer], group[0]), whole)
+            ]
+            consumers = [name for group in fed for name in group if name not in routers]
+            if isinstance(module, Linear) or not any(
+                isinstance(self.modules[name], ExpertLinear) for name in consumers
+            ):
+                continue
+            own = [name for name in routers if _weight(self.modules[name]).shape[1] == len(whole)]
+            fold = Fold(producer, tuple(consumers), whole, len(whole), self._offset(producer), tuple(own))
+            if fold.offset is not None and self.error(fold) <= TOLERANCE:
+                found.append(fold)
+        return found
+
     def _channels(self, producer: str, counts: Tensor, leader: str) -> Tensor:
         """For each channel of the leader's input the producer's channel that scales it, or -1."""
         x = self.run([leader])[1][leader]
@@ -294,7 +334,7 @@ class BlockTrial:
         before = self.run()[0]
         apart = self._outputs(experts)
         added = (before - self.stream.hidden).norm()
-        touched = [self.modules[name] for name in (fold.producer, *fold.consumers)]
+        touched = [self.modules[name] for name in (fold.producer, *fold.consumers, *fold.routers)]
         kept = [[p.data.clone() for p in module.parameters(recurse=False)] for module in touched]
         generator, worst = torch.Generator().manual_seed(0), torch.zeros_like(added)
         for _ in range(TRIALS):

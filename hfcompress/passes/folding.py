@@ -13,6 +13,7 @@
 # limitations under the License.
 """Before a block's weights are rounded: factors moved from the inputs of linears into whoever produces them."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from hfcompress.passes.plan import LinearTask, Plan, Smoother
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import spread_rows
 from hfcompress.passes.statistics import Statistics, flat_tokens
+from hfcompress.passes.tuning import watch_output
 from hfcompress.solvers.smoothing import Magnitudes, gram_losses, migration_losses, round_scaled
 
 
@@ -76,10 +78,12 @@ class Folding:
         groups = shared_inputs(self.model, block, index, self.probe)
         found, alone = find_folds(self.model, block, index, self.probe, groups)
         folds = {fold.consumers: fold for fold in found}
+        joined = {name for fold in found if fold.routers for name in (*fold.consumers, *fold.routers)}
+        apart = [tuple(group) for group in groups if not joined.issuperset(group)]
         reports, changed = [], set()
         for step in self.plan.folds:
             wanted = []
-            for group in map(tuple, groups):
+            for group in [*apart, *(fold.consumers for fold in found if fold.routers)]:
                 if not any(n in tasks and step.for_linear(n) for n in group):
                     continue
                 reason = alone.get(group) or self._reason_against(step, folds[group], tasks, modules)
@@ -88,8 +92,8 @@ class Folding:
                 else:
                     reports.append(_report(step, group, folds.get(group), reason=reason))
             observed = self._observe(block, index, streams, wanted)
-            for fold, channels in zip(wanted, observed, strict=True):
-                report, scales = self._choose(step, fold, channels, block, index, modules)
+            for fold in wanted:
+                report, scales = self._choose(step, fold, observed.pop(0), block, index, modules)
                 reports.append(report)
                 if scales is not None:
                     changed |= apply_fold(fold, modules, scales, self._as_stored)
@@ -113,19 +117,27 @@ class Folding:
                 return f"{name} reads the same tensor and is no target of {step.name}"
         if fold.offset is None and fold.producer not in tasks:
             return f"{fold.producer}, which makes its input, stays dense"
-        for name, _ in modules[fold.producer].named_parameters(recurse=False):
-            if f"{fold.producer}.{name}" not in self.model.sources:
-                return f"{fold.producer}.{name} is stored in another form than it is used in"
+        changed = [f"{fold.producer}.{n}" for n, _ in modules[fold.producer].named_parameters(recurse=False)]
+        for name in [*changed, *(f"{router}.weight" for router in fold.routers)]:
+            if name not in self.model.sources:
+                return f"{name} is stored in another form than it is used in"
         return None
 
     def _observe(self, block: nn.Module, index: int, streams: list[Stream], folds: list[Fold]) -> "list[_Channels]":
         """The inputs of each fold's consumers, from one forward of the block as it is."""
         linears = find_linears(block, self.model.block_names[index])
-        leaders = {fold.consumers[0]: linears[fold.consumers[0]] for fold in folds}
         found = {fold.consumers[0]: _Channels(len(fold.channels), self.model.device) for fold in folds}
+        leaders = {fold.consumers[0]: linears[fold.consumers[0]] for fold in folds if not fold.routers}
+        prefix = f"{self.model.block_names[index]}."
+        makers = {fold.consumers[0]: fold.producer.removeprefix(prefix) for fold in folds if fold.routers}
         for stream in streams if folds else []:
-            with watch_inputs(leaders, lambda name, x, mask=stream.batch.mask: found[name].add(x, mask)):
+            mask = stream.batch.mask
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(watch_inputs(leaders, lambda name, x, mask=mask: found[name].add(x, mask)))
+                outputs = {name: stack.enter_context(watch_output(block, maker)) for name, maker in makers.items()}
                 self.model.call(block, index, stream)
+            for name, [output] in outputs.items():
+                found[name].add(output, mask)
         for name, channels in found.items():
             channels.complete(self.processes, name)
         return list(found.values())
@@ -149,13 +161,14 @@ class Folding:
         """
         linears = {n: m for n, m in modules.items() if n in fold.consumers and isinstance(m, Linear)}
         weights = {name: get_weight(linear) for name, linear in linears.items()}
-        stacked = torch.cat(list(weights.values()))
-        used = fold.used
+        used, rows = fold.used, sum(len(weight) for weight in weights.values())
+        mean = torch.stack([weight.abs().sum(0) for weight in weights.values()]).sum(0) / rows
+        peak = torch.stack([weight.abs().amax(0) for weight in weights.values()]).amax(0)
         magnitudes = Magnitudes(
             fold.gathered(channels.mean, "mean")[used],
             fold.gathered(channels.peak, "amax")[used],
-            fold.gathered(stacked.abs().mean(0), "mean")[used],
-            fold.gathered(stacked.abs().amax(0), "amax")[used],
+            fold.gathered(mean, "mean")[used],
+            fold.gathered(peak, "amax")[used],
         )
         ratios, factors = [None], [torch.ones(fold.width, device=used.device)]
         for ratio, scales in step.for_linear(fold.consumers[0]).candidates(magnitudes):
@@ -163,7 +176,7 @@ class Folding:
             factors.append(torch.ones_like(factors[0]).masked_scatter(used, scales))
         spread = [fold.spread(scales) for scales in factors]
         if step.rounds_inputs:
-            losses = migration_losses(stacked, spread, channels.peak, channels.squares)
+            losses = migration_losses(torch.cat(list(weights.values())), spread, channels.peak, channels.squares)
         else:
             losses = self._output_losses(weights, spread, channels, index, searches=False).nan_to_num(nan=float("inf"))
             last = sorted({0, *losses.argsort(stable=True)[:FINALISTS].tolist()})  # and none at all
@@ -193,8 +206,7 @@ class Folding:
 
     def _solved(self, task: LinearTask, weight: Tensor, scales: Tensor, channels: "_Channels") -> Tensor:
         """The same, rounded by the step itself."""
-        scaled = Statistics(len(scales), weight.device)
-        scaled.gram, scaled.tokens = channels.gram / scales / scales[:, None], channels.tokens
+        scaled = channels.scaled(scales)
         quantized, _ = task.settings.quantize(weight * scales, scaled, task.grid, task.scale_dtype, task.name)
         return quantized.dequantize() / scales
 
@@ -252,6 +264,7 @@ class _Channels:
         self.statistics = Statistics(in_features, device)
         self.mean = torch.zeros(in_features, device=device)
         self.peak = torch.zeros_like(self.mean)
+        self._scaled: tuple[Tensor, Statistics] | None = None
 
     @property
     def gram(self) -> Tensor:
@@ -264,6 +277,14 @@ class _Channels:
     @property
     def tokens(self) -> int:
         return self.statistics.tokens
+
+    def scaled(self, scales: Tensor) -> Statistics:
+        """What is known of the inputs divided by `scales`; one for all linears, so that they share a factor."""
+        if self._scaled is None or self._scaled[0] is not scales:
+            statistics = Statistics(len(scales), scales.device)
+            statistics.gram, statistics.tokens = self.gram / scales / scales[:, None], self.tokens
+            self._scaled = scales, statistics
+        return self._scaled[1]
 
     def add(self, inputs: Tensor, mask: Tensor | None) -> None:
         self.statistics.add(inputs, mask)

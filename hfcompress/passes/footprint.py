@@ -43,6 +43,7 @@ from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.solving import solve_group, treatment
 from hfcompress.passes.statistics import Statistics
+from hfcompress.solvers.smoothing import VALUES_AT_ONCE
 
 
 MICRO_BATCH_TOKENS = 4096  # that go through a block together where nothing stands against it
@@ -285,7 +286,8 @@ class Footprint:
         observing = frames + forward + self._sums(course.suspended)
         phases = {
             "embedding": embedding,
-            "blocks": walking + max(observing, frames + solving, tuned, self.packing.peak, self.stored),
+            "blocks": walking
+            + max(observing, frames + solving, tuned, self.packing.peak, self.stored, self._folded(forward)),
         }
         closing = self.outside + max(largest, at_once * self.hidden)
         if self.plan.head is not None:
@@ -294,6 +296,29 @@ class Footprint:
         if self.plan.needs_curvature and self.rows:
             phases = {"gradients": self._gradients(at_once), **phases}
         return {name: int(self.base + LATER + ALLOCATOR * amount) for name, amount in phases.items()}
+
+    def _folded(self, forward: float) -> float:
+        """
+        What choosing factors takes, all in float32: the Gram matrices of every group, of experts two, and the same again while
+        they are summed; or beside them the block that pairs are tried on, and what a solve takes; and in either case a forward.
+        """
+        if not self.plan.folds:
+            return 0.0
+        tasks = self.plan.blocks[self.largest]
+        grams = {
+            name: (1 + isinstance(self.model.skeleton.get_submodule(name), ExpertLinear))
+            * 4
+            * task.shape.in_features**2
+            for name, task in tasks.items()
+            if name in self.solving
+        }
+        kept, widest = sum(grams.values()), max(grams.values(), default=0)
+        rows = 2 * max(step.rows for step in self.plan.folds) * self.hidden
+        compared = 16 * max(
+            VALUES_AT_ONCE, *(task.shape.out_features * task.shape.in_features for task in tasks.values())
+        )
+        trying = 8 * self.model.block_parameters[self.largest] + 3 * widest + compared
+        return forward + rows + kept + max(kept, trying)
 
     def _gradients(self, rows: int) -> float:
         """What going back through the whole model takes, a few rows at a time."""

@@ -24,6 +24,7 @@ from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.models.experts import ExpertLinear, find_experts, put_together
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.runtime.integer_linear import DTYPE, kind_of
 from hfcompress.runtime.stored_linear import PackedLinear, StoredLinear
@@ -50,8 +51,8 @@ def load(
         model (`str` or `Path`): a folder, or a repo on the Hub.
         packed (`bool`, *optional*): which weights stay packed: those that torch has kernels for if left out; with `False`
             none; with `True` all linears', those without a kernel being unpacked for as long as they run, which takes little memory
-            and much time. Linears whose inputs are rounded, experts and blocks that lean on others are unpacked while they
-            are loaded.
+            and much time. Linears whose inputs are rounded and blocks that lean on others are unpacked while they are
+            loaded.
         device (`str`, *optional*): where.
         dtype (`str`, *optional*): of the arithmetic; by default bfloat16 on a CPU where weights stay packed for torch's
             kernels, which are made for it, otherwise float32, and the checkpoint's on a GPU.
@@ -87,9 +88,14 @@ def load_checkpoint(
     streamed = StreamedModel(checkpoint, device, dtype, tensors)
     left = set() if packed is False else _left_packed(streamed, every=packed is True)
     model = streamed.whole(without=left)
+    packed_experts = any(
+        isinstance(each, PackedLinear) for holder in find_experts(model).values() for each in holder.modules()
+    )
+    if not packed_experts:
+        put_together(model, streamed.experts)
     if left:
         _tell(model, len(weights) - len(left), len(weights))
-        if len(left) == len(weights):
+        if len(left) == len(weights) and not (packed_experts and streamed.experts.together):
             model.config.quantization_config = checkpoint.quantization_config
         else:
             for module in model.modules():
@@ -113,7 +119,7 @@ def _left_packed(streamed: StreamedModel, every: bool) -> set[str]:
     for name, module in list(streamed.skeleton.named_modules()):
         source = streamed.sources.get(f"{name}.weight", "")
         stored = streamed.tensors.get(source)
-        if type(module) is not nn.Linear or not isinstance(stored, PackedTensor):
+        if type(module) not in (nn.Linear, ExpertLinear) or not isinstance(stored, PackedTensor):
             continue
         if stored.grid.activations != "none" or getattr(stored, "base", None) is not None:
             continue

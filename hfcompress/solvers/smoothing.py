@@ -30,7 +30,7 @@ from hfcompress.solvers.rtn import rtn
 
 
 LEAST = 1e-4  # of the largest magnitude: what counts as no magnitude at all
-VALUES_AT_ONCE = 2**24  # values of the differences that one GEMM takes
+VALUES_AT_ONCE = 2**22  # values of the differences that one GEMM takes
 
 
 @dataclass(frozen=True)

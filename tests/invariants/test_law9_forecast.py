@@ -50,3 +50,10 @@ def test_memory_and_size_are_as_forecast_and_a_limit_is_kept(model, tmp_path):
     assert limited["way"] != "halted"
     assert limited["measured_bytes"] <= limit
     assert abs(limited["memory_ratio"] - 1) <= 0.15
+
+
+def test_a_limit_is_kept_where_factors_are_moved(model, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("recipe:\n  - awq: {grid: 4, rows: 2}\n  - gptq: {bits: 4, group_size: 128}\n")
+    limit = compared(model, str(recipe), None, tmp_path)["least_bytes"]
+    assert compared(model, str(recipe), limit, tmp_path)["measured_bytes"] <= limit

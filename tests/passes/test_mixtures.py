@@ -14,11 +14,12 @@
 """A mixture of experts through the whole pass: statistics, coverage, formats, laws, and experts that go."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, MIXTURES, StopAfter, digest, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, MIXTURES, TOGETHER, StopAfter, digest, in_fresh_process, make_model, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -29,7 +30,9 @@ from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueErro
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.models import fewer_experts
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.experts import Routed, find_experts
+from hfcompress.models.experts import ExpertLinear, Routed, find_experts, find_routers
+from hfcompress.models.folds import TOLERANCE, error_of, find_folds
+from hfcompress.models.roles import shared_inputs
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.passes.experts import experts_to_keep
 from hfcompress.passes.processes import Processes
@@ -442,3 +445,59 @@ def test_experts_that_have_no_choice_in_common_are_told():
     ]
     with pytest.raises(InvalidValueError, match="The experts share a choice, but have none in common"):
         _experts_together(units, opened_mixtral())
+
+
+# factors
+
+
+@pytest.mark.parametrize("name", [*MIXTURES, *TOGETHER])
+def test_a_norm_takes_factors_to_all_that_it_feeds(name):
+    streamed = StreamedModel(Checkpoint.open(make_model({**MIXTURES, **TOGETHER}[name]())))
+    probe = streamed.embed([Batch(torch.from_numpy(token_ids(4, 8)))])[0]
+    index = len(streamed) - 1
+    for other in range(index):
+        with streamed.block(other) as block:
+            probe = probe.advanced(streamed.call(block, other, probe))
+    with streamed.block(index) as block:
+        groups = shared_inputs(streamed, block, index, probe)
+        folds, alone = find_folds(streamed, block, index, probe, groups)
+        [fold] = [fold for fold in folds if fold.routers]
+        assert error_of(streamed, block, index, probe, fold) <= TOLERANCE
+        experts = [n for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)]
+        read = [
+            n
+            for n in experts
+            if n.startswith(f"{streamed.block_names[index]}.") and not n.endswith((".w2", ".down_proj"))
+        ]
+        assert set(read) <= set(fold.consumers)
+        assert not set(fold.consumers) & {n for group in alone for n in group}
+        routers = [n for n in find_routers(streamed.skeleton) if n.startswith(f"{streamed.block_names[index]}.")]
+        assert sorted(fold.routers) == sorted(routers)
+        without = replace(fold, routers=())
+        assert error_of(streamed, block, index, probe, without) > 100 * TOLERANCE
+
+
+def test_factors_help_experts_and_their_router_keeps_up(tmp_path):
+    model = make_model(MIXTURES["mixtral"](), torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight[:4] *= 12.0  # channels that are large where experts read them
+    model.save_pretrained(tmp_path / "model")
+    losses = {}
+    for label, step in {
+        "rtn": hfc.RTN(bits=3, group_size=32),
+        "awq": hfc.AWQ() >> hfc.RTN(bits=3, group_size=32),
+    }.items():
+        data = {"calibration": token_ids(32, 32), "eval_data": token_ids(8, 32, seed=9)}
+        result = hfc.compress(str(tmp_path / "model"), step, tmp_path / label, **data)
+        losses[label] = result.report["kl_mean"]
+    moved = [pair for pair in result.manifest["folds"] if pair["producer"].endswith("post_attention_layernorm")]
+    assert len(moved) == 3
+    assert any(pair["gain"] > 0 for pair in moved)
+    assert losses["awq"] < 0.9 * losses["rtn"], losses
+    theirs, ours = both_logits(tmp_path / "awq", tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=2e-2)
+    stored, whole = (load_file(tmp_path / folder / "model.safetensors") for folder in ("awq", "model"))
+    assert not all(
+        torch.equal(stored[key], whole[key]) for key in whole if key.endswith("block_sparse_moe.gate.weight")
+    )

@@ -16,7 +16,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, in_fresh_process, make_model, token_ids
+from conftest import CONFIGS, MIXTURES, TOGETHER, in_fresh_process, make_model, token_ids
 from safetensors.torch import load_file
 from torch import nn
 
@@ -217,3 +217,42 @@ def test_what_is_unpacked_for_every_forward_is_told_of(tmp_path, caplog):
     assert not caplog.text
     hfc.load(folder, packed=True, device="cpu")
     assert "21 of 21 packed weights are unpacked each time they run: torch has no kernel for them here." in caplog.text
+
+
+# experts
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek-v3"])
+def test_experts_stay_packed_and_are_saved_as_they_were_stored(name, tmp_path):
+    model = make_model(MIXTURES[name](), torch.bfloat16)
+    job = hfc.Job(steps=(hfc.GPTQ(bits=4, group_size=32),))
+    folder = hfc.compress(model, job, tmp_path / "made", calibration=token_ids(8, 32), evaluate=False).output_dir
+    dense, packed = load(folder, False), load(folder, True)
+    torch.testing.assert_close(logits(packed), logits(dense), rtol=0, atol=1e-5)
+    assert linears(packed, StoredLinear) == len(
+        [key for key in load_file(folder / "model.safetensors") if key.endswith("packed")]
+    )
+    assert memory(packed) < 0.5 * memory(dense)
+    fast = hfc.load(folder, device="cpu")
+    experts = [m for n, m in fast.named_modules() if ".experts." in n and isinstance(m, Int4Linear)]
+    assert len(experts) > 3 * 4
+    near = torch.nn.functional.cosine_similarity(logits(fast).float(), logits(dense), dim=-1)
+    assert near.median() > 0.999  # a router may send a token elsewhere in bfloat16
+    fast.save_pretrained(tmp_path / "again")
+    stored, again = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[key], again[key]) for key in stored)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "granite-moe"])
+def test_experts_that_belong_together_are_put_together(name, tmp_path):
+    model = make_model(TOGETHER[name](), torch.bfloat16)
+    job = hfc.Job(steps=(hfc.Entropy(bits=3.0),), format="hfcompress")
+    folder = hfc.compress(model, job, tmp_path / "made", calibration=token_ids(8, 32), evaluate=False).output_dir
+    dense, packed = load(folder, False), load(folder, True)
+    assert not any(".experts.0." in name for name, _ in dense.named_modules())
+    torch.testing.assert_close(logits(packed), logits(dense), rtol=0, atol=1e-5)
+    with pytest.raises(InvalidValueError, match="nothing was saved"):
+        packed.save_pretrained(tmp_path / "again")
+    dense.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(dense), logits(type(dense).from_pretrained(tmp_path / "again", dtype=torch.float32)))
