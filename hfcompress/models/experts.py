@@ -197,7 +197,7 @@ def put_together(model: PreTrainedModel, storage: ExpertStorage) -> None:
             delattr(module, str(index))
         del vars(module)["projections"], vars(module)["row_length"]
     if modules:
-        model.set_experts_implementation(None)  # that which transformers would choose
+        model.set_experts_implementation(model.get_correct_experts_implementation(None))
 
 
 def expert_storage(model: PreTrainedModel, mapping: Sequence[Any]) -> ExpertStorage:

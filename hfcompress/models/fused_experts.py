@@ -20,7 +20,7 @@ brings a reader that merges them.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +93,11 @@ class Fused:
         rows, count = entry.T if self.transposed else entry, len(self.parts)
         return rows[number::count] if self.interleaved else rows.chunk(count)[number]
 
-    def whole(self, experts: Iterable[list[Tensor]]) -> Tensor:
+    def whole(self, experts: Iterable[Sequence[Tensor]]) -> Tensor:
         """The parameter, of the parts of every expert."""
         entries = []
         for parts in experts:
-            rows = torch.stack(parts, 1).flatten(0, 1) if self.interleaved else torch.cat(parts)
+            rows = torch.stack([*parts], 1).flatten(0, 1) if self.interleaved else torch.cat([*parts])
             entries.append(rows.T if self.transposed else rows)
         return torch.stack(entries)
 

@@ -36,12 +36,13 @@ TILES = (64, 32)  # rows that it packs together, with AVX-512 and with AVX2
 ROWS = max(TILES)  # of which a packed weight has a multiple
 MIDDLE = 8  # of its codes, from 0 to 15
 CHUNK = 1 << 21  # weights that are unpacked at a time
+LOWEST, HALF_RANGE = -128, 127.5  # of rounded inputs, as compressed-tensors rounds them
 DTYPE = torch.bfloat16  # of the inputs that the kernels are fast for
 
 
 class IntegerLinear(PackedLinear):
     """
-    The base of both.
+    The base of them.
 
     Args:
         weight (`QuantizedWeight`): integers.
@@ -169,6 +170,23 @@ class Int8Linear(IntegerLinear):
         return (self.packed[start:stop].float() * self.scales[start:stop].float()).T
 
 
+class RoundingInt8Linear(Int8Linear):
+    """
+    The same with inputs that are rounded to 8 bits too, by a scale for every token that is found on the fly: integers are
+    multiplied with integers, and nothing is unpacked. The arguments are those of [`IntegerLinear`].
+    """
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor) -> Tensor:
+        flat = inputs.reshape(-1, self.in_features).float()
+        steps = flat.abs().amax(1, keepdim=True) / HALF_RANGE
+        steps = torch.where(steps > 0, steps, torch.ones_like(steps))
+        codes = (flat / steps).round_().clamp_(LOWEST, -LOWEST - 1).to(torch.int8)
+        found = torch._int_mm(codes, self.packed.T) * steps * self.scales.flatten().float()
+        found = found if self.bias is None else found + self.bias
+        return found.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+
 def width_of(grid: Grid, in_features: int) -> int | None:
     """The columns that share a scale in torch's kernel of 4 bits; `None` if it takes none that fit."""
     return next((group for group in GROUPS if grid.columns(in_features) % group == 0), None)
@@ -177,11 +195,23 @@ def width_of(grid: Grid, in_features: int) -> int | None:
 def kind_of(stored: PackedTensor, device: torch.device, dtype: torch.dtype) -> type[IntegerLinear] | None:
     """The linear that runs a stored weight as it is, if there is one for it, the device and the dtype."""
     grid, (rows, columns) = stored.grid, stored.shape
+    if grid.activations != "none":
+        return RoundingInt8Linear if _rounds_tokens(stored, device, dtype) else None
     if grid.type != "int" or device.type != "cpu" or dtype != DTYPE or columns % 2:
         return None
     if grid.bits <= 4 and width_of(grid, columns) is not None:
         return Int4Linear if tile_of_kernel() else None
     return Int8Linear if grid.bits > 4 and grid.symmetric and grid.group_size == -1 and rows > 1 else None
+
+
+def _rounds_tokens(stored: PackedTensor, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether inputs are rounded as [`RoundingInt8Linear`] does, on a CPU where that is fast."""
+    grid, inputs = stored.grid, getattr(getattr(stored, "scheme", None), "input_activations", None)
+    if device.type != "cpu" or dtype != DTYPE or not torch.backends.mkldnn.is_available() or inputs is None:
+        return False
+    rows = grid.type == "int" and 4 < grid.bits <= 8 and grid.symmetric and grid.group_size == -1
+    tokens = (inputs.type, inputs.num_bits, inputs.symmetric, inputs.strategy) == ("int", 8, True, "token")
+    return rows and tokens and inputs.dynamic is True
 
 
 def warm_up() -> None:

@@ -44,15 +44,15 @@ def load(
     """
     A model in any format that hfcompress reads, without a plug-in or a further package, as plain transformers' own class. What
     torch can multiply as it is stored stays so: on a CPU codes of up to 4 bits with groups of 32 or more, and of 8 bits with a
-    scale for a row. Such a model can be saved again, as it was stored, if all its weights stayed packed. It is for running, not
+    scale for a row, whose inputs may be rounded to 8 bits by a scale for a token. Such a model can be saved again, as it was stored, if all its weights stayed packed. It is for running, not
     for training.
 
     Args:
         model (`str` or `Path`): a folder, or a repo on the Hub.
         packed (`bool`, *optional*): which weights stay packed: those that torch has kernels for if left out; with `False`
             none; with `True` all linears', those without a kernel being unpacked for as long as they run, which takes little memory
-            and much time. Linears whose inputs are rounded and blocks that lean on others are unpacked while they are
-            loaded.
+            and much time. Linears whose inputs are rounded otherwise and blocks that lean on others are unpacked while
+            they are loaded.
         device (`str`, *optional*): where.
         dtype (`str`, *optional*): of the arithmetic; by default bfloat16 on a CPU where weights stay packed for torch's
             kernels, which are made for it, otherwise float32, and the checkpoint's on a GPU.
@@ -121,10 +121,10 @@ def _left_packed(streamed: StreamedModel, every: bool) -> set[str]:
         stored = streamed.tensors.get(source)
         if type(module) not in (nn.Linear, ExpertLinear) or not isinstance(stored, PackedTensor):
             continue
-        if stored.grid.activations != "none" or getattr(stored, "base", None) is not None:
+        if getattr(stored, "base", None) is not None:
             continue
         kind = kind_of(stored, streamed.device, streamed.dtype)
-        if kind is None and not every:
+        if kind is None and (stored.grid.activations != "none" or not every):
             continue
         parent, _, own = name.rpartition(".")
         bias: nn.Parameter | None = module.bias

@@ -16,16 +16,25 @@
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.quantization import QuantizationArgs, fake_quantize
+from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from conftest import CONFIGS, MIXTURES, TOGETHER, in_fresh_process, make_model, token_ids
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 import hfcompress as hfc
 from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
+from hfcompress.formats import get_format
+from hfcompress.formats.reading import decoded
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.runtime.integer_linear import Int4Linear, Int8Linear, tile_of_kernel
+from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.runtime.integer_linear import Int4Linear, Int8Linear, RoundingInt8Linear, tile_of_kernel
 from hfcompress.runtime.stored_linear import StoredLinear
+from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
 CPU = torch.device("cpu")
@@ -90,7 +99,7 @@ def test_biases_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "recipe", [hfc.Share(blocks=0.5, rank=4), hfc.RTN(bits=8, group_size=-1, activations="dynamic")]
+    "recipe", [hfc.Share(blocks=0.5, rank=4), hfc.RTN(bits=8, group_size=-1, activations="static")]
 )
 def test_what_leans_on_others_or_rounds_its_inputs_is_unpacked(recipe, tmp_path):
     folder = compress(recipe, tmp_path / "made")
@@ -256,3 +265,49 @@ def test_experts_that_belong_together_are_put_together(name, tmp_path):
         packed.save_pretrained(tmp_path / "again")
     dense.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(dense), logits(type(dense).from_pretrained(tmp_path / "again", dtype=torch.float32)))
+
+
+# rounded inputs
+
+
+def test_integers_are_multiplied_with_integers(tiny, tmp_path):
+    step = hfc.RTN(bits=8, group_size=-1, activations="dynamic")
+    folder = hfc.compress(None, step, tmp_path / "made", calibration=token_ids(8, 32), evaluate=False).output_dir
+    packed, reference = hfc.load(folder, device="cpu"), load(folder, False)
+    assert linears(packed, RoundingInt8Linear) == 7 * len(packed.model.layers)
+    assert memory(packed) < 0.6 * memory(reference)
+    streamed = StreamedModel(
+        Checkpoint.open(folder),
+        tensors=decoded(Checkpoint.open(folder).tensors, Checkpoint.open(folder).quantization_config),
+    )
+    [stream] = streamed.forward_blocks(streamed.embed([Batch(IDS)]))
+    with streamed.outside(head=True) as outside:
+        solved = streamed.logits(outside, stream)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    off, usual = ((logits(model).float() - solved).abs().mean() for model in (packed, theirs))
+    assert off < 1.2 * usual  # what plain transformers is off in bfloat16
+    packed.save_pretrained(tmp_path / "again")
+    stored, again = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(stored[key], again[key]) for key in stored)
+
+
+@given(seed=st.integers(0, 10_000), rows=st.sampled_from([8, 24, 40]), tokens=st.integers(1, 40), zero=st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_inputs_are_rounded_as_compressed_tensors_rounds_them(seed, rows, tokens, zero):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-128, 128, (rows, 32), generator=generator, dtype=torch.int8)
+    weight = QuantizedWeight(
+        codes, torch.rand(rows, 1, generator=generator) + 0.1, None, Grid(8, activations="dynamic")
+    )
+    inputs = torch.randn(tokens, 32, generator=generator) * 10 ** (4 * torch.rand(tokens, 1, generator=generator) - 2)
+    if zero:
+        inputs[0] = 0
+    args = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="token", dynamic=True)
+    three = inputs[None]  # of two dimensions compressed-tensors would take one scale for all
+    scales, zeros = compute_dynamic_scales_and_zp(three, args, nn.Linear(32, rows))
+    [rounded] = fake_quantize(three, scales, zeros, args)
+    bias = nn.Parameter(torch.randn(rows, generator=generator))
+    found = RoundingInt8Linear(weight, get_format("int-quantized"), bias)(inputs)
+    wanted = nn.functional.linear(rounded.double(), weight.dequantize().double(), bias.double())
+    torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=1e-3)
