@@ -13,8 +13,9 @@
 # limitations under the License.
 """`generate()`: what a checkpoint says to a prompt, told as it says it."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from hfcompress.evaluation.comparison import whole_model
 from hfcompress.models.architecture import is_encoder
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.runtime.loading import load_checkpoint, runs_packed
 from hfcompress.runtime.vector_cache import VectorCache, has_books
 
 
@@ -62,7 +64,8 @@ def generate(
     say: Callable[[str], None] | None = None,
 ) -> Generated:
     """
-    Let a checkpoint go on with a prompt, loaded as plain transformers loads it, and with the cache that lies beside it, if one does.
+    Let a checkpoint go on with a prompt: as [`hfcompress.load`] loads it where weights stay packed, otherwise as plain transformers
+    does; and with the cache that lies beside it, if one does.
 
     Args:
         model (`str`, `Path` or `PreTrainedModel`): the checkpoint.
@@ -73,7 +76,8 @@ def generate(
         seed (`int`, *optional*, defaults to 0): of the draws.
         plain (`bool`, *optional*, defaults to `False`): go on with the text itself, also where there is a chat template.
         device (`str`, *optional*): where.
-        dtype (`str`, *optional*): of the arithmetic; by default float32 on a CPU and the checkpoint's on a GPU.
+        dtype (`str`, *optional*): of the arithmetic, and nothing stays packed then; by default that of the kernels where weights
+            stay packed, otherwise float32 on a CPU and the checkpoint's on a GPU.
         trust_remote_code (`bool`, *optional*): run modelling code that the repo carries.
         say (`Callable`, *optional*): is told every piece of text as soon as it stands.
 
@@ -107,7 +111,7 @@ def generate(
             f"The prompt has {len(ids[0]):,} tokens, and {checkpoint.name} has room for {room:,}; give a shorter one."
         )
     options = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    with whole_model(checkpoint, where, find_dtype(dtype, where, checkpoint)) as loaded:
+    with _loaded(checkpoint, where, dtype) as loaded:
         torch.manual_seed(seed)
         began = time.perf_counter()
         talker: Any = loaded
@@ -124,6 +128,15 @@ def generate(
         seconds = time.perf_counter() - began
     new = found[0, len(ids[0]) :]
     return Generated(reader.decode(new, skip_special_tokens=True), len(new), seconds)
+
+
+@contextlib.contextmanager
+def _loaded(checkpoint: Checkpoint, device: torch.device, dtype: str | None) -> Generator[PreTrainedModel]:
+    if dtype is None and runs_packed(checkpoint, device):
+        yield load_checkpoint(checkpoint, device)
+        return
+    with whole_model(checkpoint, device, find_dtype(dtype, device, checkpoint)) as model:
+        yield model
 
 
 def _ids(tokenizer, prompt: str, plain: bool) -> torch.Tensor:

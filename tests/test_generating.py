@@ -24,6 +24,8 @@ import hfcompress as hfc
 from hfcompress import cli
 from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.generating import generate
+from hfcompress.runtime.loading import load_checkpoint
+from hfcompress.runtime.stored_linear import PackedLinear
 
 
 PROMPT = "The built-in function"
@@ -49,7 +51,7 @@ def test_it_says_what_plain_transformers_says_piece_by_piece(tiny, tiny_w4, tmp_
             evaluate=False,
         ).output_dir
     pieces: list[str] = []
-    found = generate(folder, PROMPT, max_new_tokens=24, say=pieces.append)
+    found = generate(folder, PROMPT, max_new_tokens=24, dtype="float32", say=pieces.append)
     assert "".join(pieces) == found.text == plainly(folder, PROMPT, max_new_tokens=24)
     assert len(pieces) > 3
     assert found.tokens == 24
@@ -129,3 +131,18 @@ def test_the_command_refuses_in_a_sentence(capsys, monkeypatch, tmp_path):
     assert said.out == ""
     assert said.err.startswith("error: ")
     assert "Traceback" not in said.err
+
+
+def test_what_can_stay_packed_does(tiny_w4, monkeypatch):
+    loaded = []
+
+    def watched(*arguments):
+        loaded.append(load_checkpoint(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr("hfcompress.generating.load_checkpoint", watched)
+    said = generate(tiny_w4.output_dir, "The value of", max_new_tokens=8, device="cpu")
+    assert said.tokens == 8
+    assert any(isinstance(module, PackedLinear) for module in loaded[0].modules())
+    generate(tiny_w4.output_dir, "The value of", max_new_tokens=2, device="cpu", dtype="float32")
+    assert len(loaded) == 1
