@@ -18,7 +18,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TOGETHER, StopAfter, digest, in_fresh_process, make_model, token_ids
+from conftest import MIXTURES, TOGETHER, StopAfter, digest, in_fresh_process, make_model, token_ids
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -28,6 +30,7 @@ from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.mxfp4 import E2M1
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
+from hfcompress.models.fused_experts import Fused
 from hfcompress.models.streaming import Batch, StreamedModel
 
 
@@ -170,6 +173,47 @@ def test_codes_are_exported_as_plain_weights_that_transformers_finds(kind, tmp_p
 
 
 # what they are read from
+
+
+def test_experts_held_together_may_be_written_apart_where_transformers_merges_them(tmp_path):
+    model = make_model(MIXTURES["qwen3-moe"](), torch.bfloat16)
+    model.save_pretrained(tmp_path / "apart")
+    model.save_pretrained(tmp_path / "together")
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(tensors, tmp_path / "together" / "model.safetensors", metadata={"format": "pt"})
+    for folder in ("apart", "together"):
+        hfc.compress(str(tmp_path / folder), W4, tmp_path / f"{folder}-w4", calibration=CALIBRATION, evaluate=False)
+    first, second = (load_file(tmp_path / f"{each}-w4" / "model.safetensors") for each in ("apart", "together"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1000),
+    sizes=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
+    both=st.booleans(),
+    transposed=st.booleans(),
+    interleaved=st.booleans(),
+    bias=st.booleans(),
+)
+def test_parts_and_the_whole_are_each_other(seed, sizes, both, transposed, interleaved, bias):
+    experts, rows, columns = sizes
+    parts = ("gate_proj.weight", "up_proj.weight") if both else ("down_proj.weight",)
+    own = (rows * len(parts),) if bias else (rows * len(parts), columns)
+    shape = (experts, *(own[::-1] if transposed and not bias else own))
+    fused = Fused("mlp.experts.some", "mlp.experts.some", shape, parts, transposed and not bias, interleaved and both)
+    held = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    found = [[fused.part(entry, number) for number in range(len(parts))] for entry in held]
+    assert all(fused.is_part(part) for own in found for part in own)
+    assert torch.equal(fused.whole(found), held)
+    if both and not bias:  # by hand, one row after the other
+        matrix = held[0].T if transposed else held[0]
+        up = matrix[1::2] if interleaved else matrix[rows:]
+        assert torch.equal(found[0][1], up)
+    if not bias and len(set(shape[1:])) == 2:  # as others have stored it
+        turned = [[fused.part(entry.T, number) for number in range(len(parts))] for entry in held]
+        assert torch.equal(fused.whole(turned), held)
 
 
 def as_mxfp4(folder):

@@ -18,6 +18,7 @@ there the arithmetic takes the time, and not the weight's way from memory.
 """
 
 import functools
+import threading
 from abc import abstractmethod
 
 import torch
@@ -37,7 +38,11 @@ ROWS = max(TILES)  # of which a packed weight has a multiple
 MIDDLE = 8  # of its codes, from 0 to 15
 CHUNK = 1 << 21  # weights that are unpacked at a time
 LOWEST, HALF_RANGE = -128, 127.5  # of rounded inputs, as compressed-tensors rounds them
+LARGEST = 1 << 23  # values that are kept for the next time
 DTYPE = torch.bfloat16  # of the inputs that the kernels are fast for
+
+
+_scratch = threading.local()
 
 
 class IntegerLinear(PackedLinear):
@@ -78,17 +83,18 @@ class IntegerLinear(PackedLinear):
         if inputs.device.type != "cpu":
             return nn.functional.linear(inputs, self.weight.to(inputs.dtype), self.bias)
         few = len(flat) <= FEW
-        found = self._of_few(flat.to(DTYPE).contiguous()) if few else self._of_many(flat.float())
-        found = found if self.bias is None else found + self.bias
-        return found.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+        found = self._of_few(flat.to(DTYPE).contiguous()) if few else self._of_many(flat)
+        found = found if self.bias is None else found.add_(self.bias)
+        return found.to(inputs.dtype, copy=True).view(*inputs.shape[:-1], self.out_features)
 
     @abstractmethod
     def _of_few(self, inputs: Tensor) -> Tensor:
         """bfloat16 `(tokens, out_features)` for bfloat16 `(tokens, in_features)`."""
 
     def _of_many(self, inputs: Tensor) -> Tensor:
-        """float32 likewise."""
-        found = inputs.new_empty(len(inputs), self.out_features)
+        """float32 likewise, of inputs in any dtype; valid until the next is asked for."""
+        inputs = scratch("inputs", *inputs.shape).copy_(inputs)
+        found = scratch("outputs", len(inputs), self.out_features)
         step = max(CHUNK // self.in_features // ROWS, 1) * ROWS
         for start in range(0, self.out_features, step):
             stop = min(start + step, self.out_features)
@@ -148,7 +154,7 @@ class Int4Linear(IntegerLinear):
         rows = -(-(stop - start) // ROWS) * ROWS
         scales, offsets = (nn.functional.pad(each, (0, rows - (stop - start))) for each in (scales, offsets))
         tiles = self._tiles()[start // self.tile : (start + rows) // self.tile]
-        found = torch.empty(self.in_features, rows)
+        found = scratch("weights", self.in_features, rows)
         unpack_tiles(tiles.numpy(), scales.numpy(), offsets.numpy(), self.group, found.numpy())
         return found[:, : stop - start]
 
@@ -187,6 +193,19 @@ class RoundingInt8Linear(Int8Linear):
         return found.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
 
+def scratch(name: str, rows: int, columns: int) -> Tensor:
+    """
+    Float32 memory that is used again and again, `(rows, columns)`: where a page that is touched first is dear, new memory takes as
+    long as the arithmetic. More than `LARGEST` is not kept.
+    """
+    if rows * columns > LARGEST:
+        return torch.empty(rows, columns)
+    known = vars(_scratch)
+    if name not in known or known[name].numel() < rows * columns:
+        known[name] = torch.empty(rows * columns)
+    return known[name][: rows * columns].view(rows, columns)
+
+
 def width_of(grid: Grid, in_features: int) -> int | None:
     """The columns that share a scale in torch's kernel of 4 bits; `None` if it takes none that fit."""
     return next((group for group in GROUPS if grid.columns(in_features) % group == 0), None)
@@ -207,7 +226,7 @@ def kind_of(stored: PackedTensor, device: torch.device, dtype: torch.dtype) -> t
 def _rounds_tokens(stored: PackedTensor, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether inputs are rounded as [`RoundingInt8Linear`] does, on a CPU where that is fast."""
     grid, inputs = stored.grid, getattr(getattr(stored, "scheme", None), "input_activations", None)
-    if device.type != "cpu" or dtype != DTYPE or not torch.backends.mkldnn.is_available() or inputs is None:
+    if device.type != "cpu" or dtype != DTYPE or inputs is None or not multiplies_exactly():
         return False
     rows = grid.type == "int" and 4 < grid.bits <= 8 and grid.symmetric and grid.group_size == -1
     tokens = (inputs.type, inputs.num_bits, inputs.symmetric, inputs.strategy) == ("int", 8, True, "token")
@@ -222,6 +241,23 @@ def warm_up() -> None:
     linear = Int4Linear(QuantizedWeight(codes, scales, None, Grid(4)), get_format("compressed-tensors"), None)
     for tokens in (1, FEW + 1):
         linear(torch.zeros(tokens, ROWS))
+
+
+@functools.cache
+def multiplies_exactly() -> bool:
+    """
+    Whether products of 8-bit integers are right on this CPU, and made by a kernel: without instructions for them (VNNI) oneDNN adds
+    two of them up in 16 bits, which overflow.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    values = torch.tensor([LOWEST, -LOWEST - 1], dtype=torch.int8)
+    first, second = (
+        values.repeat_interleave(32).view(2, 32).repeat(1, 8),
+        values.flip(0).repeat_interleave(256).view(2, 256),
+    )
+    both = torch.cat([first, second]), torch.cat([second, first, first, second])
+    return torch.equal(torch._int_mm(both[0], both[1].T).long(), both[0].long() @ both[1].long().T)
 
 
 @functools.cache

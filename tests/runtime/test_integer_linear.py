@@ -133,3 +133,24 @@ def test_it_is_the_same_on_a_cpu_with_avx2_alone(monkeypatch):
     assert tile == 32
     assert max(errors) < 0.006
     assert same
+
+
+PRODUCTS = """
+import json, torch
+from hfcompress.runtime.integer_linear import multiplies_exactly
+worst = torch.full((2, 64), -128, dtype=torch.int8)
+right = all(
+    torch.equal(torch._int_mm(torch.full_like(worst, value), worst.T), torch.full((2, 2), -128 * value * 64, dtype=torch.int32))
+    for value in (-128, -1, 1, 127)
+)
+print(json.dumps({"said": multiplies_exactly(), "right": right}))
+"""
+
+
+@pytest.mark.parametrize("instructions", [None, "AVX2", "AVX512_CORE"])
+def test_integers_are_multiplied_only_where_that_is_right(instructions, monkeypatch):
+    """Older instructions are asked for by oneDNN's own switch."""
+    if instructions is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", instructions)
+    found = in_fresh_process(PRODUCTS)
+    assert found["right"] or not found["said"]

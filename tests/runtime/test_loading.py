@@ -32,7 +32,13 @@ from hfcompress.formats import get_format
 from hfcompress.formats.reading import decoded
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.streaming import Batch, StreamedModel
-from hfcompress.runtime.integer_linear import Int4Linear, Int8Linear, RoundingInt8Linear, tile_of_kernel
+from hfcompress.runtime.integer_linear import (
+    Int4Linear,
+    Int8Linear,
+    RoundingInt8Linear,
+    multiplies_exactly,
+    tile_of_kernel,
+)
 from hfcompress.runtime.stored_linear import StoredLinear
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
@@ -270,6 +276,7 @@ def test_experts_that_belong_together_are_put_together(name, tmp_path):
 # rounded inputs
 
 
+@pytest.mark.skipif(not multiplies_exactly(), reason="this CPU has no instructions for products of 8-bit integers")
 def test_integers_are_multiplied_with_integers(tiny, tmp_path):
     step = hfc.RTN(bits=8, group_size=-1, activations="dynamic")
     folder = hfc.compress(None, step, tmp_path / "made", calibration=token_ids(8, 32), evaluate=False).output_dir
