@@ -38,6 +38,7 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.fused_experts import ExpertStorage, Fused
@@ -47,6 +48,7 @@ IMPLEMENTATION = "hfcompress_apart"
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # a watched expert is also shown every so manieth token, sent there or not; of a short row more of them
 APART, FEWEST = 16, 64
+LARGE = 8  # a matrix of no linear is one of experts if it has more than this part of a block's parameters
 
 
 @dataclass(frozen=True)
@@ -382,8 +384,14 @@ def refuse_other_experts(model: PreTrainedModel, block_names: Sequence[str]) -> 
                 "yet; mixtures such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek, Granite and gpt-oss are."
             )
     for block_name in block_names:
-        for name, parameter in model.get_submodule(block_name).named_parameters():
-            if parameter.ndim == 3 and "conv" not in name:
+        block = model.get_submodule(block_name)
+        large = sum(parameter.numel() for parameter in block.parameters()) / LARGE
+        known = {
+            id(p) for m in block.modules() if isinstance(m, (nn.Linear, Conv1D, nn.Embedding)) for p in m.parameters()
+        }
+        for name, parameter in block.named_parameters():
+            stacked = parameter.ndim == 3 or (parameter.ndim == 2 and parameter.numel() > large)
+            if stacked and id(parameter) not in known and "conv" not in name:
                 raise UnsupportedModelError(
                     f"{type(model).__name__} keeps its experts in one parameter ({block_name}.{name}) in a form of its own, "
                     "which is not supported yet; mixtures such as Mixtral, Qwen3-MoE, OLMoE, DeepSeek, Granite and gpt-oss are."

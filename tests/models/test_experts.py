@@ -18,7 +18,7 @@ import copy
 import pytest
 import torch
 from conftest import MIXTURES, VOCABULARY, make_model, token_ids
-from transformers import JetMoeConfig, LlamaConfig
+from transformers import DbrxConfig, JetMoeConfig, LlamaConfig
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.models.checkpoint import Checkpoint
@@ -174,6 +174,18 @@ def test_experts_in_a_form_of_their_own_are_refused():
     )  # fmt: skip
     with pytest.raises(
         UnsupportedModelError, match=r"has 4 experts per block \(num_local_experts\) in a form of its own"
+    ):
+        StreamedModel(Checkpoint.open(make_model(config)))
+
+
+def test_experts_whose_matrices_lie_behind_one_another_are_refused():
+    config = DbrxConfig(
+        d_model=64, n_heads=4, n_layers=2, max_seq_len=64, vocab_size=128, rope_theta=10000.0,
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+        attn_config={"kv_n_heads": 2, "rope_theta": 10000.0},
+    )  # fmt: skip
+    with pytest.raises(
+        UnsupportedModelError, match=r"in one parameter \(transformer\.blocks\.0\.ffn\.experts\.mlp\.w1\)"
     ):
         StreamedModel(Checkpoint.open(make_model(config)))
 
