@@ -284,10 +284,18 @@ class Footprint:
         tuned = self._tuned(at_once) if self.plan.tuning is not None else 0
         walking = (0 if course.spilled else whole * sides) + block * sides + kept + self._curvature()
         observing = frames + forward + self._sums(course.suspended)
+        joined = bool(self.model.experts.together)  # experts are put together again, in memory of their own
         phases = {
             "embedding": embedding,
             "blocks": walking
-            + max(observing, frames + solving, tuned, self.packing.peak, self.stored, self._folded(forward)),
+            + max(
+                observing,
+                frames + solving,
+                tuned,
+                self.packing.peak,
+                (1 + joined) * self.stored,
+                self._folded(forward),
+            ),
         }
         closing = self.outside + max(largest, at_once * self.hidden)
         if self.plan.head is not None:
