@@ -23,7 +23,7 @@ number. Which channels they are is read off two more forwards, in which the fact
 number. What was found is then tried: with random factors divided out of the producer's parameters and multiplied into
 its readers' columns, the block must give what it gave before. So whatever else reads the producer, and whatever form
 it keeps its gain in, a pair that would change the block is never used. In a mixture a norm feeds all experts and the router
-that chooses among them; these are tried as one, the router's columns taking the factors too.
+that mostly chooses among them; these are tried as one, the router's columns taking the factors too.
 """
 
 import copy
@@ -61,8 +61,9 @@ class Fold:
         width (`int`): output channels of the producer.
         offset (`float` or `None`): of a norm whose gain is `weight + offset` (0, or 1 where the weight is stored minus
             one); `None` for a linear.
+        joined (`bool`): whether the consumers are those of several groups, which see different tokens of the tensor: experts.
         routers (`tuple[str, ...]`): full names of what else reads the tensor, with weights `(rows, in_features)` that are not
-            rounded; with them, the consumers are those of several groups, and see different tokens.
+            rounded.
     """
 
     producer: str
@@ -70,6 +71,7 @@ class Fold:
     channels: Tensor
     width: int
     offset: float | None = None
+    joined: bool = False
     routers: tuple[str, ...] = ()
 
     @property
@@ -124,7 +126,7 @@ def find_folds(
                 break
         else:
             alone[tuple(group)] = reason
-    for fold in trial.folds_with_routers(groups, alone, fan_out):
+    for fold in trial.folds_of_experts(groups, alone, fan_out):
         folds.append(fold)
         for group in [group for group in alone if set(group) <= {*fold.consumers, *fold.routers}]:
             del alone[group]
@@ -259,7 +261,7 @@ class BlockTrial:
             return None, f"scaling {producer} changes the block's output by {error:.1g}: something else reads it"
         return fold, None
 
-    def folds_with_routers(
+    def folds_of_experts(
         self,
         groups: Sequence[Sequence[str]],
         alone: Mapping[tuple[str, ...], str],
@@ -282,9 +284,11 @@ class BlockTrial:
             ):
                 continue
             own = [name for name in routers if _weight(self.modules[name]).shape[1] == len(whole)]
-            fold = Fold(producer, tuple(consumers), whole, len(whole), self._offset(producer), tuple(own))
-            if fold.offset is not None and self.error(fold) <= TOLERANCE:
-                found.append(fold)
+            for beside in [own, []] if own else [own]:  # some routers read another norm
+                fold = Fold(producer, tuple(consumers), whole, len(whole), self._offset(producer), True, tuple(beside))
+                if fold.offset is not None and self.error(fold) <= TOLERANCE:
+                    found.append(fold)
+                    break
         return found
 
     def _channels(self, producer: str, counts: Tensor, leader: str) -> Tensor:

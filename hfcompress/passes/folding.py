@@ -78,12 +78,12 @@ class Folding:
         groups = shared_inputs(self.model, block, index, self.probe)
         found, alone = find_folds(self.model, block, index, self.probe, groups)
         folds = {fold.consumers: fold for fold in found}
-        joined = {name for fold in found if fold.routers for name in (*fold.consumers, *fold.routers)}
+        joined = {name for fold in found if fold.joined for name in (*fold.consumers, *fold.routers)}
         apart = [tuple(group) for group in groups if not joined.issuperset(group)]
         reports, changed = [], set()
         for step in self.plan.folds:
             wanted = []
-            for group in [*apart, *(fold.consumers for fold in found if fold.routers)]:
+            for group in [*apart, *(fold.consumers for fold in found if fold.joined)]:
                 if not any(n in tasks and step.for_linear(n) for n in group):
                     continue
                 reason = alone.get(group) or self._reason_against(step, folds[group], tasks, modules)
@@ -127,9 +127,9 @@ class Folding:
         """The inputs of each fold's consumers, from one forward of the block as it is."""
         linears = find_linears(block, self.model.block_names[index])
         found = {fold.consumers[0]: _Channels(len(fold.channels), self.model.device) for fold in folds}
-        leaders = {fold.consumers[0]: linears[fold.consumers[0]] for fold in folds if not fold.routers}
+        leaders = {fold.consumers[0]: linears[fold.consumers[0]] for fold in folds if not fold.joined}
         prefix = f"{self.model.block_names[index]}."
-        makers = {fold.consumers[0]: fold.producer.removeprefix(prefix) for fold in folds if fold.routers}
+        makers = {fold.consumers[0]: fold.producer.removeprefix(prefix) for fold in folds if fold.joined}
         for stream in streams if folds else []:
             mask = stream.batch.mask
             with contextlib.ExitStack() as stack:

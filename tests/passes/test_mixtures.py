@@ -19,11 +19,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, MIXTURES, TOGETHER, StopAfter, digest, in_fresh_process, make_model, token_ids
+from conftest import (
+    CONFIGS,
+    MIXTURES,
+    TOGETHER,
+    VOCABULARY,
+    StopAfter,
+    digest,
+    in_fresh_process,
+    make_model,
+    token_ids,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma4TextConfig
 
 import hfcompress as hfc
 from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError, UnsupportedModelError
@@ -114,7 +124,7 @@ LOGITS = """
 import json, sys, numpy as np, torch
 if sys.argv[4]:
     __import__(sys.argv[4])
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma4TextConfig
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 with torch.no_grad():
     logits = model(input_ids=torch.from_numpy(np.load(sys.argv[2]))).logits
@@ -461,7 +471,7 @@ def test_a_norm_takes_factors_to_all_that_it_feeds(name):
     with streamed.block(index) as block:
         groups = shared_inputs(streamed, block, index, probe)
         folds, alone = find_folds(streamed, block, index, probe, groups)
-        [fold] = [fold for fold in folds if fold.routers]
+        [fold] = [fold for fold in folds if fold.joined]
         assert error_of(streamed, block, index, probe, fold) <= TOLERANCE
         experts = [n for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)]
         read = [
@@ -475,6 +485,27 @@ def test_a_norm_takes_factors_to_all_that_it_feeds(name):
         assert sorted(fold.routers) == sorted(routers)
         without = replace(fold, routers=())
         assert error_of(streamed, block, index, probe, without) > 100 * TOLERANCE
+
+
+def test_a_router_that_reads_another_norm_is_left_alone(tmp_path):
+    config = Gemma4TextConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, global_head_dim=16, pad_token_id=0, enable_moe_block=True, num_experts=4, top_k_experts=2,
+        moe_intermediate_size=32, hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    )  # fmt: skip
+    model = make_model(config, torch.bfloat16)
+    job = hfc.Job(steps=(hfc.AWQ(grid=4), hfc.RTN(bits=3, group_size=32)), format="dense")
+    manifest = hfc.compress(model, job, tmp_path / "out", calibration=CALIBRATION, evaluate=False).manifest
+    told = [
+        pair
+        for pair in manifest["folds"]
+        if any(".experts." in name and "gate_proj" in name for name in pair["consumers"])
+    ]
+    assert len(told) == 3
+    assert all(len(pair["consumers"]) == 2 * 4 for pair in told)
+    theirs, ours = both_logits(tmp_path / "out", tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 
 
 def test_factors_help_experts_and_their_router_keeps_up(tmp_path):
