@@ -28,6 +28,7 @@ import hfcompress as hfc
 from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.mxfp4 import E2M1
+from hfcompress.integrations.transformers import StoredExperts
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.fused_experts import Fused
@@ -170,6 +171,27 @@ def test_codes_are_exported_as_plain_weights_that_transformers_finds(kind, tmp_p
     hfc.export(tmp_path / "out", "dense", tmp_path / "dense", dtype="float32", evaluate=False)
     theirs = of_transformers(tmp_path / "dense", tmp_path)
     torch.testing.assert_close(theirs, of_ours(tmp_path / "out"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "mixtral"])
+def test_what_loses_nothing_loses_nothing_of_experts(name, tmp_path):
+    model = make_model({**TOGETHER, **MIXTURES}[name](), torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    hfc.compress(str(tmp_path / "model"), "lossless", tmp_path / "out", evaluate=False)
+    theirs = of_transformers(tmp_path / "out", tmp_path, PLUGIN)
+    assert torch.equal(theirs, of_transformers(tmp_path / "model", tmp_path))
+
+
+def test_experts_of_two_parts_of_a_model_are_kept_apart(tmp_path):
+    """And those that are called otherwise on disk are found by their numbers."""
+    names = [f"{part}.layers.0.experts.{number}.up_proj.weight" for part, number in (("a", 0), ("a", 2), ("b", 1))]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    stored = StoredExperts()
+    stored.read([str(tmp_path / "model.safetensors")])
+    assert stored.experts_with("a.layers.0.experts", "up_proj", "weight") == [0, 2]
+    assert stored.experts_with("b.layers.0.experts", "up_proj", "weight") == [1]
+    assert stored.experts_with("model.layers.0.mlp.experts", "up_proj", "weight") == [0, 1, 2]
+    assert stored.experts_with("model.layers.1.mlp.experts", "up_proj", "weight") == []
 
 
 # what they are read from

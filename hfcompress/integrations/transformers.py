@@ -198,7 +198,7 @@ class StoredExperts:
     """
 
     def __init__(self):
-        self._numbers: dict[tuple[tuple[int, ...], str, str], list[int]] = {}
+        self._numbers: dict[tuple[str, str, str], list[int]] = {}
 
     def read(self, files: Iterable[str]) -> None:
         """Look at the names in a checkpoint's files."""
@@ -208,11 +208,19 @@ class StoredExperts:
                     found = re.fullmatch(r"(.*)[.](\d+)[.](\w+)[.](\w+)", name)
                     if found is not None:
                         holder, number, own, local = found.groups()
-                        self._numbers.setdefault((_numbers_in(holder), own, local), []).append(int(number))
+                        self._numbers.setdefault((holder, own, local), []).append(int(number))
 
     def experts_with(self, holder: str, own: str, local: str) -> list[int]:
-        """The experts of a module that have such a tensor of a projection, ascending; none if no file was looked at."""
-        return sorted(self._numbers.get((_numbers_in(holder), own, local), ()))
+        """
+        The experts of a module that have such a tensor of a projection, ascending; none if no file was looked at. What is called
+        otherwise on disk is known by the numbers in its name.
+        """
+        if (holder, own, local) in self._numbers:
+            return sorted(self._numbers[holder, own, local])
+        alike = [
+            key for key in self._numbers if key[1:] == (own, local) and _numbers_in(key[0]) == _numbers_in(holder)
+        ]
+        return sorted(number for key in alike for number in self._numbers[key])
 
 
 def _numbers_in(name: str) -> tuple[int, ...]:

@@ -186,9 +186,13 @@ class RoundingInt8Linear(Int8Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         flat = inputs.reshape(-1, self.in_features).float()
         steps = flat.abs().amax(1, keepdim=True) / HALF_RANGE
-        steps = torch.where(steps > 0, steps, torch.ones_like(steps))
-        codes = (flat / steps).round_().clamp_(LOWEST, -LOWEST - 1).to(torch.int8)
-        found = torch._int_mm(codes, self.packed.T) * steps * self.scales.flatten().float()
+        steps = torch.where(steps == 0, torch.ones_like(steps), steps)
+        codes = (flat / steps).round_().clamp_(LOWEST, -LOWEST - 1)
+        if inputs.device.type == "cpu":
+            products = torch._int_mm(codes.to(torch.int8), self.packed.T)
+        else:
+            products = codes @ self.packed.float().T
+        found = products * steps * self.scales.flatten().float()
         found = found if self.bias is None else found + self.bias
         return found.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 

@@ -54,8 +54,8 @@ class PackedLinear(nn.Module, ABC):
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         if not self.savable:
             raise InvalidValueError(
-                "Some weights of this model are packed and others were unpacked, which no format holds: nothing was saved; copy "
-                "the folder, or load it with packed=False to save plain weights."
+                "Some weights of this model are packed, and others are not as the checkpoint holds them: nothing was saved; copy the "
+                "folder, or load it with packed=False to save plain weights."
             )
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in self.stored().items():

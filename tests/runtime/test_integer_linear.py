@@ -22,7 +22,15 @@ from torch import nn
 
 from hfcompress.formats import get_format
 from hfcompress.runtime import integer_linear
-from hfcompress.runtime.integer_linear import FEW, Int4Linear, Int8Linear, kind_of, tile_of_kernel, width_of
+from hfcompress.runtime.integer_linear import (
+    FEW,
+    Int4Linear,
+    Int8Linear,
+    RoundingInt8Linear,
+    kind_of,
+    tile_of_kernel,
+    width_of,
+)
 from hfcompress.solvers.grid import Grid, QuantizedWeight
 
 
@@ -79,11 +87,21 @@ def test_outputs_are_those_of_the_unpacked_weight(kind, bits, group_size, symmet
     assert torch.equal(linear(batched).view(12, rows), linear(batched.view(12, 256)))
 
 
-@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear])
+@pytest.mark.parametrize("kind", [Int4Linear, Int8Linear, RoundingInt8Linear])
 def test_elsewhere_it_is_unpacked(kind):
     linear = kind(quantized(4 if kind is Int4Linear else 8, -1, True, 64), PACKED, None).to("meta")
     found = linear(torch.empty(3, 256, dtype=torch.float16, device="meta"))
     assert (found.shape, found.dtype) == ((3, 64), torch.float16)
+
+
+def test_what_is_no_number_stays_none():
+    """Where inputs are rounded to integers, which have no such thing."""
+    weight = QuantizedWeight(torch.ones(8, 32, dtype=torch.int8), torch.ones(8, 1), None, Grid(8))
+    values = torch.ones(3, 32)
+    values[0, 3], values[1, 4] = float("nan"), float("inf")
+    found = RoundingInt8Linear(weight, get_format("int-quantized"), None)(values)
+    assert found[:2].isnan().all()
+    assert (found[2] - 32).abs().max() < 0.3  # half a step of every input at most
 
 
 @pytest.mark.parametrize(("kind", "bits", "group_size", "symmetric", "rows"), [case for case in CASES if case[4] > 1])

@@ -220,7 +220,7 @@ def test_a_part_that_is_packed_is_told_of_and_not_saved(tmp_path, caplog):
     model = hfc.load(folder, device="cpu")
     assert "1 of 22 packed weights were unpacked while they were loaded" in caplog.text
     with pytest.raises(
-        InvalidValueError, match="packed and others were unpacked, which no format holds: nothing was saved"
+        InvalidValueError, match="packed, and others are not as the checkpoint holds them: nothing was saved"
     ):
         model.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again" / "model.safetensors").exists()
