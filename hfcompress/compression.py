@@ -29,7 +29,7 @@ from hfcompress.budgeting.settle import plan_of, settle
 from hfcompress.calibration.tokens import Tokens, load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, LostProcessError, OutputError
 from hfcompress.evaluation.comparison import Comparison
-from hfcompress.evaluation.logits import open_streamed
+from hfcompress.evaluation.logits import as_read, open_streamed
 from hfcompress.evaluation.measure import check, tasks_of, units
 from hfcompress.evaluation.measure import measure as measure_all
 from hfcompress.evaluation.report import Report
@@ -38,7 +38,7 @@ from hfcompress.formats.layout import Layout
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.formats.zeros import check_zeros
 from hfcompress.hub.description import PAGE, describe
-from hfcompress.models.architecture import auto_class, is_encoder, ties_embeddings
+from hfcompress.models.architecture import auto_class, goes_on, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.manifest import MANIFEST, read_manifest
@@ -224,7 +224,11 @@ def compress(
     )
     checkpoint, streamed, layout, processes = ready.checkpoint, ready.streamed, ready.layout, ready.processes
     rotation, output, tokens = ready.rotation, ready.output, ready.tokens
-    evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress) if evaluate else None
+    evaluation_tokens = None
+    if evaluate:
+        evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress)
+        where = processes.device, torch.float32
+        evaluation_tokens = as_read(evaluation_tokens, checkpoint, *where, 0, progress, memory_limit is None)
     names, comparison = job.evaluation.measurements, None
     if evaluation_tokens is not None:
         comparison = Comparison(
@@ -235,6 +239,7 @@ def compress(
             seed=job.calibration.seed,
             tasks=tasks_of(names, job.evaluation.tasks),
             limit=job.evaluation.limit,
+            lean=memory_limit is not None,
             progress=progress,
         )
         check(comparison, names)
@@ -384,7 +389,7 @@ def _manifest(
 
 def _other_parts(made: Checkpoint) -> dict[str, str]:
     """Of a model that does more than go on with a text, or something else, the class that it is loaded by."""
-    text = made.config.get_text_config() is made.config and not is_encoder(made.config)
+    text = made.config.get_text_config() is made.config and goes_on(made.config)
     return {} if text else {"loaded_by": auto_class(made.config).__name__}
 
 

@@ -33,7 +33,7 @@ from hfcompress.calibration.tokens import load_tokens
 from hfcompress.errors import HfcompressError, InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.embedding import turned
-from hfcompress.evaluation.logits import open_streamed
+from hfcompress.evaluation.logits import as_read, open_streamed
 from hfcompress.evaluation.quality import diverge
 from hfcompress.evaluation.report import Report
 from hfcompress.formats import get_format
@@ -396,6 +396,7 @@ def _divergence(made: Checkpoint, source: Checkpoint, data: Any, device: str, pr
     """KL(source || export) in nats, or the cosine where there is no head: what the export alone has lost."""
     where = find_device(device)
     tokens = load_tokens("bundled" if data is None else data, source, split="evaluation", tiny_folder=tiny_folder())
+    tokens = as_read(tokens, source, where, torch.float32, 0, progress)
     comparison = Comparison(candidate=made, baseline=source, tokens=tokens, device=where, progress=progress)
     if is_headless(made.config):
         return {

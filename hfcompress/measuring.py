@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from hfcompress.calibration.tokens import load_tokens
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.comparison import Comparison
+from hfcompress.evaluation.logits import as_read
 from hfcompress.evaluation.measure import QUALITY, TASKS, check, chosen, measure, tasks_of, units
 from hfcompress.evaluation.plots import pareto_front
 from hfcompress.evaluation.report import Report
@@ -246,11 +247,13 @@ def _comparison(candidate, original, data, samples, seq_len, device, dtype, prog
     )
     if tokens.note:
         progress.note(tokens.note)
+    arithmetic = find_dtype(dtype or "float32", where, original)
+    tokens = as_read(tokens, original, where, arithmetic, 0, progress)
     return Comparison(
         candidate=candidate,
         baseline=original,
         tokens=tokens,
         device=where,
-        dtype=find_dtype(dtype or "float32", where, original),
+        dtype=arithmetic,
         progress=progress,
     )

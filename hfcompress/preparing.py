@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from hfcompress.budgeting.choices import Choices
 from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
 from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
+from hfcompress.evaluation.logits import as_read
 from hfcompress.formats import get_format
 from hfcompress.formats.dense_view import dense_view
 from hfcompress.formats.writer import CheckpointWriter, check_output
-from hfcompress.models.architecture import is_encoder, is_headless
+from hfcompress.models.architecture import goes_on, is_headless
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.models.encoder_decoder import reads_and_writes
 from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.models.students import MadeStudent, make_student
@@ -51,6 +53,7 @@ from hfcompress.recipes.lora import LoRA
 from hfcompress.recipes.prune import Prune
 from hfcompress.recipes.qat import QAT
 from hfcompress.recipes.rotate import Rotate
+from hfcompress.recipes.share import Share
 
 
 if TYPE_CHECKING:
@@ -179,7 +182,8 @@ def prepare(
         plan = make_plan(model_to_plan, job.steps, layout) if choices is None else choices.draft
     tokens, trained = None, job.training is not None or pruning is not None or job.distilling is not None
     if plan.needs_inputs or trained or job.cache_bits or (rotation is not None and rotation.needs_trial):
-        tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress)
+        where, whole = (processes.device, arithmetic), memory_limit is None
+        tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress, where, whole)
     if job.cache_bits and tokens is not None:
         check_cache(streamed, tokens.batch(slice(None)), job.cache_bits, memory_limit)
     if rotation is not None:
@@ -213,9 +217,16 @@ def prepare(
 
 
 def _check_encoder(checkpoint: Checkpoint, job: Job) -> None:
-    """An encoder is refused steps that learn or judge by the next token."""
-    refused: tuple[type, ...] = (Distill, KVCache, LoRA, QAT) if is_encoder(checkpoint.config) else ()
+    """An encoder is refused steps that learn or judge by the next token; with a decoder, those that change its shape as well."""
+    refused: tuple[type, ...] = () if goes_on(checkpoint.config) else (Distill, KVCache, LoRA, QAT)
     refused += (Budget, Prune, Rotate) if is_headless(checkpoint.config) else ()
+    if reads_and_writes(checkpoint.config):
+        refused += (Prune, Rotate, Share)
+    for step in job.steps:
+        if isinstance(step, refused) and reads_and_writes(checkpoint.config):
+            raise UnsupportedModelError(
+                f"{checkpoint.name} has an encoder beside its decoder, and {step.name} is for models without one; leave it out."
+            )
     for step in job.steps:
         if isinstance(step, refused):
             what = (
@@ -322,7 +333,9 @@ def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
     progress.note(f"{said}, so it is not run unless you give it with --tasks")
 
 
-def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_len, progress) -> Tokens:
+def _calibration_tokens(
+    job, checkpoint, plan: Plan, calibration, samples, seq_len, progress, where: tuple[Any, Any], whole: bool
+) -> Tokens:
     settings = job.calibration
     tokens = load_tokens(
         settings.data if calibration is None or isinstance(calibration, (str, Path)) else calibration,
@@ -336,6 +349,7 @@ def _calibration_tokens(job, checkpoint, plan: Plan, calibration, samples, seq_l
     )
     if tokens.note:
         progress.note(tokens.note)
+    tokens = as_read(tokens, checkpoint, *where, settings.seed, progress, whole)
     if plan.needs_inputs and tokens.count < (widest := plan.widest).shape.in_features:
         progress.note(
             f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "

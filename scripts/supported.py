@@ -37,6 +37,7 @@ from conftest import (  # noqa: E402
     MULTIMODAL,
     TOGETHER,
     VOCABULARY,
+    WITH_DECODERS,
     make_any_model,
     token_ids,
 )
@@ -47,6 +48,7 @@ from hfcompress.evaluation.comparison import whole_model  # noqa: E402
 from hfcompress.evaluation.logits import open_streamed  # noqa: E402
 from hfcompress.models.architecture import answers  # noqa: E402
 from hfcompress.models.checkpoint import Checkpoint  # noqa: E402
+from hfcompress.models.encoder_decoder import inputs_of  # noqa: E402
 from hfcompress.models.streaming import Batch  # noqa: E402
 
 
@@ -57,7 +59,7 @@ def gemma3():
     return config
 
 
-ARCHITECTURES = {**CONFIGS, "gemma3": gemma3, **MIXTURES, **TOGETHER, **MULTIMODAL, **ENCODERS}
+ARCHITECTURES = {**CONFIGS, "gemma3": gemma3, **MIXTURES, **TOGETHER, **MULTIMODAL, **ENCODERS, **WITH_DECODERS}
 FOUR = {"bits": 4, "group_size": 32}
 COLUMNS = {  # what the table says -> steps and format
     "4 bits": (hfc.GPTQ(**FOUR), "compressed-tensors"),
@@ -102,8 +104,8 @@ def outcome(architecture: str, column: str, folder: Path) -> str:
         with streamed.outside(head=True) as outside:
             solved = streamed.logits(outside, stream)
         with whole_model(made, torch.device("cpu"), torch.float32) as loaded:
-            found = answers(loaded(input_ids=UNSEEN))
-        wanted = answers(model(input_ids=UNSEEN))
+            found = answers(loaded(**inputs_of(loaded.config, UNSEEN, None)))
+        wanted = answers(model(**inputs_of(model.config, UNSEEN, None)))
     torch.testing.assert_close(found, solved, rtol=1e-3, atol=1e-3)
     alike = torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean()
     assert alike > ALIKE, f"{architecture}, {column}: {alike:.3f}"

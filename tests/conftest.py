@@ -34,6 +34,7 @@ from transformers import (
     AriaTextConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    BartConfig,
     BertConfig,
     CLIPVisionConfig,
     DeepseekV3Config,
@@ -45,6 +46,8 @@ from transformers import (
     GraniteMoeConfig,
     LlamaConfig,
     LlavaConfig,
+    MarianConfig,
+    MBartConfig,
     MistralConfig,
     MixtralConfig,
     ModernBertConfig,
@@ -57,6 +60,10 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     RobertaConfig,
+    T5Config,
+    T5GemmaConfig,
+    T5GemmaModuleConfig,
+    UMT5Config,
 )
 
 from hfcompress.models.architecture import auto_class
@@ -234,6 +241,50 @@ ENCODERS = {
         max_position_embeddings=128,
         pad_token_id=0,
     ),
+}
+
+
+_READS_AND_WRITES = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 96,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "forced_eos_token_id": None,
+    "decoder_start_token_id": 2,
+}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+_T5_GEMMA = {**_COMMON, "head_dim": 16, "num_hidden_layers": 2, "sliding_window": 8}
+WITH_DECODERS = {
+    "t5": lambda: T5Config(**_T5),
+    "t5-untied": lambda: T5Config(
+        **_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False, initializer_factor=0.5
+    ),
+    "umt5": lambda: UMT5Config(**_T5),
+    "t5gemma": lambda: T5GemmaConfig(
+        encoder=T5GemmaModuleConfig(**_T5_GEMMA), decoder=T5GemmaModuleConfig(**_T5_GEMMA), vocab_size=VOCABULARY
+    ),
+    "bart": lambda: BartConfig(**_READS_AND_WRITES),
+    "mbart": lambda: MBartConfig(**_READS_AND_WRITES),
+    "marian": lambda: MarianConfig(**_READS_AND_WRITES),
 }
 
 

@@ -29,6 +29,7 @@ from hfcompress.calibration.tokens import Tokens
 from hfcompress.formats.reading import needs_our_reader, require_packages, teach_transformers
 from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.encoder_decoder import LEAST_TOKENS, block_count, inputs_of
 from hfcompress.models.manifest import read_manifest
 from hfcompress.progress import Progress, Silent
 from hfcompress.runtime.loading import load_checkpoint
@@ -47,6 +48,7 @@ class Comparison:
         tasks (`tuple[str, ...]`, *optional*): names of lm-eval tasks, or paths of task YAML files.
         limit (`int`, *optional*): documents per task; all of them if not given.
         teacher_cache (`Path`, *optional*): a folder in which the baseline's log-probabilities are kept for reuse.
+        lean (`bool`, *optional*, defaults to `False`): no whole model may be in memory.
         seconds (`float`, *optional*, defaults to 10): the least time over which speed and energy are taken.
         progress (`Progress`, *optional*): is told how far it is.
     """
@@ -60,13 +62,14 @@ class Comparison:
     tasks: tuple[str, ...] = ()
     limit: int | None = None
     teacher_cache: Path | None = None
+    lean: bool = False
     seconds: float = 10.0
     progress: Progress = field(default_factory=Silent)
 
     @property
     def blocks(self) -> int:
-        """Decoder blocks: the unit of the progress bar."""
-        return self.baseline.config.get_text_config().num_hidden_layers
+        """Its blocks: the unit of the progress bar."""
+        return block_count(self.baseline.config)
 
     @property
     def baseline_sha256(self) -> str:
@@ -143,7 +146,8 @@ def whole_model(
             )
             if checkpoint.quantization_config is not None and not packed:
                 with torch.no_grad():
-                    model.to(device)(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
+                    few = torch.zeros(1, LEAST_TOKENS, dtype=torch.long, device=device)
+                    model.to(device)(**inputs_of(model.config, few, None))
         model.to(device).eval()
     try:
         yield model

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfcompress.calibration.own_output import answered, continued
+from hfcompress.calibration.tokens import Tokens
 from hfcompress.errors import CheckpointError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.architecture import answers
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.encoder_decoder import block_count, inputs_of, reads_and_writes
 from hfcompress.models.streaming import Batch, StreamedModel
 from hfcompress.progress import Progress
 
@@ -37,6 +40,32 @@ def open_for_logits(checkpoint: Checkpoint, device, dtype) -> "StreamedLogits | 
 def open_streamed(checkpoint: Checkpoint, device, dtype) -> StreamedModel:
     """A checkpoint that is dense or in a format that we read, block by block."""
     return StreamedModel(checkpoint, device, dtype, decoded(checkpoint.tensors, checkpoint.quantization_config))
+
+
+def as_read(
+    tokens: Tokens, checkpoint: Checkpoint, device, dtype, seed: int, progress: Progress, whole: bool = True
+) -> Tokens:
+    """
+    Rows of text as a model takes them: of an encoder-decoder with what it says to them itself.
+
+    Args:
+        tokens (`Tokens`): rows of text.
+        checkpoint (`Checkpoint`): the model as it was.
+        device, dtype: where and in what the arithmetic happens.
+        seed (`int`): of what is drawn.
+        progress (`Progress`): is told what is going on.
+        whole (`bool`, *optional*, defaults to `True`): whether the whole model may be in memory; if not, its decoder reads how the
+            text goes on.
+    """
+    if not reads_and_writes(checkpoint.config):
+        return tokens
+    if not whole:
+        progress.note(
+            "below a memory limit the decoder reads how the text goes on, not what the model itself says to it"
+        )
+        return continued(tokens, checkpoint)
+    progress.step("what the model itself says", amount=0)
+    return answered(tokens, open_streamed(checkpoint, device, dtype), seed)
 
 
 @dataclass
@@ -65,7 +94,7 @@ class WholeLogits:
     """Logits of a model that only its own quantizer can read."""
 
     def __init__(self, checkpoint: Checkpoint, device, dtype):
-        self.blocks = checkpoint.config.get_text_config().num_hidden_layers
+        self.blocks = block_count(checkpoint.config)
         self.loaded = whole_model(checkpoint, torch.device(device), dtype)
 
     def prepare(self, batches: list[Batch], progress: Progress, label: str) -> None:
@@ -80,8 +109,8 @@ class WholeLogits:
     def logits(self, head, index: int) -> Tensor:
         """Logits of batch `index`."""
         batch = self.batches[index]
-        mask = None if batch.mask is None else batch.mask.long().to(head.device)
-        return answers(head(input_ids=batch.input_ids.to(head.device), attention_mask=mask, use_cache=False))
+        mask = None if batch.mask is None else batch.mask.to(head.device)
+        return answers(head(**inputs_of(head.config, batch.input_ids.to(head.device), mask), use_cache=False))
 
 
 def finite(logits: Tensor, checkpoint: Checkpoint) -> Tensor:

@@ -104,11 +104,13 @@ def measure(comparison: "Comparison", names: Iterable[str]) -> Report:
 
 def _require_text(comparison: "Comparison", name: str) -> None:
     """All but quality needs a model that goes on with a text."""
-    from hfcompress.models.architecture import is_encoder  # transformers takes its time
+    from hfcompress.models.architecture import goes_on, is_encoder  # transformers takes its time
 
-    if name != QUALITY and is_encoder(comparison.candidate.config):
+    config = comparison.candidate.config
+    if name != QUALITY and not goes_on(config):
+        what = "is an encoder" if is_encoder(config) else "has an encoder beside its decoder"
         raise UnsupportedModelError(
-            f"{comparison.candidate.name} is an encoder, of which nothing but quality is measured; leave {name} out of --measure."
+            f"{comparison.candidate.name} {what}, of which nothing but quality is measured; leave {name} out of --measure."
         )
 
 

@@ -35,12 +35,13 @@ from hfcompress.calibration.tokens import Tokens, pack_texts
 from hfcompress.errors import CalibrationError, CheckpointError
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.embedding import turned
-from hfcompress.evaluation.logits import StreamedLogits, finite, open_for_logits, open_streamed
+from hfcompress.evaluation.logits import StreamedLogits, as_read, finite, open_for_logits, open_streamed
 from hfcompress.evaluation.masking import SHARE, mask_id, masked
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.models.adapter import adapted, adapter_of, has_adapter
 from hfcompress.models.architecture import is_headless, predicts_masked
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.encoder_decoder import encoded, reads_and_writes
 from hfcompress.models.streaming import Batch
 from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.runtime.vector_cache import CodedStates, bytes_of_a_token, has_books, read_books
@@ -85,6 +86,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     """
     tokens = comparison.tokens
     headless = is_headless(comparison.candidate.config)
+    where = comparison.device, comparison.dtype
     found = turned(comparison) if headless else diverge(comparison, tokens, "evaluating")
     rows, seq_len = tokens.input_ids.shape
     how: dict[str, Any] = {
@@ -125,6 +127,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
     try:
         samples = max(1, rows // OTHER_ROWS)
         other = pack_texts(source_code(), PACKAGE, comparison.baseline, samples, seq_len, comparison.seed)
+        other = as_read(other, comparison.baseline, *where, comparison.seed, comparison.progress, not comparison.lean)
     except CalibrationError as error:
         how["out_of_domain"] = str(error)
         comparison.progress.step("evaluating", 2 * comparison.blocks)
@@ -262,7 +265,7 @@ def diverge(
     with model.head() as head, _teacher(comparison, batches, kept, label, vocabulary) as teacher:
         for index, batch in enumerate(batches):
             if chosen is None:
-                where, targets = _predicted(batch, comparison.device)
+                where, targets = _predicted(batch, comparison.device, reads_and_writes(candidate.config))
             else:
                 own = slice(index * rows, index * rows + len(batch.input_ids))
                 where = chosen[own].nonzero().to(comparison.device)
@@ -342,12 +345,16 @@ def _teacher(comparison: Comparison, batches: list[Batch], cache: TeacherCache |
         yield compute
 
 
-def _predicted(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The row and position `(n, 2)` of every token that another one precedes, one before it; and those tokens `(n,)`."""
-    targets = batch.input_ids[:, 1:]
+def _predicted(batch: Batch, device: torch.device, said: bool) -> tuple[Tensor, Tensor]:
+    """
+    The row and position `(n, 2)` of every token that another one precedes, one before it; and those tokens `(n,)`. If `said`, of
+    those alone that a decoder reads.
+    """
+    own = encoded(batch.input_ids.shape[1]) if said else 0
+    targets = batch.input_ids[:, own + 1 :]
     kept = torch.ones_like(targets, dtype=torch.bool)
     if batch.mask is not None:
-        kept = batch.mask[:, 1:] & batch.mask[:, :-1]
+        kept = batch.mask[:, own + 1 :] & batch.mask[:, own:-1]
     return kept.nonzero().to(device), targets[kept].to(device)
 
 

@@ -22,7 +22,7 @@ import torch
 from hfcompress.evaluation.comparison import Comparison, whole_model
 from hfcompress.evaluation.rows import starts
 from hfcompress.evaluation.stability import generate
-from hfcompress.models.architecture import is_encoder
+from hfcompress.models.architecture import goes_on
 
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 2, 32, 48
@@ -35,9 +35,9 @@ def side_by_side(comparison: Comparison) -> list[dict[str, str]] | None:
 
     Returns:
         `list[dict]` or `None`: `prompt`, `baseline` and `compressed`, as text, or as token ids where there is no
-        tokenizer; `None` of an encoder, and where the whole model does not fit in half of the free memory, or would take minutes.
+        tokenizer; `None` of a model with an encoder, and where the whole model does not fit in half of the free memory, or would take minutes.
     """
-    if is_encoder(comparison.candidate.config) or not _is_quick(comparison):
+    if not goes_on(comparison.candidate.config) or not _is_quick(comparison):
         return None
     whole = PROMPT_TOKENS + NEW_TOKENS
     places = min(

@@ -104,6 +104,11 @@ class OneGrid(Layout):
                 f"{self.name} holds one grid (bits, group size, zero points) for all linears, and {first} and {other} "
                 "differ; give them the same, or write --set format=compressed-tensors."
             )
+        if len(lists) > 1:
+            raise InvalidValueError(
+                f"{self.name} holds one list of blocks, and this model has an encoder's and a decoder's; write --set "
+                "format=compressed-tensors, or --set format=hfcompress."
+            )
         [stem] = lists
         return self.config(distinct[0], str(stem), untouched)
 

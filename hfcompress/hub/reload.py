@@ -122,12 +122,13 @@ def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):
 
     from hfcompress.formats.reading import teach_transformers
     from hfcompress.models.architecture import answers, auto_class
+    from hfcompress.models.encoder_decoder import inputs_of
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     teach_transformers(json.loads((folder / "config.json").read_text()).get("quantization_config"))
     model = auto_class(config).from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     with torch.no_grad():
-        return answers(model.eval()(input_ids=input_ids))
+        return answers(model.eval()(**inputs_of(config, input_ids, None)))
 
 
 def _streamed_logits(folder: Path, input_ids, trust_remote_code: bool):

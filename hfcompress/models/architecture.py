@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -32,9 +33,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from hfcompress.models.encoder_decoder import reads_and_writes
+
 
 AutoClass = (
-    type[AutoModelForCausalLM] | type[AutoModelForImageTextToText] | type[AutoModelForMaskedLM] | type[AutoModel]
+    type[AutoModelForCausalLM]
+    | type[AutoModelForImageTextToText]
+    | type[AutoModelForMaskedLM]
+    | type[AutoModelForSeq2SeqLM]
+    | type[AutoModel]
 )
 
 
@@ -43,8 +50,10 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model; the
     one for images and text where a model has more parts than one for text, or no other class; otherwise the one for the next
     token, which also knows what the repo's own code stands for. Of an encoder that was written without a head, the class without
-    one.
+    one; of an encoder with a decoder, the one for both.
     """
+    if reads_and_writes(config):
+        return AutoModelForSeq2SeqLM
     if is_headless(config):
         return AutoModel
     if predicts_masked(config):
@@ -62,6 +71,8 @@ def predicts_masked(config: PretrainedConfig) -> bool:
 
 def is_headless(config: PretrainedConfig) -> bool:
     """Whether the model is an encoder that predicts no tokens but returns states, by what its configuration says of itself."""
+    if reads_and_writes(config):
+        return False
     written = config.architectures or ()
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(
         name.endswith("Model") and not name.endswith("LMHeadModel") for name in written
@@ -69,8 +80,13 @@ def is_headless(config: PretrainedConfig) -> bool:
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
-    """Whether the model is one that cannot go on with a text."""
+    """Whether the model has no decoder, so that it says nothing but what it makes of a text."""
     return predicts_masked(config) or is_headless(config)
+
+
+def goes_on(config: PretrainedConfig) -> bool:
+    """Whether the model is one that goes on with a text."""
+    return not is_encoder(config) and not reads_and_writes(config)
 
 
 def ties_embeddings(config: PretrainedConfig) -> bool:

@@ -86,7 +86,7 @@ class SquaredGradients:
                 own = find_linears(block, self.model.block_names[index])
                 with self._watched({n: m for n, m in own.items() if n in self.sums}):
                     for number, stream in enumerate(received.pop()):
-                        self._left(index, gradients[number])
+                        self._left(index, self.model.part(index, stream, gradients[number]))
                         hidden = stream.hidden.detach().requires_grad_()
                         with torch.enable_grad():
                             output = self.model.call(block, index, stream.advanced(hidden))
@@ -111,9 +111,9 @@ class SquaredGradients:
     def _of_labels(self, logits: Tensor, hidden: Tensor, batch: Batch, first: int) -> Tensor:
         with torch.enable_grad():
             log_probs = torch.log_softmax(logits[:, :-1].float(), -1)
-            likelihood = log_probs.new_zeros(())
+            likelihood, mask = log_probs.new_zeros(()), batch.mask_of(logits)
             for row, own in enumerate(log_probs):
-                kept = slice(None) if batch.mask is None else batch.mask[row, 1:].to(own.device)
+                kept = slice(None) if mask is None else mask[row, 1:].to(own.device)
                 own = own[kept]
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first + row)
                 labels = torch.multinomial(own.detach().exp().cpu(), 1, generator=generator).to(own.device)

@@ -17,12 +17,14 @@ How it works: the model is built without weights. To learn what each block is ca
 with every block replaced by a stub that notes its arguments and hands the hidden states on; masks, rotary embeddings
 and whatever else the architecture makes for each block are then exactly its own, per block. The blocks are loaded and
 called one after another with those arguments. For the logits the model's forward is run once more and the last stub
-hands in the real hidden states. No modelling code is copied, traced or patched.
+hands in the real hidden states. No modelling code is copied, traced or patched. Of a model with an encoder and a decoder
+the blocks of both are gone through, one behind the other (see [`hfcompress.models.encoder_decoder`]).
 """
 
 import contextlib
 import copy
 import inspect
+import re
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -47,6 +49,19 @@ from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.architecture import answers, auto_class, ties_embeddings
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.encoder_decoder import (
+    LEAST_TOKENS,
+    TailWatch,
+    encoded,
+    inputs_of,
+    joined,
+    reads_and_writes,
+    require_states,
+    towers_of,
+    watched_encoder,
+    with_states,
+    without_states,
+)
 from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
 from hfcompress.models.fused_experts import ExpertStorage
 
@@ -61,7 +76,7 @@ class Batch:
     Rows that go through the model together.
 
     Args:
-        input_ids (`Tensor`): int64 `(rows, seq_len)`.
+        input_ids (`Tensor`): int64 `(rows, seq_len)`; where there are an encoder and a decoder, what both read.
         mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding; `None` where there is none.
     """
 
@@ -73,6 +88,16 @@ class Batch:
         ids = self.input_ids.split(rows)
         masks = self.mask.split(rows) if self.mask is not None else [None] * len(ids)
         return [Batch(i, m) for i, m in zip(ids, masks, strict=True)]
+
+    def mask_of(self, made: Any) -> Tensor | None:
+        """
+        The mask of what was made of the rows, or of the encoder's or decoder's part of them, `(rows, positions, ...)`; of anything
+        that is no tensor that of the rows.
+        """
+        length, own = self.input_ids.shape[1], encoded(self.input_ids.shape[1])
+        if self.mask is None or not isinstance(made, Tensor) or made.dim() < 3 or made.shape[1] == length:
+            return self.mask
+        return self.mask[:, :own] if made.shape[1] == own else self.mask[:, own:]
 
 
 class Kept(Protocol):
@@ -100,11 +125,13 @@ class Stream:
         batch (`Batch`): what went in.
         held (`Tensor` or `Kept`): the input of the next block, or where it lies.
         calls (`list`): for every block, the other positional arguments and the keyword arguments of its call.
+        encoded (`int`): how many of its positions are an encoder's.
     """
 
     batch: Batch
     held: Tensor | Kept
     calls: list[tuple[tuple, dict[str, Any]]] = field(repr=False)
+    encoded: int = 0
 
     @property
     def hidden(self) -> Tensor:
@@ -129,7 +156,8 @@ class StreamedModel:
     Attributes:
         tensors (`Mapping`): the weights by their names on disk; those of experts one by one, however they are stored.
         experts (`ExpertStorage`): how experts are stored.
-        block_names (`list[str]`): the decoder blocks, as module names.
+        block_names (`list[str]`): the blocks, an encoder's before its decoder's, as module names.
+        encoder_blocks (`int`): how many of them are of an encoder that a decoder reads.
         sources (`dict[str, str]`): parameter name -> name on disk, for those stored just as they are.
         converts (`bool`): whether some parameters are stored in another form than they are used in.
 
@@ -150,16 +178,21 @@ class StreamedModel:
         self._awaited: set[str] = set()  # scales of activations that are not known yet
         if checkpoint.quantization_config is not None:
             round_activations(self.skeleton, checkpoint.quantization_config)
-        list_name, self._blocks = _decoder_blocks(self.skeleton)
-        self.block_names = [f"{list_name}.{index}" for index in range(len(self._blocks))]
+        lists = _block_lists(self.skeleton)
+        self._places = [(blocks, index) for _, blocks in lists for index in range(len(blocks))]
+        self.block_names = [f"{name}.{index}" for name, blocks in lists for index in range(len(blocks))]
+        self.encoder_blocks = len(lists[0][1]) if len(lists) > 1 else 0
         refuse_other_experts(self.skeleton, self.block_names)
         stored = checkpoint.tensors if tensors is None else tensors
         names = {key: target for key, (target, _) in self._targets(stored).items()}
         self.tensors = self.experts.apart(stored, names)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)
-        self._returns_tuple: bool | None = None
+        self._returns: list[_Returns] = []
+        self._tail: list[nn.Module] = []  # behind the encoder's last block
         self.cache: Cache | None = None
+        self._tied = self._ties()
+        self._computed: list[str] = []  # parameters that are stored nowhere, as positions may be
         self._require_complete()
         for module in self.skeleton.modules():
             for name, buffer in module._buffers.items():
@@ -180,32 +213,73 @@ class StreamedModel:
         """Every parameter is in the checkpoint, is tied to one that is, or is converted from others."""
         if self.converts:
             return
-        tied = self.skeleton.all_tied_weights_keys if ties_embeddings(self.skeleton.config) else {}
+        tied = self._tied
         missing = [n for n, _ in self.skeleton.named_parameters() if n not in self.sources and n not in tied]
+        made = self.skeleton._keys_to_ignore_on_load_missing or ()
+        self._computed = [n for n in missing if any(re.search(pattern, n) for pattern in made)]
+        missing = [n for n in missing if n not in self._computed]
         if missing:
             raise CheckpointError(
                 f"{self.checkpoint.name} has no weight for {missing[0]}; the checkpoint is incomplete or of another "
                 "model."
             )
 
+    def _ties(self) -> dict[str, str]:
+        """
+        Which parameters are others, by their names; as transformers has it, not where both are stored and differ, whatever the
+        configuration says.
+        """
+        if not ties_embeddings(self.skeleton.config):
+            return {}
+        tied = self.skeleton.all_tied_weights_keys
+        for target, source in list(tied.items()):
+            keys = [self.sources.get(name) for name in (target, source)]
+            if None in keys:
+                continue
+            own, other = (self.tensors[key] for key in keys if key is not None)
+            if own.shape != other.shape or not torch.equal(own.read(), other.read()):
+                del tied[target]
+        return tied
+
+    def _complete(self) -> None:
+        """Give the skeleton what is not stored by itself: what is tied, and what transformers computes."""
+        self.skeleton.tie_weights(recompute_mapping=False)
+        for name in self._computed:
+            module, _, own = name.rpartition(".")
+            around = self.skeleton.get_submodule(module)
+            empty = torch.empty_like(around.get_parameter(own), dtype=self.dtype, device=self.device)
+            around._parameters[own] = nn.Parameter(empty, requires_grad=False)
+            self.skeleton._init_weights(around)
+
+    @property
+    def _blocks(self) -> list[nn.Module]:
+        return [blocks[index] for blocks, index in self._places]
+
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._places)
+
+    @property
+    def _repeats_leaders(self) -> bool:
+        """Whether others are called with something that the first block makes, so that it is run to learn how they are called."""
+        return any(returns.with_others for returns in self._returns)
+
+    @property
+    def _leaders(self) -> list[int]:
+        """The first block of the encoder and that of the decoder, or of all."""
+        return [0, self.encoder_blocks] if self.encoder_blocks else [0]
 
     def _sort_keys(self) -> tuple[list[list[str]], list[str], dict[str, str]]:
         """The names on disk by block, those outside every block, and parameter name -> name on disk."""
-        by_block: list[list[str]] = [[] for _ in self._blocks]
+        by_block: list[list[str]] = [[] for _ in self._places]
         outside, sources = [], {}
         prefixes = {f"{name}.": index for index, name in enumerate(self.block_names)}
-        stem = self.block_names[0].rpartition(".")[0] + "."
+        stems = {self.block_names[leader].rpartition(".")[0] + "." for leader in self._leaders}
         for key, (target, converted) in self._targets(self.tensors).items():
             if converted is None:
                 sources[target] = key
-            if target.startswith(stem):
-                index = prefixes.get(stem + target[len(stem) :].partition(".")[0] + ".")
-                if index is not None:
-                    by_block[index].append(key)
-                    continue
-            outside.append(key)
+            own = (prefixes.get(s + target[len(s) :].partition(".")[0] + ".") for s in stems if target.startswith(s))
+            index = next((found for found in own if found is not None), None)
+            (outside if index is None else by_block[index]).append(key)
         return by_block, outside, sources
 
     def _targets(self, keys: Iterable[str]) -> dict[str, tuple[str, str | None]]:
@@ -245,7 +319,7 @@ class StreamedModel:
     def whole(self, without: Collection[str] = ()) -> PreTrainedModel:
         """The model with all its weights but those of these names on disk, which stay."""
         self._load([key for key in self.tensors if key not in without])
-        self.skeleton.tie_weights()
+        self._complete()
         _require_loaded(self.skeleton, type(self.skeleton).__name__, self.checkpoint.name)
         return self.skeleton.eval()
 
@@ -286,7 +360,7 @@ class StreamedModel:
             keys = [key for key in keys if key not in own]
         for part in [keys] if self.converts else [[key] for key in keys]:  # of two dtypes, one tensor at a time
             self._load(part)
-        self.skeleton.tie_weights()
+        self._complete()
         try:
             yield self.skeleton
         finally:
@@ -298,8 +372,7 @@ class StreamedModel:
         """The model with all its weights, for what must see all blocks at once; they are given up on leaving."""
         try:
             model = self.whole()
-            if self._returns_tuple is None:
-                self._learn_return_type(model, self._blocks[0])
+            self._learn_returns(model)
             yield model
         finally:
             _release(self.skeleton)
@@ -316,10 +389,13 @@ class StreamedModel:
             keep (`Callable`, *optional*): puts hidden states somewhere else than into memory.
         """
         streams: list[Stream] = []
-        with self.outside(head=False) as model:
-            if self._returns_tuple is None:
-                with self.block(0) as block:
-                    self._learn_return_type(model, block)
+        with self.outside(head=False) as model, contextlib.ExitStack() as leaders:
+            if not self._returns or self._repeats_leaders:
+                for leader in self._leaders:
+                    leaders.enter_context(self.block(leader))
+                self._learn_returns(model)
+            if not self._repeats_leaders:
+                leaders.close()
             for batch in batches:
                 stream = self.stream(model, batch)
                 if streams and streams[-1].batch.input_ids.shape == batch.input_ids.shape:
@@ -331,9 +407,11 @@ class StreamedModel:
 
     def stream(self, model: nn.Module, batch: Batch) -> Stream:
         """What the first block receives for a batch, and how every block is called."""
-        recorder = _Recorder(len(self), self._returns_tuple)
+        recorder = _Recorder(len(self), self.encoder_blocks, self._returns)
         self._run(model, batch, recorder)
-        return Stream(batch, recorder.first, recorder.calls)
+        if not self.encoder_blocks:
+            return Stream(batch, recorder.firsts[0], recorder.calls)
+        return Stream(batch, joined(recorder.firsts), recorder.calls, recorder.firsts[0].shape[1])
 
     def final_hidden(self, model: nn.Module, batch: Batch) -> Tensor:
         """
@@ -369,11 +447,30 @@ class StreamedModel:
         """The output of block `index` for a stream that has reached it."""
         args, kwargs = stream.calls[index]
         hidden = stream.hidden
+        if self.encoder_blocks:
+            return self._call_part(block, index, hidden, stream)
         tell_row_length(block, hidden.shape[1])
         if self.cache is not None:
             args, kwargs = _with_cache(block, hidden, args, kwargs, self.cache)
-        output = block(hidden, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return _first(block(hidden, *args, **kwargs))
+
+    def _call_part(self, block: nn.Module, index: int, hidden: Tensor, stream: Stream) -> Tensor:
+        """What [`StreamedModel.call`] gives where the block has to do with the encoder's or the decoder's part of a state."""
+        read, said = hidden[:, : stream.encoded], hidden[:, stream.encoded :]
+        if index >= self.encoder_blocks:
+            args, kwargs = with_states(stream.calls[index], read)
+            return torch.cat([read, _first(block(said, *args, **kwargs))], 1)
+        args, kwargs = stream.calls[index]
+        read = _first(block(read, *args, **kwargs))
+        for module in self._tail if index == self.encoder_blocks - 1 else ():
+            read = module(read)
+        return torch.cat([read, said], 1)
+
+    def part(self, index: int, stream: Stream, states: Tensor) -> Tensor:
+        """Of something that every position of a stream has, the part of those that block `index` changes."""
+        if not self.encoder_blocks:
+            return states
+        return states[:, : stream.encoded] if index < self.encoder_blocks else states[:, stream.encoded :]
 
     def advance(self, block: nn.Module, index: int, streams: list[Stream]) -> None:
         """Streams go through block `index`, in place, so that no more than one of them is in memory twice."""
@@ -415,7 +512,12 @@ class StreamedModel:
         """
         if batch is None:
             batch = Batch(torch.zeros(hidden.shape[:2], dtype=torch.long))
-        return answers(self._run(model, batch, _Recorder(len(self), self._returns_tuple, final=hidden)))
+        return answers(self._run(model, batch, self._last(hidden, batch)))
+
+    def _last(self, hidden: Tensor, batch: Batch) -> "_Recorder":
+        """What hands in what comes out of the last block."""
+        said = hidden[:, encoded(batch.input_ids.shape[1]) :] if self.encoder_blocks else hidden
+        return _Recorder(len(self), self.encoder_blocks, self._returns, final=said)
 
     @torch.no_grad()
     def head_input(self, model: nn.Module, head: nn.Module, stream: Stream) -> Tensor:
@@ -434,41 +536,48 @@ class StreamedModel:
 
         handle = head.register_forward_pre_hook(stop)
         try:
-            self._run(model, stream.batch, _Recorder(len(self), self._returns_tuple, final=stream.hidden))
+            self._run(model, stream.batch, self._last(stream.hidden, stream.batch))
         finally:
             handle.remove()
         return seen[0]
 
     @torch.no_grad()
-    def _learn_return_type(self, model: nn.Module, block: nn.Module) -> None:
-        """Whether a block returns a tensor or a tuple, seen on the first block with a few tokens."""
-        seen = []
-
-        def stop(module, args, output):
-            seen.append(isinstance(output, tuple))
-            raise _Stop
-
-        handle = block.register_forward_hook(stop)
-        try:
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-        self._returns_tuple = seen[0]
+    def _learn_returns(self, model: nn.Module) -> None:
+        """What blocks return, seen on the first of each kind with a few tokens, and what is behind an encoder's last."""
+        if self._returns:
+            return
+        ids = torch.zeros(1, LEAST_TOKENS if self.encoder_blocks else 2, dtype=torch.long)
+        recorder = _Recorder(len(self), self.encoder_blocks, None)
+        if not self.encoder_blocks:
+            self._run(model, Batch(ids), recorder)
+        else:
+            parent = self.skeleton.get_submodule(self.block_names[0].rpartition(".")[0].rpartition(".")[0])
+            recorder.watch = TailWatch(parent, self._places[0][0])
+            self._run(model, Batch(ids), recorder)
+            self._tail = recorder.watch.tail(recorder.states)
+            require_states(recorder.calls[self.encoder_blocks :])
+        self._returns = recorder.returns
 
     def _run(self, model: nn.Module, batch: Batch, recorder: "_Recorder"):
-        kwargs = {} if batch.mask is None else {"attention_mask": batch.mask.long().to(self.device)}
-        originals = list(self._blocks)
-        for index, original in enumerate(originals):
-            self._blocks[index] = _Stub(original, index, recorder)
+        mask = None if batch.mask is None else batch.mask.to(self.device)
+        inputs = inputs_of(self.skeleton.config, batch.input_ids.to(self.device), mask)
+        originals = self._blocks
+        for number, (blocks, index) in enumerate(self._places):
+            blocks[index] = _Stub(originals[number], number, recorder)
         try:
-            return model(input_ids=batch.input_ids.to(self.device), use_cache=False, **kwargs)
+            with watched_encoder(self.skeleton) if self.encoder_blocks else contextlib.nullcontext([]) as states:
+                recorder.seen = states
+                return model(**inputs, use_cache=False)
         except _Stop:
             return None
         finally:
-            for index, original in enumerate(originals):
-                self._blocks[index] = original
+            for original, (blocks, index) in zip(originals, self._places, strict=True):
+                blocks[index] = original
+
+
+def _first(output: Any) -> Tensor:
+    """The hidden states among what a block returns."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _with_cache(block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any], cache: Cache):
@@ -484,29 +593,79 @@ class _Stop(Exception):
     """Ends a forward that has done what it was run for."""
 
 
+@dataclass(frozen=True)
+class _Returns:
+    """
+    Args:
+        count (`int`): how many values a block returns in a tuple; 0 where it returns one by itself.
+        with_others (`bool`): whether there are tensors among those behind the hidden states, which other blocks may be called
+            with.
+    """
+
+    count: int
+    with_others: bool
+
+    @classmethod
+    def of(cls, output: Any) -> "_Returns":
+        """What is seen on an output."""
+        if not isinstance(output, tuple):
+            return cls(0, False)
+        return cls(len(output), any(isinstance(value, Tensor) for value in output[1:]))
+
+
 class _Recorder:
-    """What the stubs of one forward note, and what the last of them hands back."""
+    """
+    What the stubs of one forward note, and what the last of them hands back.
 
-    def __init__(self, blocks: int, returns_tuple: bool | None, final: Tensor | None = None):
-        self.blocks, self.returns_tuple, self.final = blocks, returns_tuple, final
+    Args:
+        blocks (`int`): all of them.
+        encoder_blocks (`int`): those of an encoder.
+        returns (`list[_Returns]` or `None`): what the blocks of an encoder and of a decoder, or all, return; `None` where that is
+            to be found, for which the first of each are run.
+        final (`Tensor`, *optional*): what the last one hands back; without it the forward ends there.
+    """
+
+    def __init__(self, blocks: int, encoder_blocks: int, returns: list[_Returns] | None, final: Tensor | None = None):
+        self.blocks, self.encoder_blocks, self.final = blocks, encoder_blocks, final
+        self.learns, self.returns = returns is None, [] if returns is None else returns
         self.calls: list[tuple[tuple, dict[str, Any]]] = []
-        self.first: Tensor = torch.empty(0)
+        self.firsts: list[Tensor] = []
+        self.others: tuple = ()
+        self.seen: list[Tensor] = []  # what the encoder returned
+        self.watch: TailWatch | None = None
 
-    def receive(self, index: int, hidden: Any, args: tuple, kwargs: dict[str, Any]):
-        if index == 0:
-            self.first = hidden
-        if not isinstance(hidden, Tensor) or hidden is not self.first or index != len(self.calls):
+    @property
+    def states(self) -> Tensor:
+        """What the encoder returned."""
+        return self.seen[0]
+
+    def receive(self, original: nn.Module, index: int, hidden: Any, args: tuple, kwargs: dict[str, Any]):
+        tower = int(bool(self.encoder_blocks) and index >= self.encoder_blocks)
+        leads = index == (self.encoder_blocks if tower else 0)
+        if leads:
+            self.firsts.append(hidden)
+        if not isinstance(hidden, Tensor) or hidden is not self.firsts[tower] or index != len(self.calls):
             raise UnsupportedModelError(
                 "This architecture changes the hidden states between its decoder blocks, or calls them out of order; "
                 "it is not supported yet."
             )
-        self.calls.append((args, kwargs))
+        call = (args, kwargs)
+        self.calls.append(without_states(call, self.states) if tower else call)
+        if leads and (self.learns or (self.final is None and self.returns[tower].with_others)):
+            output = original(hidden, *args, **kwargs)
+            if self.learns:
+                self.returns.append(_Returns.of(output))
+            self.others = output[1:] if isinstance(output, tuple) else ()
+        elif leads:
+            self.others = (None,) * (self.returns[tower].count - 1)
         output = hidden
         if index == self.blocks - 1:
             if self.final is None:
                 raise _Stop
             output = self.final
-        return (output,) if self.returns_tuple else output
+        if self.watch is not None and index == self.encoder_blocks - 1:
+            self.watch.at = output
+        return (output, *self.others) if self.returns[tower].count else output
 
 
 class _Stub(nn.Module):
@@ -524,7 +683,7 @@ class _Stub(nn.Module):
             hidden, args = args[0], args[1:]
         else:
             hidden = kwargs.pop("hidden_states", None)
-        return self.recorder.receive(self.index, hidden, args, kwargs)
+        return self.recorder.receive(self.__dict__["original"], self.index, hidden, args, kwargs)
 
 
 def _shared_where_equal(calls, others):
@@ -555,11 +714,6 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedMode
 
 def _skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, ExpertStorage]:
     config = copy.deepcopy(checkpoint.config)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{checkpoint.name} is an encoder-decoder ({config.model_type}); only decoder-only language models are "
-            "supported yet."
-        )
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     try:
@@ -581,13 +735,29 @@ def _weight_mapping(model: PreTrainedModel) -> list[WeightRenaming | WeightConve
     return [m for m in known if not merges_experts(m)] if are_apart(model) else known
 
 
-def _decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The decoder's list of blocks: as long as the configuration says, all of one class or nearly so, the largest."""
+def _block_lists(model: PreTrainedModel) -> list[tuple[str, nn.ModuleList]]:
+    """
+    The decoder's list of blocks, as long as the configuration says, all of one class or nearly so, the largest; where there is an
+    encoder too, its list and the decoder's.
+    """
+    if reads_and_writes(model.config):
+        return [_largest_list(model, tower) for tower in towers_of(model)]
     layers = model.config.get_text_config().num_hidden_layers
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     if not lists:
         raise UnsupportedModelError(
             f"No list of {layers} decoder blocks was found in {type(model).__name__}; it is not supported yet."
+        )
+    return [max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))]
+
+
+def _largest_list(model: PreTrainedModel, tower: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list with most parameters in the encoder or the decoder, with its name in the model."""
+    inside = {id(module) for module in tower.modules()}
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and id(m) in inside]
+    if not lists:
+        raise UnsupportedModelError(
+            f"No list of blocks was found in the {type(tower).__name__} of {type(model).__name__}; it is not supported yet."
         )
     return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
 

@@ -417,7 +417,7 @@ class BlockPass:
         gathered: dict[int, Statistics] = {}
 
         def seen(group: int, batch: int, inputs: Any, dense_inputs: Any) -> None:
-            name, mask = groups[group][0], streams[batch].batch.mask
+            name, mask = groups[group][0], streams[batch].batch.mask_of(inputs)
             if name in caches:
                 ranges.setdefault(name, CacheRanges(self.plan.caches[index][name])).add(inputs, mask)
             else:
@@ -585,7 +585,7 @@ class BlockPass:
                 wider = None
                 if self.dense_model is not None and other is not None:
                     wider = self.dense_model.head_input(other, other.get_output_embeddings(), dense[number])
-                statistics.add(rounded_input(head, inputs), stream.batch.mask, wider)
+                statistics.add(rounded_input(head, inputs), stream.batch.mask_of(inputs), wider)
         return statistics
 
     def _dense_width(self, task: LinearTask) -> int:

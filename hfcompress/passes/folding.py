@@ -131,13 +131,15 @@ class Folding:
         prefix = f"{self.model.block_names[index]}."
         makers = {fold.consumers[0]: fold.producer.removeprefix(prefix) for fold in folds if fold.joined}
         for stream in streams if folds else []:
-            mask = stream.batch.mask
+            batch = stream.batch
             with contextlib.ExitStack() as stack:
-                stack.enter_context(watch_inputs(leaders, lambda name, x, mask=mask: found[name].add(x, mask)))
+                stack.enter_context(
+                    watch_inputs(leaders, lambda name, x, batch=batch: found[name].add(x, batch.mask_of(x)))
+                )
                 outputs = {name: stack.enter_context(watch_output(block, maker)) for name, maker in makers.items()}
                 self.model.call(block, index, stream)
             for name, [output] in outputs.items():
-                found[name].add(output, mask)
+                found[name].add(output, batch.mask_of(output))
         for name, channels in found.items():
             channels.complete(self.processes, name)
         return list(found.values())

@@ -59,7 +59,7 @@ def foresee(
             for names in shared_inputs(model, block, index, probe, linears):
                 statistics = Statistics(asked[names[0]].shape.in_features, model.device)
                 for stream in streams:
-                    add = partial(_add, statistics, stream.batch.mask)
+                    add = partial(_add, statistics, stream.batch)
                     with watch_inputs({names[0]: linears[names[0]]}, add):
                         model.call(block, index, stream)
                 statistics.complete(processes, names[0])
@@ -69,5 +69,5 @@ def foresee(
     return found
 
 
-def _add(statistics: Statistics, mask: Tensor | None, _: str, inputs: Tensor) -> None:
-    statistics.add(inputs, mask)
+def _add(statistics: Statistics, batch: Batch, _: str, inputs: Tensor) -> None:
+    statistics.add(inputs, batch.mask_of(inputs))

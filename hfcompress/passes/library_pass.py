@@ -36,6 +36,7 @@ from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter, disk_errors
 from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.encoder_decoder import inputs_of
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.roles import find_linears
 from hfcompress.models.streaming import Batch, Stream, StreamedModel
@@ -154,7 +155,8 @@ class LibraryPass:
     def _witness(self, loaded: nn.Module) -> dict[str, Any]:
         """What the model that was saved says, in the dtype that it computes in."""
         batch = Batch(witness_ids(self.model))
-        logits = loaded(input_ids=batch.input_ids.to(self.model.device), use_cache=False).logits
+        inputs = inputs_of(self.model.skeleton.config, batch.input_ids.to(self.model.device), None)
+        logits = loaded(**inputs, use_cache=False).logits
         return testimony(Stream(batch, logits, []), logits)
 
     def _rows(self, made: Checkpoint) -> list[dict[str, Any]]:

@@ -610,8 +610,9 @@ def _check_loading(model: StreamedModel, tasks: Mapping[str, LinearTask], layout
     )
     if found is not None:
         raise InvalidValueError(
-            f"transformers initializes {found} from the module around it, which it cannot where the weight is packed; write "
-            "--set format=int-quantized, or plain weights with --set format=dense."
+            f"transformers initializes {found} from the module around it, which it cannot where the weight is packed without "
+            f"zero points; write --set {tasks[found].settings.name}.symmetric=false, or --set format=int-quantized, or plain weights "
+            "with --set format=dense."
         )
 
 

@@ -125,8 +125,8 @@ def _scores(
             advanced = []
             for stream in streams:
 
-                def seen(name: str, inputs: Tensor, mask=stream.batch.mask, squares=squares) -> None:
-                    x = flat_tokens(inputs, mask)
+                def seen(name: str, inputs: Tensor, batch: Batch = stream.batch, squares=squares) -> None:
+                    x = flat_tokens(inputs, batch.mask_of(inputs))
                     squares[name][:-1] += x.square().sum(0)
                     squares[name][-1] += len(x)
 

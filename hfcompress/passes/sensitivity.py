@@ -183,8 +183,8 @@ def _advance(
     advanced = []
     for stream in streams:
 
-        def seen(name: str, inputs: Tensor, mask: Tensor | None = stream.batch.mask) -> None:
-            statistics[name].add(inputs, mask)
+        def seen(name: str, inputs: Tensor, batch: Batch = stream.batch) -> None:
+            statistics[name].add(inputs, batch.mask_of(inputs))
 
         with watch_inputs(leaders, seen):
             advanced.append(stream.advanced(model.call(block, index, stream)))
@@ -204,7 +204,8 @@ def _head_unit(
     statistics, head = _empty(options, [name], model), whole.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     for stream in streams:
-        statistics.add(model.head_input(whole, head, stream), stream.batch.mask)
+        inputs = model.head_input(whole, head, stream)
+        statistics.add(inputs, stream.batch.mask_of(inputs))
     statistics.complete(processes, name)
     return _unit([name], options, {name: head}, statistics, layout, partial(swaps.enter_head, whole=whole))
 

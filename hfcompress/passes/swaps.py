@@ -90,8 +90,8 @@ class Swaps:
 
     def _log_probs(self, whole: PreTrainedModel, stream: Stream) -> Tensor:
         """float32 `(positions, vocabulary)`: where another token follows."""
-        logits = self.model.logits(whole, stream)[:, :-1]
-        mask = stream.batch.mask
+        logits = self.model.logits(whole, stream)
+        mask, logits = stream.batch.mask_of(logits), logits[:, :-1]
         kept = logits.flatten(0, 1) if mask is None else logits[mask[:, 1:].to(logits.device)]
         return torch.log_softmax(kept.float(), -1)
 

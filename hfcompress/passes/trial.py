@@ -81,7 +81,7 @@ def trial_on(
         with dense.outside(head=True) as whole:
             for ours, theirs in zip(streams, expected, strict=True):
                 wanted, given = dense.logits(whole, theirs), model.logits(solved, ours)
-                sums.add_(divergence_sums(wanted, given, ours.batch.mask))
+                sums.add_(divergence_sums(wanted, given, ours.batch.mask_of(given)))
 
     run = BlockPass(model, plan, layout, None, Journal(None, {}), processes, Silent(), suspended)
     run.run(calibration, held_out, judge)

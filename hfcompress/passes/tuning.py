@@ -214,9 +214,10 @@ class BlockTuner:
         with watch_output(block, child) as found:
             output = self.model.call(block, self.index, stream)
         error = (output if child is None else found[0]) - self._targets(child)[number]
+        mask = stream.batch.mask_of(error)
         error = error.flatten(0, -2).float()
-        if stream.batch.mask is not None:
-            error = error[stream.batch.mask.flatten().to(error.device)]
+        if mask is not None:
+            error = error[mask.flatten().to(error.device)]
         return error if self.root is None else error @ self.root
 
     def _targets(self, child: str | None) -> Sequence[Tensor]:

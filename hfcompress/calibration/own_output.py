@@ -1,0 +1,147 @@
+# Copyright 2026 The hfcompress authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the decoder of an encoder-decoder reads: what the model itself says to the text that its encoder reads.
+
+It is drawn from the model's own distribution, token by token. So the mean divergence at its tokens is, in expectation, that of
+what the two models say as a whole; and the linears of the decoder see what they will see in use, whatever the model was
+trained for.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from hfcompress.calibration.tokens import Tokens
+from hfcompress.models.checkpoint import Checkpoint
+from hfcompress.models.encoder_decoder import encoded
+from hfcompress.models.streaming import StreamedModel
+
+
+ROWS = 32  # that are drawn for together
+DRAWN = {  # as the model's distribution has it, without what generation puts on top of it
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "num_beams": 1,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "forced_eos_token_id": None,
+    "max_length": None,
+    "max_time": None,
+}
+
+
+def answered(tokens: Tokens, model: StreamedModel, seed: int = 0) -> Tokens:
+    """
+    Rows as an encoder-decoder takes them: the encoder's part of the text, and in the place of the rest what the model says to it.
+
+    Args:
+        tokens (`Tokens`): rows of text.
+        model (`StreamedModel`): an encoder-decoder; all its weights are in memory meanwhile.
+        seed (`int`, *optional*, defaults to 0): of what is drawn.
+    """
+    read, read_mask = _read(tokens, model.checkpoint)
+    rows, length = tokens.input_ids.shape
+    room = length - read.shape[1]
+    settings = _generation(model.checkpoint)
+    padding = settings.pad_token_id if settings.pad_token_id is not None else 0
+    said = np.full((rows, room), padding, dtype=np.int64)
+    mask = np.zeros((rows, room), dtype=bool)
+    ends = set(np.atleast_1d(settings.eos_token_id).tolist()) if settings.eos_token_id is not None else set()
+    with model.loaded() as loaded, torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        talker: Any = loaded
+        for first in range(0, rows, ROWS):
+            part = slice(first, first + ROWS)
+            found = talker.generate(
+                input_ids=torch.from_numpy(read[part]).to(model.device),
+                attention_mask=torch.from_numpy(read_mask[part]).long().to(model.device),
+                generation_config=settings,
+                max_new_tokens=max(1, room - 1),
+            )
+            for row, ids in enumerate(found[:, :room].tolist(), start=first):
+                stop = next((place + 1 for place in range(1, len(ids)) if ids[place] in ends), len(ids))
+                said[row, :stop] = ids[:stop]
+                mask[row, :stop] = True
+    source = f"{tokens.source}, and what the model itself says to it"
+    return replace(
+        tokens,
+        input_ids=np.concatenate([read, said], 1),
+        mask=np.concatenate([read_mask, mask], 1),
+        source=source,
+    )
+
+
+def continued(tokens: Tokens, checkpoint: Checkpoint) -> Tokens:
+    """
+    The same where a whole model would not fit: the decoder reads how the text goes on.
+
+    Args:
+        tokens (`Tokens`): rows of text.
+        checkpoint (`Checkpoint`): an encoder-decoder.
+    """
+    read, read_mask = _read(tokens, checkpoint)
+    own = read.shape[1]
+    start = _generation(checkpoint).decoder_start_token_id
+    said = tokens.input_ids[:, own:]
+    if start is not None:
+        said = np.concatenate([np.full((len(said), 1), start, dtype=np.int64), said[:, :-1]], 1)
+    mask = np.ones_like(said, dtype=bool) if tokens.mask is None else tokens.mask[:, own:]
+    return replace(tokens, input_ids=np.concatenate([read, said], 1), mask=np.concatenate([read_mask, mask], 1))
+
+
+def _read(tokens: Tokens, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder reads, int64 and its mask, bool, `(rows, positions)`; it begins and ends as the tokenizer has it."""
+    own = encoded(tokens.input_ids.shape[1])
+    ids = tokens.input_ids[:, :own].copy()
+    mask = np.ones_like(ids, dtype=bool) if tokens.mask is None else tokens.mask[:, :own].copy()
+    before, behind = ([], []) if checkpoint.tokenizer is None else _frame(checkpoint.tokenizer)
+    if len(before) + len(behind) < own:
+        ids[:, : len(before)] = before
+        for row, kept in zip(ids, mask, strict=True):
+            places = np.flatnonzero(kept)[-len(behind) :] if behind else []
+            row[places] = behind[len(behind) - len(places) :]
+    return ids, mask
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before a text, and behind it."""
+    plain, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def _generation(checkpoint: Checkpoint) -> GenerationConfig:
+    """How the checkpoint starts and ends what it says, and otherwise as its distribution has it."""
+    settings = copy.deepcopy(checkpoint.generation_config)
+    if settings is None and checkpoint.folder is not None and (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
+        settings = GenerationConfig.from_pretrained(checkpoint.folder)
+    if settings is None:
+        settings = GenerationConfig.from_model_config(checkpoint.config)
+    if settings.decoder_start_token_id is None:
+        config = checkpoint.config
+        settings.decoder_start_token_id = getattr(config, "decoder_start_token_id", None) or config.bos_token_id
+    settings.update(**DRAWN)
+    return settings
