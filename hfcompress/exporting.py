@@ -47,7 +47,7 @@ from hfcompress.formats.writer import CheckpointWriter, check_output, write_text
 from hfcompress.hub.description import describe
 from hfcompress.models.adapter import ADAPTER, adapter_of, has_adapter, rebased
 from hfcompress.models.adapter import CONFIG as ADAPTER_CONFIG
-from hfcompress.models.architecture import is_headless
+from hfcompress.models.architecture import is_headless, must_be_unpacked
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.experts import ExpertLinear, find_routers
@@ -169,6 +169,8 @@ def export(
     check({n: grids.get(n) for n, m in streamed.skeleton.named_modules() if isinstance(m, ExpertLinear)})
     config = layout.quantization_config(grids, _untouched(streamed, packed), _rounded_cache(checkpoint))
     embeddings = [name for name in packed if isinstance(streamed.skeleton.get_submodule(name), nn.Embedding)]
+    if must_be_unpacked(streamed.skeleton, [n for n, grid in grids.items() if layout.of(grid).hides_weight(grid)]):
+        config = layout.config_unpacked(config, grids)
     config = layout.config_with_embeddings(config, grids, embeddings)
     writer = CheckpointWriter(output)
     writer.experts = layout.storage(streamed.experts)

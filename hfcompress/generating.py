@@ -28,6 +28,7 @@ from hfcompress.evaluation.comparison import whole_model
 from hfcompress.models.architecture import is_encoder
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
+from hfcompress.models.encoder_decoder import reads_and_writes
 from hfcompress.runtime.loading import load_checkpoint, runs_packed
 from hfcompress.runtime.vector_cache import VectorCache, has_books
 
@@ -64,7 +65,7 @@ def generate(
     say: Callable[[str], None] | None = None,
 ) -> Generated:
     """
-    Let a checkpoint go on with a prompt: as [`hfcompress.load`] loads it where weights stay packed, otherwise as plain transformers
+    Let a checkpoint go on with a prompt, or, if it has an encoder, answer it: as [`hfcompress.load`] loads it where weights stay packed, otherwise as plain transformers
     does; and with the cache that lies beside it, if one does.
 
     Args:
@@ -103,9 +104,10 @@ def generate(
         )
     where = find_device(device)
     ids = _ids(reader, prompt, plain)
-    room = (
-        getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None) or len(ids[0]) + max_new_tokens
-    )
+    answers = reads_and_writes(checkpoint.config)  # what it says begins anew
+    behind = 1 if answers else len(ids[0])
+    room = getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None)
+    room = room or len(ids[0]) + max_new_tokens
     if len(ids[0]) >= room:
         raise InvalidValueError(
             f"The prompt has {len(ids[0]):,} tokens, and {checkpoint.name} has room for {room:,}; give a shorter one."
@@ -119,14 +121,14 @@ def generate(
         found = talker.generate(
             input_ids=ids.to(where),
             attention_mask=torch.ones_like(ids).to(where),
-            max_new_tokens=min(max_new_tokens, room - len(ids[0])),
+            max_new_tokens=min(max_new_tokens, room - behind),
             streamer=None if say is None else _Teller(reader, say),
             pad_token_id=reader.pad_token_id if reader.pad_token_id is not None else reader.eos_token_id,
             **options,
             **cache,
         )
         seconds = time.perf_counter() - began
-    new = found[0, len(ids[0]) :]
+    new = found[0, behind:]
     return Generated(reader.decode(new, skip_special_tokens=True), len(new), seconds)
 
 

@@ -368,4 +368,6 @@ def quantization_config(plan: Plan, layout) -> dict[str, Any] | None:
         return None
     left = dict.fromkeys([*plan.untouched, *plain, *plan.routers])
     config = layout.quantization_config(grids, list(left), plan.kv_cache)
+    if plan.unpacked:
+        config = layout.config_unpacked(config, grids)
     return layout.config_with_embeddings(config, grids, [] if plan.embeddings is None else [plan.embeddings.name])

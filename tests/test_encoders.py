@@ -135,19 +135,31 @@ def test_every_kind_of_step_applies(name, saved, tmp_path):
         torch.testing.assert_close(found, logits(tmp_path / "dense", UNSEEN), rtol=1e-3, atol=1e-3)
 
 
-def test_what_transformers_could_not_load_packed_is_refused(tmp_path):
+def test_what_transformers_could_not_hold_packed_is_unpacked_while_it_loads(tmp_path):
     make_encoder("modernbert").save_pretrained(tmp_path / "base")
-    with pytest.raises(
-        InvalidValueError, match=r"initializes \S*Wqkv from the module around it.*format=int-quantized"
-    ):
-        hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, evaluate=False)
-    for name in ("int-quantized", "dense"):
+    for name in ("compressed-tensors", "int-quantized", "dense"):
         hfc.compress(
             tmp_path / "base", hfc.Job(steps=(GPTQ,), format=name), tmp_path / name, calibration=IDS, evaluate=False
         )
-    torch.testing.assert_close(
-        logits(tmp_path / "int-quantized", UNSEEN), logits(tmp_path / "dense", UNSEEN), rtol=1e-4, atol=1e-4
-    )
+    wanted = logits(tmp_path / "dense", UNSEEN)
+    for name in ("compressed-tensors", "int-quantized"):
+        torch.testing.assert_close(logits(tmp_path / name, UNSEEN), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_unpacked_while_it_loads_takes_one_scheme(tmp_path):
+    mixed = hfc.GPTQ(bits=4, group_size=32, overrides={"Wo": {"bits": 8}})
+    rounded = hfc.RTN(bits=8, group_size=-1, activations="dynamic")
+    budget = hfc.Budget(target_bits=5, choices=("4g32", "8g32")) >> hfc.RTN(bits=4, group_size=32)
+    for recipe, reason in (
+        (mixed, "only on the grid of one another.*format=int-quantized"),
+        (budget, "only on the grid of one another.*format=int-quantized"),
+    ):
+        with pytest.raises(InvalidValueError, match=reason):
+            hfc.compress(make_encoder("modernbert"), recipe, tmp_path / "made", calibration=IDS, evaluate=False)
+    hfc.compress(
+        make_encoder("modernbert"), rounded, tmp_path / "rounded", evaluate=False
+    )  # its weights are not hidden
+    assert [path.name for path in tmp_path.iterdir()] == ["rounded"]
 
 
 def test_names_of_the_first_checkpoints_are_read(bert, tmp_path):

@@ -152,7 +152,9 @@ class Choices:
             )
         grids = {name: task.grid for name, task in most.tasks.items()}
         grids |= dict(list({name: task.grid for name, task in least.tasks.items()}.items())[:1])
-        self.layout.quantization_config(grids, [])  # refuses what cannot be mixed
+        config = self.layout.quantization_config(grids, [])  # refuses what cannot be mixed
+        if self.draft.unpacked:
+            self.layout.config_unpacked(config, grids)
 
     def _size(self, plan: Plan) -> float:
         """A plan in the target's unit: bits per weight, or bytes."""

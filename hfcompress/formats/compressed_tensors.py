@@ -17,8 +17,9 @@
 A symmetric weight has no zero point. The packed layout with zero points does not load by transformers' default path
 (compressed-tensors 0.20 sizes `weight_zero_point` as if it were not packed), so such a checkpoint says
 `"dequantize": true` in its `quantization_config`: transformers then unpacks while loading. So does one with quantized
-input embeddings, of which the default path loads neither packed ones nor any that the output head shares. What is
-unpacked while loading is read by one scheme, the first, and rounds no activations: packed weights must share a grid,
+input embeddings, of which the default path loads neither packed ones nor any that the output head shares, one whose
+modules initialize weights of others, and one with an encoder and a decoder: generating runs the encoder before the
+model's forward, where the default path unpacks. What is unpacked while loading is read by one scheme, the first, and rounds no activations: packed weights must share a grid,
 those of one byte a group size, and what does not load is refused.
 """
 
@@ -141,28 +142,56 @@ class PackQuantized(Layout):
         if config is None or not embeddings:
             return config
         names = " and ".join(embeddings)
+        _require_one_scheme(
+            config,
+            grids,
+            "Beside quantized embeddings transformers unpacks",
+            f"take {names} out of targets, or ",
+            f"{self.name} holds embeddings only %s of the linears, and that of {names} or of a linear",
+        )
         groups = config["config_groups"]
-        if config.get("kv_cache_scheme") or any(group["input_activations"] for group in groups.values()):
-            raise InvalidValueError(
-                f"Beside quantized embeddings transformers unpacks all weights while loading and rounds neither inputs nor "
-                f"the key-value cache; take {names} out of targets, or leave activations at none and out the step kv_cache."
-            )
-        if config["format"] == IntQuantized.name:
-            if len({grid.group_size for grid in grids.values()}) > 1:
-                raise InvalidValueError(
-                    f"int-quantized holds embeddings only at the group_size of the linears (transformers applies one scheme "
-                    f"while unpacking), and that of {names} or of a linear differs; set them alike, -1 for whole rows."
-                )
-        elif len(groups) > 1:
-            raise InvalidValueError(
-                f"{self.name} holds embeddings only on the grid of the linears (transformers applies one scheme while "
-                f"unpacking), and that of {names} or of a linear differs; set bits, group_size, symmetric and type alike, or "
-                "write --set format=int-quantized, to which other bits are no matter."
-            )
         if len(groups) == 1:
             linears = ["Linear"] if len(grids) > len(embeddings) else []
             groups = {name: {**group, "targets": [*linears, *embeddings]} for name, group in groups.items()}
         return {**config, "config_groups": groups, "dequantize": True}
+
+    def config_unpacked(self, config: dict[str, Any] | None, grids: Mapping[str, Grid]) -> dict[str, Any] | None:
+        if config is None:
+            return None
+        _require_one_scheme(
+            config,
+            grids,
+            "Of this architecture transformers has to unpack",
+            "",
+            f"{self.name} holds linears of this architecture only %s of one another, and that of some",
+        )
+        return {**config, "dequantize": True}
+
+
+def _require_one_scheme(
+    config: Mapping[str, Any], grids: Mapping[str, Grid], unpacks: str, instead: str, differs: str
+) -> None:
+    """
+    Raises:
+        InvalidValueError: transformers cannot take all that for one scheme, as it does where it unpacks weights while loading.
+    """
+    groups = config["config_groups"].values()
+    if config.get("kv_cache_scheme") or any(group["input_activations"] for group in groups):
+        raise InvalidValueError(
+            f"{unpacks} all weights while loading and rounds neither inputs nor the key-value cache; {instead}leave activations "
+            "at none and out the step kv_cache."
+        )
+    if config["format"] == "int-quantized":
+        if len({grid.group_size for grid in grids.values()}) > 1:
+            raise InvalidValueError(
+                f"{differs % 'at the group_size'} differs (transformers applies one scheme while unpacking); set them alike, -1 for "
+                "whole rows."
+            )
+    elif len(groups) > 1:
+        raise InvalidValueError(
+            f"{differs % 'on the grid'} differs (transformers applies one scheme while unpacking); set bits, group_size, symmetric "
+            "and type alike, or write --set format=int-quantized, to which other bits are no matter."
+        )
 
 
 class IntQuantized(PackQuantized):

@@ -198,6 +198,19 @@ class Layout(ABC):
             InvalidValueError: this format cannot hold these linears together, or has no place for such a cache.
         """
 
+    def config_unpacked(self, config: dict[str, Any] | None, grids: Mapping[str, Grid]) -> dict[str, Any] | None:
+        """
+        The `quantization_config` of a model that takes no packed weights, so that transformers must unpack them while it loads.
+
+        Args:
+            config (`dict` or `None`): what [`Layout.quantization_config`] says of the same `grids`.
+            grids (`Mapping[str, Grid]`): module name -> grid.
+
+        Raises:
+            InvalidValueError: this format cannot hold them so.
+        """
+        return config
+
     def config_with_embeddings(
         self, config: dict[str, Any] | None, grids: Mapping[str, Grid], embeddings: Collection[str]
     ) -> dict[str, Any] | None:

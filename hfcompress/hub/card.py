@@ -62,10 +62,12 @@ HEARD = {
     "top_k": "the original's most probable tokens",
     "sampled": "tokens drawn from the original",
 }
+BOTH = "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"  # an encoder and a decoder
 TASKS = {
     ENCODER: "fill-mask",
     STATES: "feature-extraction",
     "AutoModelForImageTextToText": "image-text-to-text",
+    **dict(zip(BOTH, ("text2text-generation", "automatic-speech-recognition"), strict=True)),
 }  # by the class that loads; otherwise text
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
 INPUTS = {
@@ -415,9 +417,11 @@ def _calibration(manifest: dict[str, Any]) -> str | None:
 
 def _served(manifest: dict[str, Any]) -> bool:
     """
-    Whether vLLM documents that it reads this: packed, 8 bits or plain, without zero points, of caches E4M3 alone,
+    Whether vLLM documents that it reads this: without an encoder, packed, 8 bits or plain, without zero points, of caches E4M3 alone,
     and the embeddings as they were.
     """
+    if manifest.get("loaded_by") in BOTH:
+        return False
     if manifest.get("kv_cache") == "int" or (manifest.get("embeddings") and format_of(manifest) != "dense"):
         return False
     layout = format_of(manifest)

@@ -100,6 +100,19 @@ def answers(output: Any) -> Tensor:
     return output.last_hidden_state if logits is None else logits
 
 
+def must_be_unpacked(model: PreTrainedModel, linears: Collection[str]) -> bool:
+    """
+    Whether packed weights must be unpacked while transformers loads them, not when the model is first run: generating runs an
+    encoder by itself; and some modules initialize the weights of linears in them, which have none meanwhile.
+
+    Args:
+        model (`PreTrainedModel`): without weights.
+        linears (`Collection[str]`): the names of the linears that would have no weight.
+    """
+    plain = [name for name in linears if type(model.get_submodule(name)) is nn.Linear]
+    return reads_and_writes(model.config) or initialized_from_outside(model, plain) is not None
+
+
 def initialized_from_outside(model: PreTrainedModel, linears: Collection[str]) -> str | None:
     """
     The first of these linears whose weight transformers asks for when it initializes the module around it, as it does while it

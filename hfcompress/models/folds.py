@@ -29,7 +29,7 @@ that mostly chooses among them; these are tried as one, the router's columns tak
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -200,7 +200,7 @@ class BlockTrial:
         dtype = next(self.block.parameters()).dtype
         calls = [((), {})] * len(probe.calls)
         calls[index] = _cast(probe.calls[index], dtype)
-        self.stream = Stream(probe.batch, probe.hidden.to(dtype), calls)
+        self.stream = replace(probe, held=probe.hidden.to(dtype), calls=calls)
         self.modules = {f"{self.prefix}.{n}": m for n, m in self.block.named_modules()}
         self.producers = {n: m for n, m in self.modules.items() if _width(m)}
 

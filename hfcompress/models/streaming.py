@@ -391,7 +391,7 @@ class StreamedModel:
         streams: list[Stream] = []
         with self.outside(head=False) as model, contextlib.ExitStack() as leaders:
             if not self._returns or self._repeats_leaders:
-                for leader in self._leaders:
+                for leader in (index for index in self._leaders if _is_released(self._blocks[index])):
                     leaders.enter_context(self.block(leader))
                 self._learn_returns(model)
             if not self._repeats_leaders:
@@ -768,6 +768,11 @@ def _require_loaded(module: nn.Module, name: str, checkpoint: str, awaited: Abst
         raise CheckpointError(
             f"{checkpoint} has no weight for {name}.{missing[0]}; the checkpoint is incomplete or of another model."
         )
+
+
+def _is_released(module: nn.Module) -> bool:
+    """Whether a module has no weights at present."""
+    return any(parameter.device.type == "meta" for parameter in module.parameters())
 
 
 def _release(module: nn.Module, keep: AbstractSet[int] = frozenset()) -> None:

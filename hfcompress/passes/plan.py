@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError, nearest
 from hfcompress.models.activations import find_attentions, rounds_caches
-from hfcompress.models.architecture import initialized_from_outside, ties_embeddings
+from hfcompress.models.architecture import must_be_unpacked, ties_embeddings
 from hfcompress.models.experts import ExpertLinear, find_routers
 from hfcompress.models.names import ALL_LINEARS, matches
 from hfcompress.models.roles import LinearShape, find_linears, linear_shape
@@ -245,6 +245,7 @@ class Plan:
         embeddings (`LinearTask` or `None`): the input embeddings, if they were asked for.
         folds (`list[Smoother]`): steps that come before any rounding, block by block.
         tuning (`Tuning` or `None`): the step that comes after it, block by block.
+        unpacked (`bool`): whether transformers has to unpack the weights while it loads them.
     """
 
     blocks: list[dict[str, LinearTask]]
@@ -259,6 +260,7 @@ class Plan:
     tuning: Any = None
     embeddings: LinearTask | None = None
     caches: list[dict[str, CacheTask]] = field(default_factory=list)
+    unpacked: bool = False
 
     @property
     def kv_cache(self) -> str | None:
@@ -351,7 +353,6 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
     for name in (name for name in embeddings if name in tasks):
         _check_embeddings(tasks[name], layout)
     _check_experts(model, tasks, layout)
-    _check_loading(model, tasks, layout)
     caches = _cache_tasks(model, steps)
     linears = [n for n, m in model.skeleton.named_modules() if isinstance(m, torch.nn.Linear)]
     plan = Plan(
@@ -370,6 +371,7 @@ def make_plan(model: StreamedModel, steps: Sequence[Step], layout) -> Plan:
         caches=caches,
         folds=folds,
         tuning=tuning,
+        unpacked=_must_be_unpacked(model, tasks, layout),
     )
     sharing: Any = next((step for step in steps if hasattr(step, "reach")), None)
     if sharing is not None:  # the data will say which blocks; here it is how many
@@ -600,20 +602,12 @@ def _check_experts(model: StreamedModel, tasks: Mapping[str, LinearTask], layout
         check({name: coded.get(name) for name in experts})
 
 
-def _check_loading(model: StreamedModel, tasks: Mapping[str, LinearTask], layout) -> None:
+def _must_be_unpacked(model: StreamedModel, tasks: Mapping[str, LinearTask], layout) -> bool:
+    """Whether transformers cannot hold the weights packed until the model's first forward."""
     hidden = [
         n for n, task in tasks.items() if not task.grid.is_plain and layout.of(task.grid).hides_weight(task.grid)
     ]
-    linears = dict(model.skeleton.named_modules())
-    found = initialized_from_outside(
-        model.skeleton, [name for name in hidden if type(linears[name]) is torch.nn.Linear]
-    )
-    if found is not None:
-        raise InvalidValueError(
-            f"transformers initializes {found} from the module around it, which it cannot where the weight is packed without "
-            f"zero points; write --set {tasks[found].settings.name}.symmetric=false, or --set format=int-quantized, or plain weights "
-            "with --set format=dense."
-        )
+    return must_be_unpacked(model.skeleton, hidden)
 
 
 def _refuse_indivisible(indivisible: dict[str, tuple[LinearShape, Quantizer]]) -> None:

@@ -166,14 +166,12 @@ def test_on_indivisible(llama, tmp_path, choice, linears, fallbacks):
 
 
 def test_what_was_not_supported_is_refused_before_any_work(tmp_path):
-    from transformers import JetMoeConfig, T5Config, T5ForConditionalGeneration
+    from transformers import JetMoeConfig
 
     small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     jetmoe = make_model(JetMoeConfig(**small, num_key_value_heads=2, kv_channels=16, num_local_experts=2))
-    t5 = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_ff=32, num_layers=1, num_heads=2, d_kv=16))
-    for model, reason in ((jetmoe, "has 2 experts per block"), (t5, "encoder-decoder")):
-        with pytest.raises(hfc.HfcompressError, match=reason):
-            hfc.compress(model, hfc.RTN(group_size=32), tmp_path / "out")
+    with pytest.raises(hfc.HfcompressError, match="has 2 experts per block"):
+        hfc.compress(jetmoe, hfc.RTN(group_size=32), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
