@@ -457,7 +457,7 @@ def _settle_budget(ready: Prepared, job: Job, writer, journal: Journal, progress
             job.calibration.seed,
             processes,
             progress,
-            rows_at_once(ready.plan, tokens.input_ids.shape[1]),
+            rows_at_once(ready.plan, tokens.length),
             run,
         )
         journal.settle(settled, write=processes.writes)

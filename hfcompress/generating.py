@@ -28,7 +28,7 @@ from hfcompress.evaluation.comparison import whole_model
 from hfcompress.models.architecture import is_encoder
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
-from hfcompress.models.encoder_decoder import reads_and_writes
+from hfcompress.models.encoder_decoder import hears, reads_and_writes
 from hfcompress.runtime.loading import load_checkpoint, runs_packed
 from hfcompress.runtime.vector_cache import VectorCache, has_books
 
@@ -97,6 +97,10 @@ def generate(
     checkpoint = Checkpoint.open(model, tokenizer, trust_remote_code)
     if is_encoder(checkpoint.config):
         raise InvalidValueError(f"{checkpoint.name} is an encoder, which does not go on with a text.")
+    if hears(checkpoint.config):
+        raise InvalidValueError(
+            f"{checkpoint.name} hears sound and reads no prompt; use transformers' pipeline('automatic-speech-recognition', ...)."
+        )
     reader = checkpoint.tokenizer
     if reader is None:
         raise InvalidValueError(

@@ -27,11 +27,12 @@ from hfcompress.formats import get_format
 from hfcompress.formats.dense_view import dense_view
 from hfcompress.formats.writer import CheckpointWriter, check_output
 from hfcompress.models.architecture import goes_on, is_headless
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
 from hfcompress.models.encoder_decoder import reads_and_writes
 from hfcompress.models.manifest import base_of, read_manifest
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.students import MadeStudent, make_student
 from hfcompress.models.tiny import TINY_NAME, tiny_folder
 from hfcompress.passes.cache_vectors import check_cache

@@ -33,12 +33,14 @@ sys.path.insert(0, str(ROOT / "tests"))
 from conftest import (  # noqa: E402
     CONFIGS,
     ENCODERS,
+    HEARING,
     MIXTURES,
     MULTIMODAL,
     TOGETHER,
     VOCABULARY,
     WITH_DECODERS,
     make_any_model,
+    sound,
     token_ids,
 )
 
@@ -47,9 +49,8 @@ from hfcompress.errors import InvalidValueError, UnsupportedModelError  # noqa: 
 from hfcompress.evaluation.comparison import whole_model  # noqa: E402
 from hfcompress.evaluation.logits import open_streamed  # noqa: E402
 from hfcompress.models.architecture import answers  # noqa: E402
+from hfcompress.models.batch import made_up  # noqa: E402
 from hfcompress.models.checkpoint import Checkpoint  # noqa: E402
-from hfcompress.models.encoder_decoder import inputs_of  # noqa: E402
-from hfcompress.models.streaming import Batch  # noqa: E402
 
 
 def gemma3():
@@ -59,7 +60,16 @@ def gemma3():
     return config
 
 
-ARCHITECTURES = {**CONFIGS, "gemma3": gemma3, **MIXTURES, **TOGETHER, **MULTIMODAL, **ENCODERS, **WITH_DECODERS}
+ARCHITECTURES = {
+    **CONFIGS,
+    "gemma3": gemma3,
+    **MIXTURES,
+    **TOGETHER,
+    **MULTIMODAL,
+    **ENCODERS,
+    **WITH_DECODERS,
+    **HEARING,
+}
 FOUR = {"bits": 4, "group_size": 32}
 COLUMNS = {  # what the table says -> steps and format
     "4 bits": (hfc.GPTQ(**FOUR), "compressed-tensors"),
@@ -92,7 +102,7 @@ def outcome(architecture: str, column: str, folder: Path) -> str:
     model = make_any_model(ARCHITECTURES[architecture]())
     job = hfc.Job(steps=hfc.Job.of(recipe).steps, format=name)
     try:
-        hfc.compress(model, job, folder, calibration=IDS, evaluate=False)
+        hfc.compress(model, job, folder, calibration=sound(8) if architecture in HEARING else IDS, evaluate=False)
     except (InvalidValueError, UnsupportedModelError) as refused:
         if "The weights are done" in str(refused):
             raise AssertionError(f"{architecture}, {column}: it was refused too late") from refused
@@ -100,12 +110,12 @@ def outcome(architecture: str, column: str, folder: Path) -> str:
     made = Checkpoint.open(folder)
     streamed = open_streamed(made, "cpu", torch.float32)
     with torch.no_grad():
-        [stream] = streamed.forward_blocks(streamed.embed([Batch(UNSEEN)]))
+        [stream] = streamed.forward_blocks(streamed.embed([made_up(made.config, UNSEEN)]))
         with streamed.outside(head=True) as outside:
             solved = streamed.logits(outside, stream)
         with whole_model(made, torch.device("cpu"), torch.float32) as loaded:
-            found = answers(loaded(**inputs_of(loaded.config, UNSEEN, None)))
-        wanted = answers(model(**inputs_of(model.config, UNSEEN, None)))
+            found = answers(loaded(**made_up(loaded.config, UNSEEN).inputs(loaded.config)))
+        wanted = answers(model(**made_up(model.config, UNSEEN).inputs(model.config)))
     torch.testing.assert_close(found, solved, rtol=1e-3, atol=1e-3)
     alike = torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean()
     assert alike > ALIKE, f"{architecture}, {column}: {alike:.3f}"

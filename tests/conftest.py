@@ -64,6 +64,7 @@ from transformers import (
     T5GemmaConfig,
     T5GemmaModuleConfig,
     UMT5Config,
+    WhisperConfig,
 )
 
 from hfcompress.models.architecture import auto_class
@@ -286,6 +287,16 @@ WITH_DECODERS = {
     "mbart": lambda: MBartConfig(**_READS_AND_WRITES),
     "marian": lambda: MarianConfig(**_READS_AND_WRITES),
 }
+HEARING = {
+    "whisper": lambda: WhisperConfig(
+        **{name: value for name, value in _READS_AND_WRITES.items() if name != "max_position_embeddings"},
+        num_mel_bins=20,
+        max_source_positions=50,
+        max_target_positions=64,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+}
 
 
 def make_any_model(config, kind=None):
@@ -306,6 +317,11 @@ def make_model(config, dtype=torch.float32):
     for parameter in model.parameters():
         parameter.data = (parameter.data + 0.05 * torch.randn_like(parameter)).to(dtype)  # rotary buffers stay float32
     return model
+
+
+def sound(rows: int, seed: int = 0, bins: int = 20, frames: int = 100) -> np.ndarray:
+    """Noise in the shape that the model that hears takes: float32 `(rows, bins, frames)`."""
+    return np.random.default_rng(seed).standard_normal((rows, bins, frames)).astype(np.float32)
 
 
 def token_ids(rows: int, seq_len: int, seed: int = 0, vocabulary: int = VOCABULARY) -> np.ndarray:

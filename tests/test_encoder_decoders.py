@@ -14,28 +14,53 @@
 """Models with an encoder and a decoder: both are compressed, and measured on what the model itself says."""
 
 import json
+import wave
 
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, WITH_DECODERS, StopAfter, digest, in_fresh_process, make_any_model, token_ids
+from conftest import (
+    HEARING,
+    VOCABULARY,
+    WITH_DECODERS,
+    StopAfter,
+    digest,
+    in_fresh_process,
+    make_any_model,
+    sound,
+    token_ids,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5Config, T5GemmaConfig, T5GemmaModuleConfig
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    MoonshineConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5GemmaConfig,
+    T5GemmaModuleConfig,
+    WhisperFeatureExtractor,
+)
 
 import hfcompress as hfc
 from hfcompress.calibration.own_output import answered, continued
+from hfcompress.calibration.speech import load_speech
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.errors import InvalidValueError, UnsupportedModelError
+from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
+from hfcompress.formats import get_format
 from hfcompress.generating import generate
 from hfcompress.hub.reload import check_reload
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.encoder_decoder import block_count, encoded, inputs_of
+from hfcompress.models.encoder_decoder import block_count, encoded
 from hfcompress.models.gradients import SquaredGradients
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
+from hfcompress.passes.foresight import foresee
+from hfcompress.passes.plan import make_plan
+from hfcompress.passes.processes import Processes
 
 
 FOUR = {"bits": 4, "group_size": 32}
@@ -71,7 +96,7 @@ def t5(tmp_path):
 @torch.no_grad()
 def logits(source, ids, mask=None) -> torch.Tensor:
     model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32).eval()
-    return model(**inputs_of(model.config, torch.as_tensor(ids), mask)).logits
+    return model(**Batch(torch.as_tensor(ids), mask).inputs(model.config)).logits
 
 
 # the walk
@@ -87,7 +112,7 @@ def padded(rows: int = 3, length: int = 23) -> Batch:
 def test_block_by_block_it_says_what_it_says_whole(model):
     streamed, batch = StreamedModel(Checkpoint.open(model)), padded()
     with torch.no_grad():
-        wanted = model(**inputs_of(model.config, batch.input_ids, batch.mask)).logits
+        wanted = model(**batch.inputs(model.config)).logits
     [stream] = streamed.forward_blocks(streamed.embed([batch]))
     with streamed.outside(head=True) as outside:
         found = streamed.logits(outside, stream)
@@ -113,7 +138,7 @@ def test_gradients_go_back_through_both(name):
 
     for n in names:
         model.get_submodule(n).register_forward_hook(keep(n))
-    log_probs = model(**inputs_of(model.config, batch.input_ids, batch.mask)).logits[:, :-1].log_softmax(-1)
+    log_probs = model(**batch.inputs(model.config)).logits[:, :-1].log_softmax(-1)
     kept, likelihood = batch.mask[:, encoded(23) + 1 :], 0.0
     for row, own in enumerate(log_probs):
         generator = torch.Generator().manual_seed(row)
@@ -172,7 +197,7 @@ def test_what_it_says_is_drawn_from_its_distribution(tmp_path):
     found = answered(Tokens(rows, ""), StreamedModel(Checkpoint.open(model)))
     assert found.input_ids.shape == (4000, 4)
     with torch.no_grad():
-        inputs = inputs_of(model.config, torch.as_tensor(rows[:1]).clone(), None)
+        inputs = Batch(torch.as_tensor(rows[:1]).clone()).inputs(model.config)
         inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
         inputs.pop("decoder_attention_mask")
         wanted = model(**inputs).logits[0, 0].softmax(-1)
@@ -180,7 +205,7 @@ def test_what_it_says_is_drawn_from_its_distribution(tmp_path):
     longer = np.tile(np.arange(6)[None] % 6 + 1, (4000, 1))
     longer[:, :3] = rows[:, :3]
     said = answered(Tokens(longer, ""), StreamedModel(Checkpoint.open(model))).input_ids
-    inputs = inputs_of(model.config, torch.as_tensor(longer[:1]), None)
+    inputs = Batch(torch.as_tensor(longer[:1])).inputs(model.config)
     inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
     inputs.pop("decoder_attention_mask")
     with torch.no_grad():
@@ -272,7 +297,7 @@ def test_every_kind_of_step_applies(base, name, tmp_path):
         dense = hfc.export(tmp_path / "made", "dense", tmp_path / "dense", lossy=True, evaluate=False).output_dir
     packed = hfc.load(tmp_path / "made", device="cpu", packed=False).float()
     with torch.no_grad():
-        found = packed(**inputs_of(packed.config, torch.as_tensor(UNSEEN), None)).logits
+        found = packed(**Batch(torch.as_tensor(UNSEEN)).inputs(packed.config)).logits
     torch.testing.assert_close(found, logits(dense, UNSEEN), rtol=1e-3, atol=1e-3)
 
 
@@ -305,7 +330,7 @@ def test_packed_weights_run_as_they_are(tmp_path):
     assert any(type(module).__name__ == "Int4Linear" for module in packed.model.encoder.modules())
     assert any(type(module).__name__ == "Int4Linear" for module in packed.model.decoder.modules())
     with torch.no_grad():
-        found = packed(**inputs_of(packed.config, torch.as_tensor(UNSEEN), None)).logits.float()
+        found = packed(**Batch(torch.as_tensor(UNSEEN)).inputs(packed.config)).logits.float()
     wanted = logits(tmp_path / "made", UNSEEN)
     assert (found - wanted).abs().mean() < 0.05 * wanted.std()
 
@@ -403,3 +428,160 @@ def test_nothing_but_quality_is_measured(t5, tmp_path):
         hfc.evaluate(tmp_path / "made", t5, UNSEEN, measurements=["speed"])
     found = hfc.evaluate(tmp_path / "made", t5, UNSEEN, measurements=["all"])
     assert set(json.loads(json.dumps(found["skipped"]))) >= {"speed", "memory"}
+
+
+# models that hear
+
+
+def recording(path, seconds: float, rate: int = 16000, width: int = 2, channels: int = 1) -> None:
+    times = np.arange(int(rate * seconds)) / rate
+    tone = np.sin(2 * np.pi * 300 * times * (1 + times)) + 0.1 * np.random.default_rng(0).standard_normal(len(times))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        kind = {1: np.uint8, 2: np.int16}[width]
+        file.writeframes(np.repeat((tone * 8000).astype(kind), channels).tobytes())
+
+
+@pytest.fixture
+def whisper(tmp_path):
+    make_any_model(HEARING["whisper"]()).save_pretrained(tmp_path / "base")
+    WhisperFeatureExtractor(feature_size=20, sampling_rate=16000, chunk_length=1).save_pretrained(tmp_path / "base")
+    (tmp_path / "recordings").mkdir()
+    for number in range(4):
+        recording(tmp_path / f"recordings/{number}.wav", 0.4 + 0.5 * number, channels=1 + number % 2)
+    return tmp_path / "base"
+
+
+def heard(rows: int = 3, length: int = 11) -> Batch:
+    mask = torch.ones(rows, length, dtype=torch.bool)
+    mask[1, 7:] = False
+    return Batch(
+        torch.as_tensor(token_ids(rows, length, vocabulary=VOCABULARY)), mask, torch.as_tensor(sound(rows)), 50
+    )
+
+
+def test_what_hears_says_block_by_block_what_it_says_whole():
+    model, batch = make_any_model(HEARING["whisper"]()), heard()
+    streamed = StreamedModel(Checkpoint.open(model))
+    with torch.no_grad():
+        wanted = model(**batch.inputs(model.config)).logits
+    [stream] = streamed.forward_blocks(streamed.embed([batch]))
+    with streamed.outside(head=True) as outside:
+        torch.testing.assert_close(streamed.logits(outside, stream), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+def test_every_linear_is_solved_on_what_reaches_it_in_the_model(name):
+    """The encoder's on the encoder's tokens, the cross-attention's on the encoder's states, and padding on nothing."""
+    model = make_any_model({**WITH_DECODERS, **HEARING}[name]())
+    batch = heard() if name == "whisper" else padded()
+    streamed = StreamedModel(Checkpoint.open(model))
+    plan = make_plan(streamed, [GPTQ], get_format("dense"))
+    found = foresee(
+        streamed, plan.tasks, [batch], Processes(torch.device("cpu")), lambda task, weight, seen: seen.gram
+    )
+    assert set(found) == set(plan.tasks)
+    inputs = {}
+    for linear in found:
+        model.get_submodule(linear).register_forward_pre_hook(lambda m, x, n=linear: inputs.__setitem__(n, x[0]))
+    with torch.no_grad():
+        model(**batch.inputs(model.config))
+    for linear, gram in found.items():
+        x = inputs[linear].double()
+        kept = x[batch.mask_of(x)] if batch.mask_of(x) is not None else x.flatten(0, 1)
+        torch.testing.assert_close(gram.double(), kept.T @ kept / len(kept), rtol=1e-4, atol=1e-5)
+    of_cross = [inputs[n] for n in found if "encoder_attn.k" in n or "EncDecAttention.k" in n]
+    assert of_cross
+    assert all(x.shape[1] == batch.read for x in of_cross)
+
+
+@pytest.mark.parametrize("layout", ["compressed-tensors", "hfcompress"])
+def test_recordings_are_calibrated_and_measured_on(whisper, tmp_path, layout):
+    recordings, step = str(tmp_path / "recordings"), GPTQ if layout == "compressed-tensors" else hfc.Entropy(bits=4)
+    job = hfc.Job(steps=(step,), format=layout)
+    result = hfc.compress(whisper, job, tmp_path / "made", calibration=recordings, eval_data=recordings)
+    assert 0 < result.report["kl_mean"] < 0.05
+    assert result.manifest["calibration"]["samples"] == 6  # a second each, of 0.4, 0.9, 1.4 and 1.9
+    assert result.report["how"]["out_of_domain"] == "there is no sound of another domain"
+    assert check_reload(tmp_path / "made", result.manifest).positions
+    card = (tmp_path / "made/README.md").read_text()
+    assert "pipeline_tag: automatic-speech-recognition" in card
+    assert 'pipeline("automatic-speech-recognition"' in card
+    packed = hfc.load(tmp_path / "made", device="cpu")
+    said = packed.generate(input_features=torch.as_tensor(sound(2)).to(packed.dtype), max_new_tokens=5)
+    assert len(said) == 2
+
+
+def test_features_are_taken_as_they_are(whisper, tmp_path):
+    np.save(tmp_path / "sound.npy", sound(4))
+    results = [
+        hfc.compress(whisper, GPTQ, tmp_path / str(number), calibration=data, evaluate=False).manifest
+        for number, data in enumerate((str(tmp_path / "sound.npy"), sound(4), {"input_features": sound(4)}))
+    ]
+    assert len({result["calibration"]["sha256"] for result in results}) == 1
+    assert len({result["sha256"] for result in results}) == 1
+
+
+def test_samples_of_recordings_are_what_was_recorded(whisper, tmp_path):
+    """The same features as the model's own extractor gives for the whole recording, cut where the model hears no more."""
+    found = load_speech(str(tmp_path / "recordings/3.wav"), Checkpoint.open(whisper), 8, None)
+    with wave.open(str(tmp_path / "recordings/3.wav")) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16).reshape(-1, 2)[:, 0] / 32768
+    extractor = WhisperFeatureExtractor.from_pretrained(whisper)
+    wanted = [
+        extractor(part, sampling_rate=16000, return_tensors="np").input_features[0]
+        for part in np.split(samples, [16000])
+    ]
+    np.testing.assert_allclose(found.sound, np.stack(wanted), atol=1e-5)
+
+
+def not_heard(whisper, tmp_path):
+    recording(tmp_path / "slow.wav", 0.5, rate=8000)
+    recording(tmp_path / "coarse.wav", 0.5, width=1)
+    recording(tmp_path / "none.wav", 0.0)
+    (tmp_path / "broken.wav").write_bytes(b"no wave")
+    np.save(tmp_path / "shape.npy", sound(2, bins=12))
+    np.save(tmp_path / "whole.npy", np.zeros((2, 20, 100), dtype=np.int64))
+    np.save(tmp_path / "empty.npy", sound(0))
+    return {
+        "bundled": "hears sound, of which none comes with hfcompress; with --calibration.*folder of .wav",
+        str(tmp_path / "slow.wav"): "8000 samples a second of 16 bits.*ffmpeg -i slow.wav -ar 16000",
+        str(tmp_path / "coarse.wav"): "16000 samples a second of 8 bits.*ffmpeg",
+        str(tmp_path / "none.wav"): "none.wav is empty",
+        str(tmp_path / "broken.wav"): "no recording in plain PCM.*ffmpeg",
+        str(tmp_path / "missing"): "There are no recordings at .*missing; give a folder",
+        str(tmp_path / "shape.npy"): r"\(2, 12, 100\), and .* hears floats \(rows, 20, 100\)",
+        str(tmp_path / "whole.npy"): "holds int64",
+        str(tmp_path / "empty.npy"): "empty.npy is empty",
+    }
+
+
+def test_what_is_no_sound_is_told(whisper, tmp_path):
+    for data, reason in not_heard(whisper, tmp_path).items():
+        with pytest.raises(CalibrationError, match=reason):
+            hfc.compress(whisper, GPTQ, tmp_path / "made", calibration=data, evaluate=False)
+    (whisper / "preprocessor_config.json").unlink()
+    with pytest.raises(CalibrationError, match=r"no feature extractor \(preprocessor_config.json\)"):
+        hfc.compress(whisper, GPTQ, tmp_path / "made", calibration=str(tmp_path / "recordings"), evaluate=False)
+    with pytest.raises(InvalidValueError, match="said by the whole model, which a memory limit forbids"):
+        hfc.compress(whisper, GPTQ, tmp_path / "made", calibration=sound(4), memory_limit=1 << 40, evaluate=False)
+    with pytest.raises(InvalidValueError, match="hears sound and reads no prompt"):
+        generate(whisper, "hello")
+    assert not (tmp_path / "made").exists()
+
+
+def test_other_ways_of_hearing_are_refused(tmp_path):
+    config = MoonshineConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=64,
+        encoder_num_hidden_layers=1,
+        decoder_num_hidden_layers=1,
+        encoder_num_attention_heads=2,
+        decoder_num_attention_heads=2,
+    )
+    with pytest.raises(UnsupportedModelError, match="moonshine hears sound in a form that is not supported yet"):
+        hfc.compress(make_any_model(config), hfc.RTN(**FOUR), tmp_path / "made", evaluate=False)
+    assert list(tmp_path.iterdir()) == []

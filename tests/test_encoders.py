@@ -38,7 +38,7 @@ from hfcompress.evaluation.masking import SHARE, masked
 from hfcompress.generating import generate
 from hfcompress.hub.reload import check_reload
 from hfcompress.models.architecture import answers
-from hfcompress.models.streaming import Batch
+from hfcompress.models.batch import Batch
 from hfcompress.recipes import KVCache
 from hfcompress.tables import report_tables
 

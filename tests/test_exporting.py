@@ -29,9 +29,9 @@ from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.reading import decoded, missing_packages
 from hfcompress.formats.writer import partial_path
 from hfcompress.hub.reload import READ, _difference, _mode, check_reload
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.manifest import MANIFEST, format_of, read_manifest
-from hfcompress.models.streaming import Batch
 from hfcompress.recipes import Job
 
 

@@ -29,10 +29,11 @@ from hfcompress.errors import CheckpointError, InvalidValueError, UnsupportedMod
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.mxfp4 import E2M1
 from hfcompress.integrations.transformers import StoredExperts
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.fused_experts import Fused
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 
 
 CALIBRATION = token_ids(12, 32)

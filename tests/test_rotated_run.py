@@ -30,10 +30,11 @@ from hfcompress.cli import OK, REFUSED, USER_ERROR, _guarded, app
 from hfcompress.errors import OutputError
 from hfcompress.formats import get_format
 from hfcompress.hub.reload import check_reload
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import set_weight
 from hfcompress.models.rotation import rotated
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.solvers.grid import Grid
 
 

@@ -13,7 +13,6 @@
 # limitations under the License.
 """From a target to the choice of every linear: sensitivities, an allocation, and where KL is bounded, trials."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +96,7 @@ def _units(
 
 def _few(tokens: Tokens, most: int, processes: Processes) -> tuple[Tokens, slice]:
     """About so many tokens, evenly spread, and this process's share of their rows."""
-    few = _spread(tokens, max(1, most // tokens.input_ids.shape[1]))
+    few = _spread(tokens, max(1, most // tokens.length))
     return few, processes.share(len(few.input_ids))
 
 
@@ -124,5 +123,4 @@ def _divided(tokens: Tokens) -> tuple[Tokens, Tokens]:
 
 
 def _rows(tokens: Tokens, rows: np.ndarray) -> Tokens:
-    mask = None if tokens.mask is None else tokens.mask[rows]
-    return dataclasses.replace(tokens, input_ids=tokens.input_ids[rows], mask=mask)
+    return tokens.rows(rows)

@@ -19,12 +19,13 @@ trained for.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hfcompress.calibration.tokens import Tokens
@@ -51,19 +52,24 @@ DRAWN = {  # as the model's distribution has it, without what generation puts on
 }
 
 
-def answered(tokens: Tokens, model: StreamedModel, seed: int = 0) -> Tokens:
+def answered(
+    tokens: Tokens, model: StreamedModel, seed: int = 0, tell: Callable[[int], None] = lambda row: None
+) -> Tokens:
     """
-    Rows as an encoder-decoder takes them: the encoder's part of the text, and in the place of the rest what the model says to it.
+    Rows as an encoder-decoder takes them: the encoder's part of the text, or what it hears, and in the place of the rest what the
+    model says to it.
 
     Args:
-        tokens (`Tokens`): rows of text.
+        tokens (`Tokens`): rows of text, or sound.
         model (`StreamedModel`): an encoder-decoder; all its weights are in memory meanwhile.
         seed (`int`, *optional*, defaults to 0): of what is drawn.
+        tell (`Callable`, *optional*): is told which row it is at.
     """
     read, read_mask = _read(tokens, model.checkpoint)
     rows, length = tokens.input_ids.shape
     room = length - read.shape[1]
     settings = _generation(model.checkpoint)
+    settings.max_new_tokens = max(1, room - 1)
     padding = settings.pad_token_id if settings.pad_token_id is not None else 0
     said = np.full((rows, room), padding, dtype=np.int64)
     mask = np.zeros((rows, room), dtype=bool)
@@ -72,13 +78,15 @@ def answered(tokens: Tokens, model: StreamedModel, seed: int = 0) -> Tokens:
         torch.manual_seed(seed)
         talker: Any = loaded
         for first in range(0, rows, ROWS):
+            tell(first)
             part = slice(first, first + ROWS)
-            found = talker.generate(
-                input_ids=torch.from_numpy(read[part]).to(model.device),
-                attention_mask=torch.from_numpy(read_mask[part]).long().to(model.device),
-                generation_config=settings,
-                max_new_tokens=max(1, room - 1),
-            )
+            given: dict[str, Any]
+            if tokens.sound is not None:
+                given = {"input_features": torch.from_numpy(tokens.sound[part]).to(model.device, model.dtype)}
+            else:
+                given = {"input_ids": read[part], "attention_mask": read_mask[part].astype(np.int64)}
+                given = {name: torch.from_numpy(array).to(model.device) for name, array in given.items()}
+            found = GenerationMixin.generate(talker, **given, generation_config=settings)
             for row, ids in enumerate(found[:, :room].tolist(), start=first):
                 stop = next((place + 1 for place in range(1, len(ids)) if ids[place] in ends), len(ids))
                 said[row, :stop] = ids[:stop]
@@ -112,7 +120,7 @@ def continued(tokens: Tokens, checkpoint: Checkpoint) -> Tokens:
 
 def _read(tokens: Tokens, checkpoint: Checkpoint) -> tuple[np.ndarray, np.ndarray]:
     """What the encoder reads, int64 and its mask, bool, `(rows, positions)`; it begins and ends as the tokenizer has it."""
-    own = encoded(tokens.input_ids.shape[1])
+    own = encoded(tokens.input_ids.shape[1]) if tokens.sound is None else 0
     ids = tokens.input_ids[:, :own].copy()
     mask = np.ones_like(ids, dtype=bool) if tokens.mask is None else tokens.mask[:, :own].copy()
     before, behind = ([], []) if checkpoint.tokenizer is None else _frame(checkpoint.tokenizer)

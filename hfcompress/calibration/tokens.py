@@ -19,7 +19,7 @@ truncation. Which rows are taken is seeded. An array of token ids is used as it 
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ import torch
 from hfcompress.calibration import sources
 from hfcompress.calibration.reference_text import reference_text
 from hfcompress.errors import CalibrationError
-from hfcompress.models.streaming import Batch
+from hfcompress.models.batch import Batch
+from hfcompress.models.encoder_decoder import FRAMES, hears, reads_and_writes
 
 
 BUNDLED = "bundled"
 GIVEN = "token ids"  # the source of data that came as an array
 DEFAULT_CONTEXT = 2048
+ANSWERED = 256  # tokens of a row, if not given, where the model itself says a part of it, one token after the other
 POOL = 4  # rows tokenized for every row that is drawn
 
 
@@ -46,20 +48,38 @@ class Tokens:
         source (`str`): where they came from.
         mask (`np.ndarray` or `None`): bool `(rows, seq_len)`, false on padding.
         note (`str`): what the user should know of them.
+        sound (`np.ndarray` or `None`): float32 `(rows, mel bins, frames)`: what an encoder hears.
     """
 
     input_ids: np.ndarray
     source: str
     mask: np.ndarray | None = None
     note: str = ""
+    sound: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
-        """A digest of the ids and the mask."""
+        """A digest of the ids, the mask, and what is heard."""
         digest = hashlib.sha256(repr(self.input_ids.shape).encode() + np.ascontiguousarray(self.input_ids).tobytes())
-        if self.mask is not None:
-            digest.update(np.ascontiguousarray(self.mask).tobytes())
+        for part in (self.mask, self.sound):
+            if part is not None:
+                digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
+
+    @property
+    def heard(self) -> int:
+        """How many positions an encoder makes of what it hears."""
+        return 0 if self.sound is None else self.sound.shape[2] // FRAMES
+
+    @property
+    def length(self) -> int:
+        """How many positions a row has in all."""
+        return self.heard + self.input_ids.shape[1]
+
+    def rows(self, which: Any) -> "Tokens":
+        """Some of the rows, by a slice or their numbers."""
+        others = {name: part[which] for name in ("mask", "sound") if (part := getattr(self, name)) is not None}
+        return replace(self, input_ids=self.input_ids[which], **others)
 
     @property
     def count(self) -> int:
@@ -72,7 +92,8 @@ class Tokens:
         mask = None
         if self.mask is not None and not self.mask[rows].all():
             mask = torch.from_numpy(np.ascontiguousarray(self.mask[rows]))
-        return Batch(ids, mask)
+        sound = None if self.sound is None else torch.from_numpy(np.ascontiguousarray(self.sound[rows]))
+        return Batch(ids, mask, sound, self.heard)
 
 
 def load_tokens(
@@ -97,7 +118,7 @@ def load_tokens(
         seed (`int`, *optional*): which rows are taken.
         tiny_folder (`Path`, *optional*): the bundled tiny model's folder, whose own arrays serve it.
         default_samples (`int`, *optional*): rows if `samples` is not given.
-        default_seq_len (`int`, *optional*): tokens per row if `seq_len` is not given.
+        default_seq_len (`int`, *optional*): tokens per row if `seq_len` is not given; of an encoder-decoder no more than 256.
 
     Raises:
         CalibrationError: the source is not there or cannot be used, or gives not one full row.
@@ -105,6 +126,10 @@ def load_tokens(
     config = checkpoint.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
     note = ""
+    if hears(checkpoint.config):
+        from hfcompress.calibration.speech import load_speech  # which makes of its own such tokens
+
+        return load_speech(data, checkpoint, samples or default_samples, seq_len)
     if isinstance(data, str) and data == BUNDLED and tiny_folder is not None and checkpoint.folder == tiny_folder:
         tokens = _from_array(np.load(tiny_folder / f"{split}.npy"), BUNDLED, samples, seq_len)
     elif not isinstance(data, str):
@@ -120,7 +145,8 @@ def load_tokens(
             )
         else:
             texts = sources.read_texts(data, checkpoint.tokenizer)
-        length = min(seq_len or default_seq_len, context)
+        usual = min(default_seq_len, ANSWERED) if reads_and_writes(checkpoint.config) else default_seq_len
+        length = min(seq_len or usual, context)
         tokens = pack_texts(texts, data, checkpoint, samples or default_samples, length, seed, note)
     _check_ids(tokens, config.vocab_size)
     if tokens.input_ids.shape[1] > context:

@@ -35,7 +35,7 @@ from torch import Tensor
 from hfcompress.distillation.divergences import FLOOR
 from hfcompress.distillation.signals import LEAST
 from hfcompress.errors import CheckpointError, InvalidValueError
-from hfcompress.models.streaming import Batch
+from hfcompress.models.batch import Batch
 from hfcompress.models.vocabulary import tokenizer_hash
 
 

@@ -34,7 +34,8 @@ from hfcompress.calibration.tokens import Tokens
 from hfcompress.distillation.signals import CACHED
 from hfcompress.errors import CheckpointError
 from hfcompress.formats.writer import disk_errors, write_json
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.vocabulary import tokenizer_hash
 from hfcompress.progress import Progress
 

@@ -37,7 +37,8 @@ from hfcompress.distillation.features import Features
 from hfcompress.distillation.losses import IGNORED, distillation_loss
 from hfcompress.distillation.objective import Balance, Objective
 from hfcompress.distillation.signals import Live, Signal
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.progress import Progress
 
 

@@ -28,8 +28,9 @@ from transformers.utils import logging as transformers_logging
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.formats.reading import needs_our_reader, require_packages, teach_transformers
 from hfcompress.models.architecture import auto_class
+from hfcompress.models.batch import made_up
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.encoder_decoder import LEAST_TOKENS, block_count, inputs_of
+from hfcompress.models.encoder_decoder import LEAST_TOKENS, block_count
 from hfcompress.models.manifest import read_manifest
 from hfcompress.progress import Progress, Silent
 from hfcompress.runtime.loading import load_checkpoint
@@ -146,8 +147,8 @@ def whole_model(
             )
             if checkpoint.quantization_config is not None and not packed:
                 with torch.no_grad():
-                    few = torch.zeros(1, LEAST_TOKENS, dtype=torch.long, device=device)
-                    model.to(device)(**inputs_of(model.config, few, None))
+                    few = made_up(model.config, torch.zeros(1, LEAST_TOKENS, dtype=torch.long))
+                    model.to(device)(**few.inputs(model.config, device))
         model.to(device).eval()
     try:
         yield model

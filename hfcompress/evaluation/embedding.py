@@ -22,8 +22,8 @@ from torch.nn import functional
 from hfcompress.calibration.tokens import Tokens
 from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.logits import finite, open_for_logits
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch
 
 
 BATCH_TOKENS = 8192

@@ -34,10 +34,11 @@ from hfcompress.evaluation.comparison import Comparison
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.evaluation.quality import LOGIT_BYTES, clustered
 from hfcompress.formats.reading import is_streamed
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.rotated_tensor import unrounded
 from hfcompress.models.rotation import rotated
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 
 
 ROWS = 16  # at most

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from hfcompress.calibration.own_output import answered, continued
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.errors import CheckpointError
+from hfcompress.errors import CheckpointError, InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.models.architecture import answers
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.encoder_decoder import block_count, inputs_of, reads_and_writes
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.encoder_decoder import block_count, hears, reads_and_writes
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.progress import Progress
 
 
@@ -59,13 +60,22 @@ def as_read(
     """
     if not reads_and_writes(checkpoint.config):
         return tokens
+    if not whole and hears(checkpoint.config):
+        raise InvalidValueError(
+            f"What {checkpoint.name} says to what it hears is said by the whole model, which a memory limit forbids; leave out "
+            "--memory-limit."
+        )
     if not whole:
         progress.note(
             "below a memory limit the decoder reads how the text goes on, not what the model itself says to it"
         )
         return continued(tokens, checkpoint)
-    progress.step("what the model itself says", amount=0)
-    return answered(tokens, open_streamed(checkpoint, device, dtype), seed)
+    count = len(tokens.input_ids)
+
+    def tell(row: int) -> None:
+        progress.step(f"what the model itself says: row {row + 1} of {count}", amount=0)
+
+    return answered(tokens, open_streamed(checkpoint, device, dtype), seed, tell)
 
 
 @dataclass
@@ -109,8 +119,7 @@ class WholeLogits:
     def logits(self, head, index: int) -> Tensor:
         """Logits of batch `index`."""
         batch = self.batches[index]
-        mask = None if batch.mask is None else batch.mask.to(head.device)
-        return answers(head(**inputs_of(head.config, batch.input_ids.to(head.device), mask), use_cache=False))
+        return answers(head(**batch.inputs(head.config, head.device), use_cache=False))
 
 
 def finite(logits: Tensor, checkpoint: Checkpoint) -> Tensor:

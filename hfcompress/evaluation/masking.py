@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch
 
 
 SHARE = 0.15  # of the tokens: what encoders are trained on (Devlin et al. 2019)

@@ -40,9 +40,9 @@ from hfcompress.evaluation.masking import SHARE, mask_id, masked
 from hfcompress.evaluation.teacher import Distributions, TeacherCache
 from hfcompress.models.adapter import adapted, adapter_of, has_adapter
 from hfcompress.models.architecture import is_headless, predicts_masked
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.encoder_decoder import encoded, reads_and_writes
-from hfcompress.models.streaming import Batch
+from hfcompress.models.encoder_decoder import hears, reads_and_writes
 from hfcompress.models.vocabulary import shared_vocabulary
 from hfcompress.runtime.vector_cache import CodedStates, bytes_of_a_token, has_books, read_books
 
@@ -127,6 +127,8 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         results["with_cache"] = {**coded, **bytes_of_a_token(comparison.candidate), "data": tokens.source}
     try:
         samples = max(1, rows // OTHER_ROWS)
+        if hears(comparison.baseline.config):
+            raise CalibrationError("there is no sound of another domain")
         other = pack_texts(source_code(), PACKAGE, comparison.baseline, samples, seq_len, comparison.seed)
         other = as_read(other, comparison.baseline, *where, comparison.seed, comparison.progress, not comparison.lean)
     except CalibrationError as error:
@@ -245,7 +247,7 @@ def diverge(
     vocabulary = _vocabulary(candidate, baseline)
     seq_len = tokens.input_ids.shape[1]
     at_once = max(1, LOGIT_BYTES // (4 * vocabulary))  # positions
-    rows = max(1, min(BATCH_TOKENS, at_once) // seq_len)
+    rows = max(1, min(BATCH_TOKENS // tokens.length, at_once // seq_len))
     text, chosen = tokens.batch(), None
     if predicts_masked(candidate.config):
         asked, chosen = masked(text, mask_id(baseline), comparison.seed)
@@ -351,7 +353,7 @@ def _predicted(batch: Batch, device: torch.device, said: bool) -> tuple[Tensor, 
     The row and position `(n, 2)` of every token that another one precedes, one before it; and those tokens `(n,)`. If `said`, of
     those alone that a decoder reads.
     """
-    own = encoded(batch.input_ids.shape[1]) if said else 0
+    own = batch.read - batch.heard if said else 0
     targets = batch.input_ids[:, own + 1 :]
     kept = torch.ones_like(targets, dtype=torch.bool)
     if batch.mask is not None:

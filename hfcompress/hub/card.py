@@ -62,7 +62,8 @@ HEARD = {
     "top_k": "the original's most probable tokens",
     "sampled": "tokens drawn from the original",
 }
-BOTH = "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"  # an encoder and a decoder
+SPEECH = "AutoModelForSpeechSeq2Seq"
+BOTH = "AutoModelForSeq2SeqLM", SPEECH  # an encoder and a decoder
 TASKS = {
     ENCODER: "fill-mask",
     STATES: "feature-extraction",
@@ -171,6 +172,7 @@ def make_card(
         loader=manifest.get("loaded_by", "AutoModelForCausalLM"),
         states=manifest.get("loaded_by") == STATES,
         encoder=manifest.get("loaded_by") == ENCODER,
+        speech=manifest.get("loaded_by") == SPEECH,
         cached=bool(manifest.get("cache_vectors")),
         packages=_packages(manifest),
         plugin=_plugin(manifest),

@@ -122,25 +122,25 @@ def _whole_logits(folder: Path, input_ids, trust_remote_code: bool):
 
     from hfcompress.formats.reading import teach_transformers
     from hfcompress.models.architecture import answers, auto_class
-    from hfcompress.models.encoder_decoder import inputs_of
+    from hfcompress.models.batch import made_up
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     teach_transformers(json.loads((folder / "config.json").read_text()).get("quantization_config"))
     model = auto_class(config).from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
     with torch.no_grad():
-        return answers(model.eval()(**inputs_of(config, input_ids, None)))
+        return answers(model.eval()(**made_up(config, input_ids).inputs(config)))
 
 
 def _streamed_logits(folder: Path, input_ids, trust_remote_code: bool):
     import torch
 
     from hfcompress.evaluation.logits import open_streamed
+    from hfcompress.models.batch import made_up
     from hfcompress.models.checkpoint import Checkpoint
-    from hfcompress.models.streaming import Batch
 
     checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
     model = open_streamed(checkpoint, "cpu", torch.float32)
-    [stream] = model.forward_blocks(model.embed([Batch(input_ids)]))
+    [stream] = model.forward_blocks(model.embed([made_up(checkpoint.config, input_ids)]))
     with model.outside(head=True) as outside:
         return model.logits(outside, stream)
 

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -33,7 +34,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hfcompress.models.encoder_decoder import reads_and_writes
+from hfcompress.models.encoder_decoder import hears, reads_and_writes
 
 
 AutoClass = (
@@ -41,6 +42,7 @@ AutoClass = (
     | type[AutoModelForImageTextToText]
     | type[AutoModelForMaskedLM]
     | type[AutoModelForSeq2SeqLM]
+    | type[AutoModelForSpeechSeq2Seq]
     | type[AutoModel]
 )
 
@@ -52,8 +54,8 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     token, which also knows what the repo's own code stands for. Of an encoder that was written without a head, the class without
     one; of an encoder with a decoder, the one for both.
     """
-    if reads_and_writes(config):
-        return AutoModelForSeq2SeqLM
+    if reads_and_writes(config) and config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForSpeechSeq2Seq if hears(config) else AutoModelForSeq2SeqLM
     if is_headless(config):
         return AutoModel
     if predicts_masked(config):

@@ -27,6 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from hfcompress.errors import UnsupportedModelError
 
@@ -37,12 +41,37 @@ class _Encoded:
 
 ENCODED = _Encoded()
 DECODER_BLOCKS = "num_decoder_layers", "decoder_layers"
+FRAMES = 2  # that the encoder makes one position of
 LEAST_TOKENS = 4  # of a row with a part for an encoder and one for a decoder
 
 
 def reads_and_writes(config: PretrainedConfig) -> bool:
     """Whether a model has an encoder for what it is told and a decoder for what it says."""
     return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def hears(config: PretrainedConfig) -> bool:
+    """Whether the encoder hears sound instead of reading a text."""
+    kind = config.model_type
+    speech = (
+        kind in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES and kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    )
+    return reads_and_writes(config) and speech
+
+
+def sound_shape(config: PretrainedConfig) -> tuple[int, int]:
+    """
+    What an encoder hears at once: mel bins and frames.
+
+    Raises:
+        UnsupportedModelError: it hears in another form.
+    """
+    bins, positions = (getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    if bins is None or positions is None:
+        raise UnsupportedModelError(
+            f"{config.model_type} hears sound in a form that is not supported yet; of models that hear only those like Whisper are."
+        )
+    return bins, FRAMES * positions
 
 
 def block_count(config: PretrainedConfig) -> int:
@@ -52,30 +81,12 @@ def block_count(config: PretrainedConfig) -> int:
         return count
     own = getattr(config, "encoder", None)
     said = next((n for key in DECODER_BLOCKS if (n := getattr(config, key, None))), count)
-    return said + (count if own is None else own.num_hidden_layers)
+    return said + (count if own is None else own.get_text_config().num_hidden_layers)
 
 
 def encoded(length: int) -> int:
     """How many of a row's tokens are the encoder's."""
     return length // 2 + 1
-
-
-def inputs_of(config: PretrainedConfig, ids: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """
-    What a model is called with for rows of token ids; one with an encoder always with masks, which some would otherwise make of
-    the ids, and only where they keep no cache.
-
-    Args:
-        config (`PretrainedConfig`): the model's.
-        ids (`Tensor`): int64 `(rows, seq_len)`.
-        mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding.
-    """
-    if not reads_and_writes(config):
-        return {"input_ids": ids} | ({} if mask is None else {"attention_mask": mask.long()})
-    both = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask.long()}
-    own = encoded(ids.shape[1])
-    read = {name: rows[:, :own] for name, rows in both.items()}
-    return read | {f"decoder_{name}": rows[:, own:] for name, rows in both.items()}
 
 
 def towers_of(model: PreTrainedModel) -> list[nn.Module]:

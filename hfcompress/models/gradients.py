@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcompress.models.batch import Batch
 from hfcompress.models.roles import find_linears
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 
 
 LOGIT_BYTES = 1 << 26  # of one batch's logits in float32
@@ -63,7 +64,7 @@ class SquaredGradients:
             first (`int`, *optional*, defaults to 0): the number of its first row, by which labels are drawn.
         """
         config = self.model.skeleton.config.get_text_config()
-        seq_len = batch.input_ids.shape[1]
+        seq_len = batch.length
         stored = seq_len * config.hidden_size * self.model.dtype.itemsize * (len(self.model) + 1)
         together = max(1, STORED_BYTES // stored)
         at_once = max(1, min(together, LOGIT_BYTES // (4 * config.vocab_size * seq_len)))

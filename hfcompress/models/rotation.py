@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfcompress.models.architecture import ties_embeddings
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint, StoredTensor
 from hfcompress.models.residual import (
     Heads,
@@ -44,7 +45,7 @@ from hfcompress.models.residual import (
     residual_of_block,
 )
 from hfcompress.models.rotated_tensor import Gain, RotatedTensor, Turn
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.solvers.rotation import Rotation, random_rotation
 
 

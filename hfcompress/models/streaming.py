@@ -48,56 +48,25 @@ from transformers.utils import logging as transformers_logging
 from hfcompress.errors import CheckpointError, UnsupportedModelError
 from hfcompress.models.activations import await_scales, round_activations
 from hfcompress.models.architecture import answers, auto_class, ties_embeddings
+from hfcompress.models.batch import Batch, made_up
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.encoder_decoder import (
     LEAST_TOKENS,
     TailWatch,
-    encoded,
-    inputs_of,
     joined,
     reads_and_writes,
     require_states,
     towers_of,
     watched_encoder,
     with_states,
-    without_states,
 )
 from hfcompress.models.experts import are_apart, merges_experts, refuse_other_experts, take_apart, tell_row_length
 from hfcompress.models.fused_experts import ExpertStorage
+from hfcompress.models.recording import Recorder, Returns, Stop, Stub, first_of, shared_where_equal
 
 
 PROBE_TOKENS = 8
 CACHE = "past_key_values"
-
-
-@dataclass
-class Batch:
-    """
-    Rows that go through the model together.
-
-    Args:
-        input_ids (`Tensor`): int64 `(rows, seq_len)`; where there are an encoder and a decoder, what both read.
-        mask (`Tensor` or `None`): bool `(rows, seq_len)`, false on padding; `None` where there is none.
-    """
-
-    input_ids: Tensor
-    mask: Tensor | None = None
-
-    def split(self, rows: int) -> "list[Batch]":
-        """Pieces of at most `rows` rows."""
-        ids = self.input_ids.split(rows)
-        masks = self.mask.split(rows) if self.mask is not None else [None] * len(ids)
-        return [Batch(i, m) for i, m in zip(ids, masks, strict=True)]
-
-    def mask_of(self, made: Any) -> Tensor | None:
-        """
-        The mask of what was made of the rows, or of the encoder's or decoder's part of them, `(rows, positions, ...)`; of anything
-        that is no tensor that of the rows.
-        """
-        length, own = self.input_ids.shape[1], encoded(self.input_ids.shape[1])
-        if self.mask is None or not isinstance(made, Tensor) or made.dim() < 3 or made.shape[1] == length:
-            return self.mask
-        return self.mask[:, :own] if made.shape[1] == own else self.mask[:, own:]
 
 
 class Kept(Protocol):
@@ -125,13 +94,11 @@ class Stream:
         batch (`Batch`): what went in.
         held (`Tensor` or `Kept`): the input of the next block, or where it lies.
         calls (`list`): for every block, the other positional arguments and the keyword arguments of its call.
-        encoded (`int`): how many of its positions are an encoder's.
     """
 
     batch: Batch
     held: Tensor | Kept
     calls: list[tuple[tuple, dict[str, Any]]] = field(repr=False)
-    encoded: int = 0
 
     @property
     def hidden(self) -> Tensor:
@@ -188,7 +155,7 @@ class StreamedModel:
         self.tensors = self.experts.apart(stored, names)
         self._keys_of_block, self._outside_keys, self.sources = self._sort_keys()
         self.converts = len(self.sources) < len(self.tensors)
-        self._returns: list[_Returns] = []
+        self._returns: list[Returns] = []
         self._tail: list[nn.Module] = []  # behind the encoder's last block
         self.cache: Cache | None = None
         self._tied = self._ties()
@@ -399,7 +366,7 @@ class StreamedModel:
             for batch in batches:
                 stream = self.stream(model, batch)
                 if streams and streams[-1].batch.input_ids.shape == batch.input_ids.shape:
-                    stream.calls = _shared_where_equal(stream.calls, streams[-1].calls)
+                    stream.calls = shared_where_equal(stream.calls, streams[-1].calls)
                 if keep is not None:
                     stream.held = keep(stream.hidden)
                 streams.append(stream)
@@ -407,11 +374,11 @@ class StreamedModel:
 
     def stream(self, model: nn.Module, batch: Batch) -> Stream:
         """What the first block receives for a batch, and how every block is called."""
-        recorder = _Recorder(len(self), self.encoder_blocks, self._returns)
+        recorder = Recorder(len(self), self.encoder_blocks, self._returns)
         self._run(model, batch, recorder)
         if not self.encoder_blocks:
             return Stream(batch, recorder.firsts[0], recorder.calls)
-        return Stream(batch, joined(recorder.firsts), recorder.calls, recorder.firsts[0].shape[1])
+        return Stream(batch, joined(recorder.firsts), recorder.calls)
 
     def final_hidden(self, model: nn.Module, batch: Batch) -> Tensor:
         """
@@ -441,7 +408,7 @@ class StreamedModel:
     def probe(self) -> Stream:
         """A stream of a few tokens, to look at how a block treats its inputs."""
         ids = torch.arange(PROBE_TOKENS).remainder(self.skeleton.config.get_text_config().vocab_size)
-        return self.embed([Batch(ids[None])])[0]
+        return self.embed([made_up(self.skeleton.config, ids[None])])[0]
 
     def call(self, block: nn.Module, index: int, stream: Stream) -> Tensor:
         """The output of block `index` for a stream that has reached it."""
@@ -452,16 +419,16 @@ class StreamedModel:
         tell_row_length(block, hidden.shape[1])
         if self.cache is not None:
             args, kwargs = _with_cache(block, hidden, args, kwargs, self.cache)
-        return _first(block(hidden, *args, **kwargs))
+        return first_of(block(hidden, *args, **kwargs))
 
     def _call_part(self, block: nn.Module, index: int, hidden: Tensor, stream: Stream) -> Tensor:
         """What [`StreamedModel.call`] gives where the block has to do with the encoder's or the decoder's part of a state."""
-        read, said = hidden[:, : stream.encoded], hidden[:, stream.encoded :]
+        read, said = hidden[:, : stream.batch.read], hidden[:, stream.batch.read :]
         if index >= self.encoder_blocks:
             args, kwargs = with_states(stream.calls[index], read)
-            return torch.cat([read, _first(block(said, *args, **kwargs))], 1)
+            return torch.cat([read, first_of(block(said, *args, **kwargs))], 1)
         args, kwargs = stream.calls[index]
-        read = _first(block(read, *args, **kwargs))
+        read = first_of(block(read, *args, **kwargs))
         for module in self._tail if index == self.encoder_blocks - 1 else ():
             read = module(read)
         return torch.cat([read, said], 1)
@@ -470,7 +437,7 @@ class StreamedModel:
         """Of something that every position of a stream has, the part of those that block `index` changes."""
         if not self.encoder_blocks:
             return states
-        return states[:, : stream.encoded] if index < self.encoder_blocks else states[:, stream.encoded :]
+        return states[:, : stream.batch.read] if index < self.encoder_blocks else states[:, stream.batch.read :]
 
     def advance(self, block: nn.Module, index: int, streams: list[Stream]) -> None:
         """Streams go through block `index`, in place, so that no more than one of them is in memory twice."""
@@ -514,10 +481,10 @@ class StreamedModel:
             batch = Batch(torch.zeros(hidden.shape[:2], dtype=torch.long))
         return answers(self._run(model, batch, self._last(hidden, batch)))
 
-    def _last(self, hidden: Tensor, batch: Batch) -> "_Recorder":
+    def _last(self, hidden: Tensor, batch: Batch) -> "Recorder":
         """What hands in what comes out of the last block."""
-        said = hidden[:, encoded(batch.input_ids.shape[1]) :] if self.encoder_blocks else hidden
-        return _Recorder(len(self), self.encoder_blocks, self._returns, final=said)
+        said = hidden[:, batch.read :] if self.encoder_blocks else hidden
+        return Recorder(len(self), self.encoder_blocks, self._returns, final=said)
 
     @torch.no_grad()
     def head_input(self, model: nn.Module, head: nn.Module, stream: Stream) -> Tensor:
@@ -532,7 +499,7 @@ class StreamedModel:
 
         def stop(module, args):
             seen.append(args[0])
-            raise _Stop
+            raise Stop
 
         handle = head.register_forward_pre_hook(stop)
         try:
@@ -547,37 +514,31 @@ class StreamedModel:
         if self._returns:
             return
         ids = torch.zeros(1, LEAST_TOKENS if self.encoder_blocks else 2, dtype=torch.long)
-        recorder = _Recorder(len(self), self.encoder_blocks, None)
+        recorder = Recorder(len(self), self.encoder_blocks, None)
         if not self.encoder_blocks:
             self._run(model, Batch(ids), recorder)
         else:
             parent = self.skeleton.get_submodule(self.block_names[0].rpartition(".")[0].rpartition(".")[0])
             recorder.watch = TailWatch(parent, self._places[0][0])
-            self._run(model, Batch(ids), recorder)
+            self._run(model, made_up(self.skeleton.config, ids), recorder)
             self._tail = recorder.watch.tail(recorder.states)
             require_states(recorder.calls[self.encoder_blocks :])
         self._returns = recorder.returns
 
-    def _run(self, model: nn.Module, batch: Batch, recorder: "_Recorder"):
-        mask = None if batch.mask is None else batch.mask.to(self.device)
-        inputs = inputs_of(self.skeleton.config, batch.input_ids.to(self.device), mask)
+    def _run(self, model: nn.Module, batch: Batch, recorder: "Recorder"):
+        inputs = batch.inputs(self.skeleton.config, self.device)
         originals = self._blocks
         for number, (blocks, index) in enumerate(self._places):
-            blocks[index] = _Stub(originals[number], number, recorder)
+            blocks[index] = Stub(originals[number], number, recorder)
         try:
             with watched_encoder(self.skeleton) if self.encoder_blocks else contextlib.nullcontext([]) as states:
                 recorder.seen = states
                 return model(**inputs, use_cache=False)
-        except _Stop:
+        except Stop:
             return None
         finally:
             for original, (blocks, index) in zip(originals, self._places, strict=True):
                 blocks[index] = original
-
-
-def _first(output: Any) -> Tensor:
-    """The hidden states among what a block returns."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _with_cache(block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str, Any], cache: Cache):
@@ -587,124 +548,6 @@ def _with_cache(block: nn.Module, hidden: Tensor, args: tuple, kwargs: dict[str,
         bound.arguments[CACHE] = cache
         return bound.args[1:], bound.kwargs
     return args, {**kwargs, CACHE: cache}
-
-
-class _Stop(Exception):
-    """Ends a forward that has done what it was run for."""
-
-
-@dataclass(frozen=True)
-class _Returns:
-    """
-    Args:
-        count (`int`): how many values a block returns in a tuple; 0 where it returns one by itself.
-        with_others (`bool`): whether there are tensors among those behind the hidden states, which other blocks may be called
-            with.
-    """
-
-    count: int
-    with_others: bool
-
-    @classmethod
-    def of(cls, output: Any) -> "_Returns":
-        """What is seen on an output."""
-        if not isinstance(output, tuple):
-            return cls(0, False)
-        return cls(len(output), any(isinstance(value, Tensor) for value in output[1:]))
-
-
-class _Recorder:
-    """
-    What the stubs of one forward note, and what the last of them hands back.
-
-    Args:
-        blocks (`int`): all of them.
-        encoder_blocks (`int`): those of an encoder.
-        returns (`list[_Returns]` or `None`): what the blocks of an encoder and of a decoder, or all, return; `None` where that is
-            to be found, for which the first of each are run.
-        final (`Tensor`, *optional*): what the last one hands back; without it the forward ends there.
-    """
-
-    def __init__(self, blocks: int, encoder_blocks: int, returns: list[_Returns] | None, final: Tensor | None = None):
-        self.blocks, self.encoder_blocks, self.final = blocks, encoder_blocks, final
-        self.learns, self.returns = returns is None, [] if returns is None else returns
-        self.calls: list[tuple[tuple, dict[str, Any]]] = []
-        self.firsts: list[Tensor] = []
-        self.others: tuple = ()
-        self.seen: list[Tensor] = []  # what the encoder returned
-        self.watch: TailWatch | None = None
-
-    @property
-    def states(self) -> Tensor:
-        """What the encoder returned."""
-        return self.seen[0]
-
-    def receive(self, original: nn.Module, index: int, hidden: Any, args: tuple, kwargs: dict[str, Any]):
-        tower = int(bool(self.encoder_blocks) and index >= self.encoder_blocks)
-        leads = index == (self.encoder_blocks if tower else 0)
-        if leads:
-            self.firsts.append(hidden)
-        if not isinstance(hidden, Tensor) or hidden is not self.firsts[tower] or index != len(self.calls):
-            raise UnsupportedModelError(
-                "This architecture changes the hidden states between its decoder blocks, or calls them out of order; "
-                "it is not supported yet."
-            )
-        call = (args, kwargs)
-        self.calls.append(without_states(call, self.states) if tower else call)
-        if leads and (self.learns or (self.final is None and self.returns[tower].with_others)):
-            output = original(hidden, *args, **kwargs)
-            if self.learns:
-                self.returns.append(_Returns.of(output))
-            self.others = output[1:] if isinstance(output, tuple) else ()
-        elif leads:
-            self.others = (None,) * (self.returns[tower].count - 1)
-        output = hidden
-        if index == self.blocks - 1:
-            if self.final is None:
-                raise _Stop
-            output = self.final
-        if self.watch is not None and index == self.encoder_blocks - 1:
-            self.watch.at = output
-        return (output, *self.others) if self.returns[tower].count else output
-
-
-class _Stub(nn.Module):
-    """Stands in for a block; what the model asks of the block besides its forward is answered by the block."""
-
-    def __init__(self, original: nn.Module, index: int, recorder: _Recorder):
-        super().__init__()
-        self.__dict__["original"], self.index, self.recorder = original, index, recorder
-
-    def __getattr__(self, name: str):
-        return getattr(self.__dict__["original"], name)
-
-    def forward(self, *args, **kwargs):
-        if args:
-            hidden, args = args[0], args[1:]
-        else:
-            hidden = kwargs.pop("hidden_states", None)
-        return self.recorder.receive(self.__dict__["original"], self.index, hidden, args, kwargs)
-
-
-def _shared_where_equal(calls, others):
-    """`calls` with every tensor that equals its counterpart in `others` replaced by it: one copy in memory."""
-    memo: dict[int, Any] = {}
-
-    def shared(value, other):
-        if id(value) in memo:
-            return memo[id(value)]
-        result = value
-        if isinstance(value, Tensor):
-            same = isinstance(other, Tensor) and value.shape == other.shape and value.dtype == other.dtype
-            result = other if same and torch.equal(value, other) else value
-        elif isinstance(value, (tuple, list)) and isinstance(other, type(value)) and len(value) == len(other):
-            result = type(value)(shared(v, o) for v, o in zip(value, other, strict=True))
-        elif isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
-            result = {k: shared(v, other[k]) for k, v in value.items()}
-        memo[id(value)] = result
-        return result
-
-    return [(shared(a, oa), shared(k, ok)) for (a, k), (oa, ok) in zip(calls, others, strict=True)]
 
 
 def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:

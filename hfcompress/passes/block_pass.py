@@ -30,9 +30,10 @@ from transformers import PreTrainedModel
 from hfcompress.errors import OutputError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.models.activations import cache_of, dense_twin, find_attentions, rounded_input, set_scales, unrounded
+from hfcompress.models.batch import Batch
 from hfcompress.models.experts import Routed
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, set_weight, shared_inputs
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.background import Background
 from hfcompress.passes.curvature import Curvatures, output_curvatures, stand_ins
 from hfcompress.passes.folding import Folding
@@ -65,7 +66,7 @@ from hfcompress.passes.spill import Spill
 from hfcompress.passes.statistics import Statistics
 from hfcompress.passes.tuning import BlockTuner, first_half, watch_output
 from hfcompress.passes.waypoint import Waypoint
-from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.passes.witness import testimony, witness_batch
 from hfcompress.progress import Progress
 from hfcompress.solvers.grid import QuantizedWeight
 
@@ -163,7 +164,7 @@ class BlockPass:
             dense = [stream.advanced(hidden) for stream, hidden in zip(dense, unrounded_hidden, strict=True)]
         probe = self.model.probe() if self.plan.needs_inputs else None
         self.folding = Folding(self.model, self.plan, self.processes, batches) if self.plan.folds else None
-        watched = self.model.embed([Batch(witness_ids(self.model)), *held_out])
+        watched = self.model.embed([witness_batch(self.model), *held_out])
         behind, streams, dense, watched = self._reached(streams, dense, watched)
         for index, name in enumerate(self.model.block_names):
             if index < behind:
@@ -457,7 +458,7 @@ class BlockPass:
         with self.profile.part(FORWARD):
             self.walk(leaders, calls, len(streams), seen, solve_seen, None if last else finished)
         sizes = [[linears[name].weight.numel() for name in names if name in linears] for names in groups]
-        tokens = len(calls) * sum(stream.batch.input_ids.numel() for stream in streams)
+        tokens = len(calls) * sum(len(s.batch.input_ids) * s.batch.length for s in streams)
         suspended = self.walk is walk_suspended
         self.profile.count(FORWARD, operations_of_forwards(sizes, tokens, suspended, last))
         return ([], []) if last else (streams, dense)

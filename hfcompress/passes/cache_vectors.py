@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.progress import Progress
 from hfcompress.runtime.vector_cache import ENTRIES
 from hfcompress.solvers.k_means import k_means

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from hfcompress.models.activations import unrounded
+from hfcompress.models.batch import Batch
 from hfcompress.models.gradients import GradientCovariances
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import spread_rows

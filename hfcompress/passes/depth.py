@@ -19,7 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import spread_rows
 from hfcompress.passes.trial import divergence_sums

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcompress.models.batch import Batch
 from hfcompress.models.experts import find_experts
 from hfcompress.models.fewer_experts import expert_groups
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.processes import Processes
 from hfcompress.progress import Progress
 

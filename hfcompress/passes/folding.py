@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcompress.models.batch import Batch, made_up
 from hfcompress.models.folds import Fold, apply_fold, find_folds
 from hfcompress.models.roles import Linear, find_linears, get_weight, set_weight, shared_inputs, watch_inputs
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan, Smoother
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import spread_rows
@@ -48,7 +49,7 @@ class Folding:
         self.model, self.plan, self.processes = model, plan, processes
         vocabulary = model.skeleton.config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, PROBE, generator=torch.Generator().manual_seed(0))
-        self.probe = model.embed([Batch(ids)])[0]
+        self.probe = model.embed([made_up(model.skeleton.config, ids)])[0]
         rows = max(step.rows for step in plan.folds)
         self.streams = model.embed(spread_rows(batches, rows, processes)[0])
 
@@ -252,7 +253,8 @@ class Folding:
             for name, linear in linears.items():
                 set_weight(linear, rounded(self.plan.blocks[index][name], weights[name], scales, channels))
             for stream, output in zip(self.streams, expected, strict=True):
-                off = flat_tokens(self.model.call(block, index, stream) - output, stream.batch.mask)
+                change = self.model.call(block, index, stream) - output
+                off = flat_tokens(change, stream.batch.mask_of(change))
                 losses[number] += off.square().sum(dtype=torch.float64).cpu()
         for name, linear in linears.items():
             set_weight(linear, weights[name])

@@ -32,10 +32,11 @@ from torch import Tensor, nn
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.models.architecture import ties_embeddings
+from hfcompress.models.batch import Batch
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.gradients import LOGIT_BYTES, STORED_BYTES
 from hfcompress.models.roles import find_linears, shared_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.live_bytes import LiveBytes
 from hfcompress.passes.memory import give_back_freed_memory
 from hfcompress.passes.observe import stages, walk_suspended
@@ -106,7 +107,7 @@ class Footprint:
         self.settled_rows = rows
         self.model, self.plan, self.layout, self.processes = model, plan, layout, processes
         self.dense_model = dense_model
-        self.rows, self.length = (0, 0) if batch is None else batch.input_ids.shape
+        self.rows, self.length = (0, 0) if batch is None else (len(batch.input_ids), batch.length)
         size = model.dtype.itemsize
         self.blocks = [count * size for count in model.block_parameters]
         leaning = [any(task.base is not None for task in tasks.values()) for tasks in plan.blocks]
@@ -146,7 +147,7 @@ class Footprint:
                 kinds = {name: task.rounding for name, task in tasks.items()}
                 groups = shared_inputs(self.model, block, index, probe, tasks, kinds)
             if batch is not None and probe is not None:
-                row = Batch(batch.input_ids[:1], None if batch.mask is None else batch.mask[:1])
+                row = batch.rows(slice(0, 1))
                 self._look_at_a_row(
                     block, row, {names[0]: linears[names[0]] for names in groups if names[0] in linears}
                 )
@@ -406,7 +407,8 @@ def choose_course(
     """
     if memory_limit is not None:
         return Footprint(model, plan, layout, batch, processes, dense_model, rows).course(memory_limit)
-    tokens, length = (0, 1) if batch is None else (batch.input_ids.numel(), batch.input_ids.shape[1])
+    length = 1 if batch is None else batch.length
+    tokens = 0 if batch is None else len(batch.input_ids) * length
     suspended = _fits_suspended(model, plan, tokens, processes.count)
     return Course(rows or rows_at_once(plan, length), suspended, spilled=False)
 

@@ -36,14 +36,13 @@ from hfcompress.formats.reading import decoded
 from hfcompress.formats.writer import CheckpointWriter, disk_errors
 from hfcompress.models.architecture import auto_class
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.encoder_decoder import inputs_of
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.roles import find_linears
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan, Step, check_patterns
 from hfcompress.passes.processes import Processes
-from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.passes.witness import testimony, witness_batch
 from hfcompress.progress import Progress
 
 
@@ -154,8 +153,8 @@ class LibraryPass:
     @torch.no_grad()
     def _witness(self, loaded: nn.Module) -> dict[str, Any]:
         """What the model that was saved says, in the dtype that it computes in."""
-        batch = Batch(witness_ids(self.model))
-        inputs = inputs_of(self.model.skeleton.config, batch.input_ids.to(self.model.device), None)
+        batch = witness_batch(self.model)
+        inputs = batch.inputs(self.model.skeleton.config, self.model.device)
         logits = loaded(**inputs, use_cache=False).logits
         return testimony(Stream(batch, logits, []), logits)
 

@@ -47,9 +47,10 @@ from hfcompress.distillation.taught_trainer import (
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter, disk_errors
 from hfcompress.models.adapter import ADAPTER, require_peft, write_adapter
+from hfcompress.models.batch import Batch
 from hfcompress.models.experts import ExpertLinear, Routed
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_of, set_weight, watch_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import LORA as NAME
 from hfcompress.passes.journal import Journal

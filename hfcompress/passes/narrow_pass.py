@@ -32,11 +32,12 @@ from torch import Tensor, nn
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.residual import Norm
 from hfcompress.models.roles import Linear, find_linears, get_weight, linear_shape, watch_inputs
 from hfcompress.models.slicing import Slicer
-from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
+from hfcompress.models.streaming import StreamedModel, build_skeleton
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.latency import latency
 from hfcompress.passes.plan import LinearTask, Plan, untied_head

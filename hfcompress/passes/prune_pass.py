@@ -32,11 +32,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import are_apart
 from hfcompress.models.fewer_experts import expert_changes, expert_groups, experts_of, fewer_experts
 from hfcompress.models.shallow import changed_config, depth_changes, merged, shallow
-from hfcompress.models.streaming import Batch, StreamedModel, build_skeleton
+from hfcompress.models.streaming import StreamedModel, build_skeleton
 from hfcompress.passes.depth import blocks_to_keep
 from hfcompress.passes.experts import experts_to_keep
 from hfcompress.passes.journal import Journal

@@ -46,9 +46,10 @@ from hfcompress.distillation.taught_trainer import BestIterate, Student, TaughtR
 from hfcompress.errors import InvalidValueError
 from hfcompress.formats.layout import kind_of
 from hfcompress.formats.writer import CheckpointWriter
+from hfcompress.models.batch import Batch
 from hfcompress.models.experts import Routed
 from hfcompress.models.roles import linear_of, set_weight, watch_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.block_pass import parts_of
 from hfcompress.passes.journal import QAT as NAME
 from hfcompress.passes.journal import Journal

@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcompress.models.batch import Batch
 from hfcompress.models.roles import find_linears, get_weight, watch_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.plan import LinearTask, Plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import spread_rows

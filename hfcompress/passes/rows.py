@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hfcompress.models.streaming import Batch
+from hfcompress.models.batch import Batch
 from hfcompress.passes.processes import Processes
 
 
@@ -66,8 +66,6 @@ def spread_rows(batches: Sequence[Batch], count: int, processes: Processes) -> t
     rows = [row - share.start for row in chosen if share.start <= row < share.stop]
     if not rows:
         return [], []
-    ids = torch.cat([batch.input_ids for batch in batches])[rows]
-    masks = [batch.mask for batch in batches if batch.mask is not None]
-    few = Batch(ids, torch.cat(masks)[rows] if masks else None).split(len(batches[0].input_ids))
+    few = Batch.joined(batches).rows(rows).split(len(batches[0].input_ids))
     first = chosen.index(rows[0] + share.start)
     return few, [first + sum(len(batch.input_ids) for batch in few[:number]) for number in range(len(few))]

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfcompress.errors import InvalidValueError
+from hfcompress.models.batch import Batch
 from hfcompress.models.experts import ExpertLinear
 from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.roles import Linear, find_linears, get_weight, shared_inputs, watch_inputs
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.plan import LinearTask
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.solving import solve_group

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.foresight import foresee
 from hfcompress.passes.plan import LinearTask, Plan, lean, namesake
 from hfcompress.passes.processes import Processes

@@ -21,9 +21,9 @@ import torch
 
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.formats.writer import CheckpointWriter
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.journal import Journal
-from hfcompress.passes.witness import testimony, witness_ids
+from hfcompress.passes.witness import testimony, witness_batch
 
 
 SIZES = "sizes"  # of what is kept beside the parts
@@ -37,7 +37,7 @@ def require_same(made: StreamedModel, journal: Journal) -> None:
     Raises:
         UnsupportedModelError: it says something else.
     """
-    [stream] = made.forward_blocks(made.embed([Batch(witness_ids(made))]))
+    [stream] = made.forward_blocks(made.embed([witness_batch(made)]))
     with made.outside(head=True) as model:
         said = testimony(stream, made.logits(model, stream))
     assert journal.witness is not None

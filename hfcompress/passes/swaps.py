@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.processes import Processes
 
 

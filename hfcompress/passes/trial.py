@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfcompress.calibration.tokens import Tokens
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.streaming import Stream, StreamedModel
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.journal import Journal
 from hfcompress.passes.plan import Plan
@@ -93,21 +94,21 @@ def halves(tokens: Tokens) -> tuple[Batch, Batch]:
     """Rows to calibrate on and rows to measure on; of a single row, its two halves."""
     few = tokens.batch(slice(0, ROWS))
     rows, length = few.input_ids.shape
-    along, size = (0, rows) if rows > 1 else (1, length)
-    first = size - size // 2
-    ids = few.input_ids.split([first, size - first], along)
-    masks = few.mask.split([first, size - first], along) if few.mask is not None else (None, None)
+    if rows > 1:
+        first = rows - rows // 2
+        return few.rows(slice(0, first)), few.rows(slice(first, rows))
+    first = length - length // 2
+    ids = few.input_ids.split([first, length - first], 1)
+    masks = few.mask.split([first, length - first], 1) if few.mask is not None else (None, None)
     return Batch(ids[0], masks[0]), Batch(ids[1], masks[1])
 
 
 def _share(batch: Batch, processes: Processes) -> list[Batch]:
     """This process's part, in pieces that go through the model together."""
-    rows, length = batch.input_ids.shape
-    part = processes.share(rows)
+    part = processes.share(len(batch.input_ids))
     if part.stop == part.start:
         return []
-    mine = Batch(batch.input_ids[part], None if batch.mask is None else batch.mask[part])
-    return mine.split(max(1, BATCH_TOKENS // length))
+    return batch.rows(part).split(max(1, BATCH_TOKENS // batch.length))
 
 
 def divergence_sums(expected: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:

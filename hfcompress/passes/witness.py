@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from hfcompress.errors import UnsupportedModelError
-from hfcompress.models.streaming import Batch, Stream, StreamedModel
+from hfcompress.models.batch import Batch, made_up
+from hfcompress.models.streaming import Stream, StreamedModel
 
 
 TOKENS = 32
@@ -37,10 +38,15 @@ def witness_ids(model: StreamedModel) -> Tensor:
     return torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(SEED))
 
 
+def witness_batch(model: StreamedModel) -> Batch:
+    """A row of them, and where the model hears always the same noise."""
+    return made_up(model.skeleton.config, witness_ids(model))
+
+
 @torch.no_grad()
 def testimony_of(model: StreamedModel, whole: nn.Module) -> dict[str, Any]:
     """[`testimony`] of a model whose weights are all in memory, from [`StreamedModel.loaded`]."""
-    stream = model.stream(whole, Batch(witness_ids(model)))
+    stream = model.stream(whole, witness_batch(model))
     stream = stream.advanced(model.final_hidden(whole, stream.batch))
     return testimony(stream, model.logits(whole, stream))
 

@@ -30,8 +30,9 @@ from hfcompress.cli import USER_ERROR, _guarded, app
 from hfcompress.errors import CalibrationError, InvalidValueError
 from hfcompress.evaluation.logits import open_for_logits
 from hfcompress.formats import get_format
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.progress import Silent
 
 

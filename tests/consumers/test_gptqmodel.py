@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM
 import hfcompress as hfc
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.reading import decoded
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.recipes import Job
 

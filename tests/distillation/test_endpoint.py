@@ -28,7 +28,7 @@ from hfcompress.distillation.signals import Largest
 from hfcompress.errors import CheckpointError, InvalidValueError
 from hfcompress.hub.card import make_card
 from hfcompress.hub.published import published
-from hfcompress.models.streaming import Batch
+from hfcompress.models.batch import Batch
 from hfcompress.recipes import job_from_dict
 
 

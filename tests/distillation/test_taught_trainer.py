@@ -21,8 +21,9 @@ from conftest import CONFIGS, make_model, token_ids
 
 from hfcompress.distillation.objective import Objective
 from hfcompress.distillation.taught_trainer import Schedule, Student, TaughtRows, TaughtTrainer, collate
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 
 
 CPU = torch.device("cpu")

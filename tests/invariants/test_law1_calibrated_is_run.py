@@ -17,9 +17,10 @@ import pytest
 import torch
 from conftest import VOCABULARY, token_ids
 
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, shared_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.statistics import Statistics
 
 

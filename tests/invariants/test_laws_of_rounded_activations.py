@@ -30,9 +30,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import hfcompress as hfc
 from hfcompress.errors import UnsupportedModelError
 from hfcompress.evaluation.logits import open_streamed
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, watch_inputs
-from hfcompress.models.streaming import Batch
 from hfcompress.passes.statistics import Statistics
 
 

@@ -26,8 +26,9 @@ from hfcompress.models.activations import (
     set_scales,
     unrounded,
 )
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.solvers.grid import Grid
 
 

@@ -21,10 +21,11 @@ from conftest import MIXTURES, VOCABULARY, make_model, token_ids
 from transformers import DbrxConfig, JetMoeConfig, LlamaConfig
 
 from hfcompress.errors import UnsupportedModelError
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear, Routed, find_experts, find_routers, take_apart
 from hfcompress.models.roles import find_linears, shared_inputs, watch_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 
 
 def logits_of(streamed: StreamedModel, batch: Batch) -> torch.Tensor:

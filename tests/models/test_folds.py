@@ -20,10 +20,11 @@ import torch
 from conftest import CONFIGS, make_model, token_ids
 from torch import nn
 
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.folds import TOLERANCE, apply_fold, error_of, find_folds
 from hfcompress.models.roles import shared_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 
 
 USUAL = {

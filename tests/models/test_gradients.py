@@ -17,10 +17,11 @@ import pytest
 import torch
 from conftest import CONFIGS, make_model, token_ids
 
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.gradients import GradientCovariances, SquaredGradients
 from hfcompress.models.roles import find_linears, linear_shape
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 
 
 def whole_model(model, batch: Batch, seed: int) -> dict[str, torch.Tensor]:

@@ -20,9 +20,10 @@ from conftest import CONFIGS, make_model, token_ids
 from safetensors.torch import load_file
 
 import hfcompress as hfc
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, get_weight, set_weight, watch_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.statistics import Statistics
 from hfcompress.solvers.gptq import factorize, gptq
 from hfcompress.solvers.grid import Grid

@@ -22,8 +22,9 @@ import hfcompress as hfc
 from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.numbers import number
 from hfcompress.hub.push import carried_files
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.cache_vectors import Watched, learn_vectors
 from hfcompress.progress import Silent
 from hfcompress.recipes import KVCache

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import token_ids
 
-from hfcompress.models.streaming import Batch
+from hfcompress.models.batch import Batch
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.rows import first_rows, held_out, spread_rows
 

@@ -31,8 +31,9 @@ from hfcompress.distillation.taught_trainer import Student, TaughtRows, collate,
 from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, OutputError
 from hfcompress.formats.writer import partial_path
 from hfcompress.hub.published import published
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.tiny import tiny_folder
 from hfcompress.passes.processes import Processes
 from hfcompress.progress import Silent

@@ -26,8 +26,9 @@ from conftest import CONFIGS, make_model, token_ids
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError, OutputError
 from hfcompress.formats import get_format
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.footprint import Course, Footprint, choose_course, in_use
 from hfcompress.passes.live_bytes import LiveBytes
 from hfcompress.passes.plan import make_plan

@@ -28,8 +28,8 @@ from hfcompress.errors import InvalidValueError, MissingExtraError, UnsupportedM
 from hfcompress.evaluation.inspection import inspect_checkpoint
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats import bitsandbytes, torchao
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch
 from hfcompress.models.tiny import tiny_folder
 
 

@@ -28,8 +28,8 @@ from hfcompress.evaluation.logits import open_streamed
 from hfcompress.formats.writer import CheckpointWriter
 from hfcompress.hub.push import carried_files
 from hfcompress.models.adapter import adapted, adapter_of, rebased, require_peft
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch
 
 
 IDS = token_ids(20, 24)

@@ -39,11 +39,12 @@ import hfcompress as hfc
 from hfcompress.errors import CheckpointError, HfcompressError, InvalidValueError, UnsupportedModelError
 from hfcompress.evaluation.logits import open_streamed
 from hfcompress.models import fewer_experts
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.experts import ExpertLinear, Routed, find_experts, find_routers
 from hfcompress.models.folds import TOLERANCE, error_of, find_folds
 from hfcompress.models.roles import shared_inputs
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.experts import experts_to_keep
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.sensitivity import Unit, _experts_together

@@ -27,9 +27,10 @@ from hfcompress.errors import CalibrationError, InvalidValueError
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import CheckpointWriter, partial_path
 from hfcompress.hub.reload import READ, WHOLE, _difference
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import set_weight
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes import qat_pass
 from hfcompress.passes.plan import make_plan
 from hfcompress.passes.processes import Processes

@@ -19,8 +19,9 @@ from conftest import token_ids
 
 import hfcompress as hfc
 from hfcompress.formats import get_format
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.plan import make_plan
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.sensitivity import unit_errors

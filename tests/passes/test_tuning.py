@@ -20,9 +20,10 @@ from conftest import CONFIGS, make_model, token_ids
 
 import hfcompress as hfc
 from hfcompress.errors import InvalidValueError
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.roles import find_linears, get_weight, set_weight
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.processes import Processes
 from hfcompress.passes.tuning import BlockTuner, first_half, watch_output
 from hfcompress.solvers.grid import Grid, QuantizedWeight

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 import hfcompress as hfc
 from hfcompress.formats.writer import partial_path
-from hfcompress.models.streaming import Batch, Stream
+from hfcompress.models.batch import Batch
+from hfcompress.models.streaming import Stream
 from hfcompress.passes import curvature, waypoint
 from hfcompress.passes.block_pass import BlockPass
 from hfcompress.passes.processes import Processes

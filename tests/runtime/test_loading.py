@@ -30,8 +30,9 @@ from hfcompress.errors import HfcompressError, InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
 from hfcompress.formats import get_format
 from hfcompress.formats.reading import decoded
+from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.streaming import Batch, StreamedModel
+from hfcompress.models.streaming import StreamedModel
 from hfcompress.runtime.integer_linear import (
     Int4Linear,
     Int8Linear,
