@@ -121,6 +121,7 @@ def plan(
         overwrite=False,
         trust_remote_code=trust_remote_code,
         progress=progress,
+        speak=False,
     )
     batch = calibration_share(ready)
     where = ready.streamed, ready.plan, ready.layout

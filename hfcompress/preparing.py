@@ -120,10 +120,11 @@ def prepare(
     trust_remote_code: bool,
     progress: Progress,
     stage: Callable[[Checkpoint, Path], Checkpoint] | None = None,
+    speak: bool = True,
 ) -> Prepared:
     """
     See [`hfcompress.compression.compress`] for the arguments; `stage` makes of the model and the output's path what the
-    steps start from.
+    steps start from, and without `speak` the decoder of an encoder-decoder reads any tokens, for a forecast.
 
     Raises:
         HfcompressError: something the user can put right, in one sentence.
@@ -184,7 +185,9 @@ def prepare(
     tokens, trained = None, job.training is not None or pruning is not None or job.distilling is not None
     if plan.needs_inputs or trained or job.cache_bits or (rotation is not None and rotation.needs_trial):
         where, whole = (processes.device, arithmetic), memory_limit is None
-        tokens = _calibration_tokens(job, checkpoint, plan, calibration, samples, seq_len, progress, where, whole)
+        tokens = _calibration_tokens(
+            job, checkpoint, plan, calibration, samples, seq_len, progress, where, whole, speak
+        )
     if job.cache_bits and tokens is not None:
         check_cache(streamed, tokens.batch(slice(None)), job.cache_bits, memory_limit)
     if rotation is not None:
@@ -335,7 +338,7 @@ def _heed_dropped_tasks(job: Job, progress: Progress) -> None:
 
 
 def _calibration_tokens(
-    job, checkpoint, plan: Plan, calibration, samples, seq_len, progress, where: tuple[Any, Any], whole: bool
+    job, checkpoint, plan: Plan, calibration, samples, seq_len, progress, where: tuple[Any, Any], whole, speak
 ) -> Tokens:
     settings = job.calibration
     tokens = load_tokens(
@@ -350,7 +353,8 @@ def _calibration_tokens(
     )
     if tokens.note:
         progress.note(tokens.note)
-    tokens = as_read(tokens, checkpoint, *where, settings.seed, progress, whole)
+    if speak:
+        tokens = as_read(tokens, checkpoint, *where, settings.seed, progress, whole)
     if plan.needs_inputs and tokens.count < (widest := plan.widest).shape.in_features:
         progress.note(
             f"only {tokens.count} calibration tokens for the {widest.shape.in_features} inputs of {widest.name}: its Gram "

@@ -270,6 +270,15 @@ def test_text_is_calibration_data_too(t5, tmp_path):
     assert result.manifest["calibration"]["data"].endswith("text.txt, and what the model itself says to it")
 
 
+def test_a_forecast_lets_it_say_nothing(t5, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfcompress.evaluation.logits.answered", None)
+    said = hfc.plan(t5, GPTQ, calibration=IDS)
+    monkeypatch.undo()
+    hfc.compress(t5, GPTQ, tmp_path / "made", calibration=IDS, evaluate=False)
+    assert said.output_bytes == pytest.approx(Checkpoint.open(tmp_path / "made").size_bytes, rel=1e-4)
+    assert said.blocks == 5
+
+
 # steps and formats
 
 
