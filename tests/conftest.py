@@ -72,6 +72,16 @@ from hfcompress.models.tiny import tiny_folder
 from hfcompress.progress import Silent
 
 
+DRAWN = {"hub", "evaluation", "budgeting", "consumers", "test_measuring", "test_main_road", "test_bad_input", "test_ecosystem"}
+
+
+@pytest.fixture(autouse=True)
+def _pictures(request, monkeypatch):
+    """Drawing takes longer than all else that is done to a tiny model: where no test looks at pictures, none are drawn."""
+    if not DRAWN & {*request.path.parts, request.path.stem}:
+        monkeypatch.setattr("hfcompress.hub.description.draw", lambda *_: {})
+
+
 VOCABULARY = 128
 _COMMON = {
     "vocab_size": VOCABULARY,

@@ -21,6 +21,7 @@ a browser runs no other and fetches nothing.
 """
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -116,6 +117,7 @@ def render(
     )
 
 
+@functools.cache
 def _environment():
     """For a report of which any part may be missing: so is whatever is asked of it, and a null is as good as nothing."""
     from jinja2 import ChainableUndefined, Environment, PackageLoader
