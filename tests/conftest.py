@@ -72,7 +72,16 @@ from hfcompress.models.tiny import tiny_folder
 from hfcompress.progress import Silent
 
 
-DRAWN = {"hub", "evaluation", "budgeting", "consumers", "test_measuring", "test_main_road", "test_bad_input", "test_ecosystem"}
+DRAWN = {
+    "hub",
+    "evaluation",
+    "budgeting",
+    "consumers",
+    "test_measuring",
+    "test_main_road",
+    "test_bad_input",
+    "test_ecosystem",
+}
 
 
 @pytest.fixture(autouse=True)
