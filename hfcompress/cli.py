@@ -466,10 +466,11 @@ def inspect(
     """Show what is in a checkpoint: a row per linear."""
     from hfcompress import console
     from hfcompress.evaluation.inspection import inspect_checkpoint
+    from hfcompress.formats.dense_view import dense_view
     from hfcompress.models.checkpoint import Checkpoint
 
     _check_json(json_file)
-    found = inspect_checkpoint(Checkpoint.open(model, trust_remote_code=trust_remote_code))
+    found = inspect_checkpoint(Checkpoint.open(model, None, trust_remote_code, dense_view))
     _write_json(json_file, found)
     console.show_inspection(found)
     return OK

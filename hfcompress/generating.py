@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, TextStreamer
 
 from hfcompress.errors import InvalidValueError
 from hfcompress.evaluation.comparison import whole_model
+from hfcompress.formats.dense_view import dense_view
 from hfcompress.models.architecture import is_encoder
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
@@ -94,7 +95,7 @@ def generate(
         raise InvalidValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
     if not 0 <= temperature < float("inf"):
         raise InvalidValueError(f"temperature is {temperature:g}; it must be 0 or above.")
-    checkpoint = Checkpoint.open(model, tokenizer, trust_remote_code)
+    checkpoint = Checkpoint.open(model, tokenizer, trust_remote_code, dense_view)
     if is_encoder(checkpoint.config):
         raise InvalidValueError(f"{checkpoint.name} is an encoder, which does not go on with a text.")
     if hears(checkpoint.config):

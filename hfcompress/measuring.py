@@ -29,6 +29,7 @@ from hfcompress.evaluation.logits import as_read
 from hfcompress.evaluation.measure import QUALITY, TASKS, check, chosen, measure, tasks_of, units
 from hfcompress.evaluation.plots import pareto_front
 from hfcompress.evaluation.report import Report
+from hfcompress.formats.dense_view import dense_view
 from hfcompress.hub.description import describe
 from hfcompress.models.architecture import is_headless
 from hfcompress.models.checkpoint import Checkpoint
@@ -107,7 +108,7 @@ def evaluate(
     saved = _require_savable(candidate) if save else None
     if saved is not None and "perplexity" not in saved and QUALITY not in chosen(names):
         names.append(QUALITY)  # what the card and the gate rest on
-    original = Checkpoint.open(baseline or base_of(candidate.folder), trust_remote_code=trust_remote_code)
+    original = _original(baseline or base_of(candidate.folder), trust_remote_code)
     comparison = _comparison(candidate, original, data, samples, seq_len, device, dtype, progress)
     comparison = replace(
         comparison,
@@ -159,7 +160,7 @@ def compare(
     """
     progress = progress or Silent()
     candidates = [Checkpoint.open(model, trust_remote_code=trust_remote_code) for model in models]
-    original = Checkpoint.open(baseline or base_of(candidates[0].folder), trust_remote_code=trust_remote_code)
+    original = _original(baseline or base_of(candidates[0].folder), trust_remote_code)
     common = _comparison(candidates[0], original, data, samples, seq_len, device, dtype, progress)
     for candidate in candidates:
         if is_headless(candidate.config):
@@ -233,6 +234,10 @@ def _cache(folder: str | Path | None) -> Generator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="hfcompress-teacher-") as temporary:
         yield Path(temporary)
+
+
+def _original(model: Any, trust_remote_code: bool) -> Checkpoint:
+    return Checkpoint.open(model, trust_remote_code=trust_remote_code, unpack=dense_view)
 
 
 def _comparison(candidate, original, data, samples, seq_len, device, dtype, progress) -> Comparison:

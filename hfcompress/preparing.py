@@ -274,7 +274,7 @@ def _student(
 
 
 def _open(model: Any, tokenizer: Any, trust_remote_code: bool) -> Checkpoint:
-    checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code)
+    checkpoint = Checkpoint.open(tiny_folder() if model is None else model, tokenizer, trust_remote_code, dense_view)
     if checkpoint.folder == tiny_folder():
         checkpoint.name = TINY_NAME
     return dense_view(checkpoint)

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,11 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, model: "str | Path | PreTrainedModel | Checkpoint", tokenizer=None, trust_remote_code: bool = False
+        cls,
+        model: "str | Path | PreTrainedModel | Checkpoint",
+        tokenizer=None,
+        trust_remote_code: bool = False,
+        unpack: "Callable[[Checkpoint], Checkpoint] | None" = None,
     ) -> "Checkpoint":
         """
         Args:
@@ -75,6 +79,8 @@ class Checkpoint:
                 a model in memory. The repo of a PEFT adapter stands for its base with the adapter merged into it.
             tokenizer (*optional*): the tokenizer of a model in memory.
             trust_remote_code (`bool`, *optional*, defaults to `False`): run modelling code that the repo carries.
+            unpack (`Callable`, *optional*): makes of an adapter's quantized base the dense model that it stands for, as
+                [`hfcompress.formats.dense_view.dense_view`] does.
 
         Raises:
             CheckpointError: it is not there, not complete, or not readable.
@@ -87,7 +93,7 @@ class Checkpoint:
         if is_adapter(folder):
             from hfcompress.models.merged import merged
 
-            folder = merged(folder, trust_remote_code)
+            folder = merged(folder, trust_remote_code, unpack)
         config = _read_config(folder, trust_remote_code)
         return cls(config, str(model), _stored_tensors(folder), folder, revision, tokenizer, trust_remote_code)
 

@@ -17,9 +17,11 @@ cache (`$HF_HOME/hfcompress/merged`), where it is found again. From there on it 
 """
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
@@ -32,36 +34,52 @@ from hfcompress.models.checkpoint import Checkpoint
 
 
 MERGED = Path(HF_HOME) / "hfcompress" / "merged"
+INDEX = "model.safetensors.index.json"
+FILE_BYTES = 2_000_000_000  # of weights in a file, where the base has none to go by
 
 
-def merged(folder: Path, trust_remote_code: bool = False) -> Path:
+def merged(
+    folder: Path, trust_remote_code: bool = False, unpack: Callable[[Checkpoint], Checkpoint] | None = None
+) -> Path:
     """
     Args:
         folder (`Path`): of an adapter.
         trust_remote_code (`bool`, *optional*, defaults to `False`): run modelling code that the base carries.
+        unpack (`Callable`, *optional*): makes of a quantized base the dense model that it stands for.
 
     Returns:
         `Path`: the folder of the whole model, in the base's dtype.
 
     Raises:
         CheckpointError: the adapter is damaged or of another model, or the base is not there.
-        UnsupportedModelError: it is no plain LoRA, or its base is quantized.
+        UnsupportedModelError: it is no plain LoRA, or its base is quantized and cannot be unpacked.
     """
     update = read_adapter(folder)
     base = Checkpoint.open(update.base + (f"@{update.revision}" if update.revision else ""), None, trust_remote_code)
-    if base.quantization_config is not None:
-        raise UnsupportedModelError(
-            f"The adapter in {folder} belongs to {update.base}, which is quantized; its products cannot be added to codes. Write "
-            "the base with plain weights first (hfcompress export --format dense) and name it in adapter_config.json."
-        )
     assert base.folder is not None
     result = MERGED / _digest(folder, base)
     if not result.is_dir():
+        if base.quantization_config is not None:
+            base = _unpacked(folder, base, unpack)
         MERGED.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=MERGED) as name:
             _write(Path(name), folder, base, update)
             _publish(Path(name), result)
     return result
+
+
+def _unpacked(folder: Path, base: Checkpoint, unpack: Callable[[Checkpoint], Checkpoint] | None) -> Checkpoint:
+    """The dense model that a quantized base stands for: products are added to weights, not to codes."""
+    try:
+        if unpack is not None:
+            return unpack(base)
+        reason = "which is not unpacked here"
+    except UnsupportedModelError as error:
+        reason = f"which cannot be unpacked ({str(error).rstrip('.')})"
+    raise UnsupportedModelError(
+        f"The adapter in {folder} belongs to {base.name}, which is quantized, and {reason}; write the base with plain weights and "
+        "name it in adapter_config.json."
+    )
 
 
 def _digest(folder: Path, base: Checkpoint) -> str:
@@ -88,25 +106,45 @@ def _write(target: Path, folder: Path, base: Checkpoint, update: LowRankUpdate) 
             raise of_another_model(folder, name)
         changed[key] = Adapted(base.tensors[key], down, up, update.scale, update.transposed)
     assert base.folder is not None
-    names: dict[Path, list[str]] = {}
-    for key, tensor in base.tensors.items():
-        assert tensor.path is not None
-        names.setdefault(tensor.path, []).append(key)
-    for path, keys in names.items():
-        tensors: dict[str, Tensor] = {key: base.tensors[key].read() for key in keys if key not in changed}
+    files = _files(base)
+    for file, keys in files.items():
+        tensors: dict[str, Tensor] = {}
         for key in keys:
-            if key in changed:
-                tensors[key] = changed[key].read().to(base.tensors[key].dtype).contiguous()
-        save_file(tensors, target / path.name, metadata={"format": "pt"})
-    for name in ("config.json", "model.safetensors.index.json"):
-        if (base.folder / name).is_file():
-            shutil.copyfile(base.folder / name, target / name)
+            tensors[key] = changed.get(key, base.tensors[key]).read().to(base.tensors[key].dtype).contiguous()
+        save_file(tensors, target / file, metadata={"format": "pt"})
+    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if len(files) > 1:
+        index = {"metadata": {}, "weight_map": {key: file for file, keys in files.items() for key in keys}}
+        (target / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     own = Checkpoint(base.config, str(folder), {}, folder)
     for source in (base, own):  # what the adapter brings replaces the base's
         assert source.folder is not None
         for path in source.companions():
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / path, target / path)
+
+
+def _files(base: Checkpoint) -> dict[str, list[str]]:
+    """Which tensors lie in which file: as the base has them, or those of a base that was unpacked in files of a size."""
+    if base.packed is None:
+        files: dict[str, list[str]] = {}
+        for key, tensor in base.tensors.items():
+            assert tensor.path is not None
+            files.setdefault(tensor.path.name, []).append(key)
+        return files
+    parts: list[list[str]] = [[]]
+    size = 0
+    for key, tensor in base.tensors.items():
+        if parts[-1] and size + tensor.nbytes > FILE_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(key)
+        size += tensor.nbytes
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{n:05d}-of-{len(parts):05d}.safetensors": keys for n, keys in enumerate(parts, 1)}
 
 
 def _on_disk(name: str, base: Checkpoint) -> str | None:

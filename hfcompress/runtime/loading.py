@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from hfcompress.formats.dense_view import dense_view
 from hfcompress.formats.reading import decoded, is_streamed
 from hfcompress.formats.stored import PackedTensor
 from hfcompress.models.checkpoint import Checkpoint
@@ -62,7 +63,7 @@ def load(
         CheckpointError: the checkpoint is damaged or incomplete.
         UnsupportedModelError: a format that hfcompress does not read, or an architecture that it cannot treat correctly.
     """
-    checkpoint = Checkpoint.open(model, None, trust_remote_code)
+    checkpoint = Checkpoint.open(model, None, trust_remote_code, dense_view)
     where = find_device(device)
     return load_checkpoint(checkpoint, where, None if dtype is None else find_dtype(dtype, where, checkpoint), packed)
 

@@ -83,6 +83,32 @@ def test_it_is_compressed_and_measured_against_the_merged_model(tmp_path):
     assert again["kl_mean"] == pytest.approx(made.report["kl_mean"])
 
 
+@pytest.mark.parametrize("size", [1 << 30, 100_000])
+def test_a_quantized_base_is_unpacked(tmp_path, cache, monkeypatch, size):
+    """As adapters are that were trained on one: the products are added to the weights that its codes stand for."""
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(module, "FILE_BYTES", size)
+    folder, _ = adapter(tmp_path)
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    packed = hfc.compress(base, hfc.RTN(bits=4, group_size=32), tmp_path / "packed", evaluate=False).output_dir
+    changed(folder, base_model_name_or_path=str(packed))
+    dense = hfc.export(packed, "dense", tmp_path / "dense", dtype="float32", evaluate=False).output_dir
+    plain = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
+    wanted = peft.PeftModel.from_pretrained(plain, folder).merge_and_unload()
+    recipe = hfc.RTN(bits=8, group_size=-1)
+    made = hfc.compress(folder, recipe, tmp_path / "out", calibration=token_ids(8, 32), eval_data=token_ids(4, 32))
+    assert made.report["kl_mean"] < 1e-3
+    assert (logits(hfc.load(made.output_dir, packed=False, device="cpu")) - logits(wanted)).abs().max() < 0.05
+    torch.testing.assert_close(logits(hfc.load(folder, device="cpu")), logits(wanted), rtol=0, atol=2e-5)
+    [whole] = cache.iterdir()
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)), logits(wanted), rtol=0, atol=2e-5
+    )
+    assert (len(list(whole.glob("*.safetensors"))) > 1) == (size < 1 << 30)
+    again = hfc.evaluate(made.output_dir, data=token_ids(4, 32))
+    assert again["kl_mean"] == pytest.approx(made.report["kl_mean"])
+
+
 def test_another_base_or_adapter_is_merged_anew(tmp_path, cache):
     folder, _ = adapter(tmp_path)
     first = Checkpoint.open(folder).folder
@@ -108,8 +134,15 @@ def test_what_cannot_be_merged_is_told(tmp_path, cache):
         Checkpoint.open(folder)
     quantized = hfc.compress(base, hfc.RTN(bits=8, group_size=-1), tmp_path / "q", evaluate=False).output_dir
     changed(folder, base_model_name_or_path=str(quantized))
-    with pytest.raises(UnsupportedModelError, match="which is quantized; its products cannot be added to codes"):
+    with pytest.raises(
+        UnsupportedModelError, match="which is quantized, and which is not unpacked here; write the base"
+    ):
         Checkpoint.open(folder)
+    rounded = hfc.RTN(bits=8, group_size=-1, activations="dynamic")
+    rounded = hfc.compress(base, rounded, tmp_path / "rounded", evaluate=False).output_dir
+    changed(folder, base_model_name_or_path=str(rounded))
+    with pytest.raises(UnsupportedModelError, match=r"cannot be unpacked \(.*rounds what its linears read"):
+        hfc.compress(folder, hfc.RTN(group_size=32), tmp_path / "out")
     other = make_model(CONFIGS["opt"](), torch.float32)
     other.save_pretrained(tmp_path / "opt")
     changed(folder, base_model_name_or_path=str(tmp_path / "opt"))
