@@ -60,13 +60,13 @@ class Recorder:
         blocks (`int`): all of them.
         encoder_blocks (`int`): those of an encoder.
         returns (`list[Returns]` or `None`): what the blocks of an encoder and of a decoder, or all, return; `None` where that is
-            to be found, for which the first of each are run.
+            to be found, for which the first of each are run; where none is known, a tensor by itself.
         final (`Tensor`, *optional*): what the last one hands back; without it the forward ends there.
     """
 
     def __init__(self, blocks: int, encoder_blocks: int, returns: list[Returns] | None, final: Tensor | None = None):
         self.blocks, self.encoder_blocks, self.final = blocks, encoder_blocks, final
-        self.learns, self.returns = returns is None, [] if returns is None else returns
+        self.learns, self.returns = returns is None, returns or ([] if returns is None else [Returns(0, False)] * 2)
         self.calls: list[tuple[tuple, dict[str, Any]]] = []
         self.firsts: list[Tensor] = []
         self.others: tuple = ()
