@@ -221,6 +221,7 @@ def compress(
         trust_remote_code=trust_remote_code,
         progress=progress,
         stage=stage,
+        evaluate=evaluate,
     )
     checkpoint, streamed, layout, processes = ready.checkpoint, ready.streamed, ready.layout, ready.processes
     rotation, output, tokens = ready.rotation, ready.output, ready.tokens

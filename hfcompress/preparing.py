@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfcompress.budgeting.choices import Choices
-from hfcompress.calibration.tokens import GIVEN, Tokens, load_tokens
+from hfcompress.calibration.speech import no_sound
+from hfcompress.calibration.tokens import BUNDLED, GIVEN, Tokens, load_tokens
 from hfcompress.errors import InvalidValueError, OutputError, UnsupportedModelError
 from hfcompress.evaluation.logits import as_read
 from hfcompress.formats import get_format
@@ -30,7 +31,7 @@ from hfcompress.models.architecture import goes_on, is_headless
 from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.devices import find_device, find_dtype
-from hfcompress.models.encoder_decoder import reads_and_writes
+from hfcompress.models.encoder_decoder import hears, reads_and_writes
 from hfcompress.models.manifest import base_of, read_manifest
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.models.students import MadeStudent, make_student
@@ -121,10 +122,12 @@ def prepare(
     progress: Progress,
     stage: Callable[[Checkpoint, Path], Checkpoint] | None = None,
     speak: bool = True,
+    evaluate: bool = False,
 ) -> Prepared:
     """
     See [`hfcompress.compression.compress`] for the arguments; `stage` makes of the model and the output's path what the
-    steps start from, and without `speak` the decoder of an encoder-decoder reads any tokens, for a forecast.
+    steps start from, without `speak` the decoder of an encoder-decoder reads any tokens, for a forecast, and `evaluate` asks
+    whether there will be something to measure the result on.
 
     Raises:
         HfcompressError: something the user can put right, in one sentence.
@@ -139,6 +142,8 @@ def prepare(
         samples, seq_len = _as_calibrated(original, job, calibration)
     checkpoint = _open(model, tokenizer, trust_remote_code)
     _check_encoder(checkpoint, job)
+    if evaluate and hears(checkpoint.config) and job.evaluation.data == BUNDLED:
+        raise no_sound(checkpoint)
     output = Path(output_dir or f"{_short_name(checkpoint)}-{job.name}").expanduser().absolute()
     check_output(output, resume, overwrite, checkpoint.folder)
     if job.origin is not None and output.resolve() == job.origin.resolve():

@@ -49,7 +49,7 @@ import hfcompress as hfc
 from hfcompress.calibration.own_output import answered, continued
 from hfcompress.calibration.speech import load_speech
 from hfcompress.calibration.tokens import Tokens
-from hfcompress.errors import CalibrationError, InvalidValueError, UnsupportedModelError
+from hfcompress.errors import CalibrationError, CheckpointError, InvalidValueError, UnsupportedModelError
 from hfcompress.formats import get_format
 from hfcompress.generating import generate
 from hfcompress.hub.reload import check_reload
@@ -193,19 +193,9 @@ def test_what_it_says_is_drawn_from_its_distribution(tmp_path):
         vocab_size=8, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0, eos_token_id=7
     )
     model = make_any_model(config)
-    rows = np.tile(np.arange(4)[None] % 6 + 1, (4000, 1))
-    found = answered(Tokens(rows, ""), StreamedModel(Checkpoint.open(model)))
-    assert found.input_ids.shape == (4000, 4)
-    with torch.no_grad():
-        inputs = Batch(torch.as_tensor(rows[:1]).clone()).inputs(model.config)
-        inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
-        inputs.pop("decoder_attention_mask")
-        wanted = model(**inputs).logits[0, 0].softmax(-1)
-    assert encoded(4) == 3  # so that the decoder has a start alone: what it says needs a longer row
-    longer = np.tile(np.arange(6)[None] % 6 + 1, (4000, 1))
-    longer[:, :3] = rows[:, :3]
-    said = answered(Tokens(longer, ""), StreamedModel(Checkpoint.open(model))).input_ids
-    inputs = Batch(torch.as_tensor(longer[:1])).inputs(model.config)
+    rows = np.tile(np.arange(1, 7)[None], (4000, 1))
+    said = answered(Tokens(rows, ""), StreamedModel(Checkpoint.open(model))).input_ids
+    inputs = Batch(torch.as_tensor(rows[:1])).inputs(model.config)
     inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
     inputs.pop("decoder_attention_mask")
     with torch.no_grad():
@@ -439,6 +429,28 @@ def test_nothing_but_quality_is_measured(t5, tmp_path):
     assert set(json.loads(json.dumps(found["skipped"]))) >= {"speed", "memory"}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_it_cannot_say_is_told(t5, tmp_path):
+    options = {"calibration": IDS, "evaluate": False}
+    with pytest.raises(
+        CalibrationError, match=r"rows of token ids are 4 tokens long, of which .* would read 3; it needs room"
+    ):
+        hfc.compress(t5, GPTQ, tmp_path / "made", seq_len=4, **options)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((t5 / name).read_text())
+        settings.pop("decoder_start_token_id", None)
+        (t5 / name).write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match="does not say with which token its decoder begins"):
+        hfc.compress(t5, GPTQ, tmp_path / "made", **options)
+    model = make_any_model(WITH_DECODERS["bart"]())
+    model.model.decoder.layers[2].fc2.weight.data *= 1e30
+    model.model.decoder.layers[2].final_layer_norm.weight.data *= 1e20
+    model.lm_head.weight.data *= 1e30
+    with pytest.raises(CheckpointError, match="not finite in float32; give --dtype"):
+        hfc.compress(model, GPTQ, tmp_path / "made", **options)
+    assert not (tmp_path / "made").exists()
+
+
 # models that hear
 
 
@@ -571,6 +583,10 @@ def test_what_is_no_sound_is_told(whisper, tmp_path):
     for data, reason in not_heard(whisper, tmp_path).items():
         with pytest.raises(CalibrationError, match=reason):
             hfc.compress(whisper, GPTQ, tmp_path / "made", calibration=data, evaluate=False)
+    with pytest.raises(CalibrationError, match="--eval-data for the measuring"):
+        hfc.compress(
+            whisper, GPTQ, tmp_path / "made", calibration=str(tmp_path / "none.wav")
+        )  # before that is looked at
     (whisper / "preprocessor_config.json").unlink()
     with pytest.raises(CalibrationError, match=r"no feature extractor \(preprocessor_config.json\)"):
         hfc.compress(whisper, GPTQ, tmp_path / "made", calibration=str(tmp_path / "recordings"), evaluate=False)

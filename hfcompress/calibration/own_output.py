@@ -29,12 +29,14 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerB
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hfcompress.calibration.tokens import Tokens
+from hfcompress.errors import CalibrationError, CheckpointError, UnsupportedModelError
 from hfcompress.models.checkpoint import Checkpoint
 from hfcompress.models.encoder_decoder import encoded
 from hfcompress.models.streaming import StreamedModel
 
 
 ROWS = 32  # that are drawn for together
+LEAST_SAID = 2  # tokens: the first is the one that it starts with
 DRAWN = {  # as the model's distribution has it, without what generation puts on top of it
     "do_sample": True,
     "temperature": 1.0,
@@ -64,10 +66,20 @@ def answered(
         model (`StreamedModel`): an encoder-decoder; all its weights are in memory meanwhile.
         seed (`int`, *optional*, defaults to 0): of what is drawn.
         tell (`Callable`, *optional*): is told which row it is at.
+
+    Raises:
+        CalibrationError: the rows have no room for what it says.
+        CheckpointError: what it says is not finite.
+        UnsupportedModelError: it does not say how it starts to speak.
     """
     read, read_mask = _read(tokens, model.checkpoint)
     rows, length = tokens.input_ids.shape
     room = length - read.shape[1]
+    if room < LEAST_SAID:
+        raise CalibrationError(
+            f"The rows of {tokens.source} are {length} tokens long, of which {model.checkpoint.name} would read {read.shape[1]}; it needs "
+            "room to say something as well: give longer rows (--seq-len)."
+        )
     settings = _generation(model.checkpoint)
     settings.max_new_tokens = max(1, room - 1)
     padding = settings.pad_token_id if settings.pad_token_id is not None else 0
@@ -86,7 +98,15 @@ def answered(
             else:
                 given = {"input_ids": read[part], "attention_mask": read_mask[part].astype(np.int64)}
                 given = {name: torch.from_numpy(array).to(model.device) for name, array in given.items()}
-            found = GenerationMixin.generate(talker, **given, generation_config=settings)
+            try:
+                found = GenerationMixin.generate(talker, **given, generation_config=settings)
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                raise CheckpointError(
+                    f"The logits of {model.checkpoint.name} are not finite in {str(model.dtype).removeprefix('torch.')}; give --dtype "
+                    "float32 or bfloat16."
+                ) from error
             for row, ids in enumerate(found[:, :room].tolist(), start=first):
                 stop = next((place + 1 for place in range(1, len(ids)) if ids[place] in ends), len(ids))
                 said[row, :stop] = ids[:stop]
@@ -142,14 +162,24 @@ def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
 
 
 def _generation(checkpoint: Checkpoint) -> GenerationConfig:
-    """How the checkpoint starts and ends what it says, and otherwise as its distribution has it."""
+    """
+    How the checkpoint starts and ends what it says, and otherwise as its distribution has it.
+
+    Raises:
+        UnsupportedModelError: it does not say how it starts.
+    """
     settings = copy.deepcopy(checkpoint.generation_config)
     if settings is None and checkpoint.folder is not None and (checkpoint.folder / GENERATION_CONFIG_NAME).is_file():
         settings = GenerationConfig.from_pretrained(checkpoint.folder)
     if settings is None:
         settings = GenerationConfig.from_model_config(checkpoint.config)
     if settings.decoder_start_token_id is None:
-        config = checkpoint.config
-        settings.decoder_start_token_id = getattr(config, "decoder_start_token_id", None) or config.bos_token_id
+        starts = (getattr(checkpoint.config, name, None) for name in ("decoder_start_token_id", "bos_token_id"))
+        settings.decoder_start_token_id = next((start for start in starts if start is not None), None)
+    if settings.decoder_start_token_id is None:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} does not say with which token its decoder begins; put decoder_start_token_id into its "
+            "generation_config.json."
+        )
     settings.update(**DRAWN)
     return settings

@@ -53,10 +53,7 @@ def load_speech(data: Any, checkpoint: Checkpoint, samples: int, seq_len: int | 
     config = checkpoint.config
     source = str(data) if isinstance(data, (str, Path)) else GIVEN
     if isinstance(data, str) and data == BUNDLED:
-        raise CalibrationError(
-            f"{checkpoint.name} hears sound, of which none comes with hfcompress; with --calibration, and --eval-data for the "
-            f"measuring, {PLACES}."
-        )
+        raise no_sound(checkpoint)
     if not isinstance(data, (str, Path)):
         sound = np.asarray(data[FEATURES] if isinstance(data, Mapping) else data)
     elif source.endswith(".npy"):
@@ -73,6 +70,14 @@ def load_speech(data: Any, checkpoint: Checkpoint, samples: int, seq_len: int | 
     room = min(seq_len or LENGTH, getattr(config, "max_target_positions", None) or LENGTH)
     sound = sound[:samples].astype(np.float32)
     return Tokens(np.zeros((len(sound), room), dtype=np.int64), source, sound=sound)
+
+
+def no_sound(checkpoint: Checkpoint) -> CalibrationError:
+    """The error of a model that is to hear what is bundled."""
+    return CalibrationError(
+        f"{checkpoint.name} hears sound, of which none comes with hfcompress; with --calibration, and --eval-data for the "
+        f"measuring, {PLACES}."
+    )
 
 
 def _recorded(place: Path, checkpoint: Checkpoint, samples: int) -> np.ndarray:
