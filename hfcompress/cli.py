@@ -95,8 +95,8 @@ def run(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="bundled, a data set on the Hub (id[:config[:split[:column]]]), a .txt, .jsonl or .parquet, or an "
-            ".npy of token ids.",
+            help="bundled, a data set on the Hub (id[:config[:split[:column]]]), a .txt, .jsonl or .parquet, an .npy of "
+            "token ids, or for a model that hears a folder of .wav files.",
             show_default="the recipe's",
         ),
     ] = None,

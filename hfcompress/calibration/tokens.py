@@ -118,7 +118,7 @@ def load_tokens(
         seed (`int`, *optional*): which rows are taken.
         tiny_folder (`Path`, *optional*): the bundled tiny model's folder, whose own arrays serve it.
         default_samples (`int`, *optional*): rows if `samples` is not given.
-        default_seq_len (`int`, *optional*): tokens per row if `seq_len` is not given; of an encoder-decoder no more than 256.
+        default_seq_len (`int`, *optional*): tokens per row if `seq_len` is not given; 2048 are 256 of an encoder-decoder.
 
     Raises:
         CalibrationError: the source is not there or cannot be used, or gives not one full row.
@@ -145,7 +145,8 @@ def load_tokens(
             )
         else:
             texts = sources.read_texts(data, checkpoint.tokenizer)
-        usual = min(default_seq_len, ANSWERED) if reads_and_writes(checkpoint.config) else default_seq_len
+        speaks = reads_and_writes(checkpoint.config) and default_seq_len == DEFAULT_CONTEXT
+        usual = ANSWERED if speaks else default_seq_len
         length = min(seq_len or usual, context)
         tokens = pack_texts(texts, data, checkpoint, samples or default_samples, length, seed, note)
     _check_ids(tokens, config.vocab_size)

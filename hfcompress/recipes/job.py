@@ -105,9 +105,10 @@ def _check_sizes(settings: Any, where: str) -> None:
 class CalibrationSettings:
     """
     Args:
-        data (`str`, *optional*, defaults to `"bundled"`): where the text or the token ids come from.
+        data (`str`, *optional*, defaults to `"bundled"`): where the text, the token ids or the recordings come from.
         samples (`int`, *optional*, defaults to 128): rows.
-        seq_len (`int`, *optional*, defaults to 2048): tokens per row, capped at the model's context.
+        seq_len (`int`, *optional*, defaults to 2048): tokens per row, capped at the model's context; of an encoder-decoder 256
+            where this is left at its default.
         seed (`int`, *optional*, defaults to 0): which rows are taken.
     """
 
@@ -127,7 +128,7 @@ class EvaluationSettings:
     Args:
         data (`str`, *optional*, defaults to `"bundled"`): what the result is measured on.
         samples (`int`, *optional*, defaults to 128): rows.
-        seq_len (`int`, *optional*, defaults to 2048): tokens per row, capped at the model's context.
+        seq_len (`int`, *optional*, defaults to 2048): likewise.
         measure (`tuple[str, ...]`, *optional*, defaults to `("quality",)`): what is measured, or `"all"`.
         tasks (`tuple[str, ...]`, *optional*): lm-eval's tasks by name, or paths of task files; naming some asks for
             the measurement `tasks`.
