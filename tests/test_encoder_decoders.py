@@ -37,11 +37,14 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
     MoonshineConfig,
     PreTrainedTokenizerFast,
     T5Config,
+    T5EncoderModel,
     T5GemmaConfig,
     T5GemmaModuleConfig,
+    UMT5EncoderModel,
     WhisperFeatureExtractor,
 )
 
@@ -222,6 +225,7 @@ def test_it_is_measured_on_what_the_original_says(t5, tmp_path):
     assert "pipeline_tag: text2text-generation" in card
     assert "AutoModelForSeq2SeqLM.from_pretrained" in card
     assert "vllm" not in card
+    assert "takes in images" not in card
     assert "All figures are of what the original itself says to a text that its encoder reads" in card
     again = hfc.evaluate(tmp_path / "made", t5, UNSEEN)
     assert again["kl_mean"] == pytest.approx(report["kl_mean"], rel=1e-5)
@@ -368,6 +372,25 @@ def test_a_head_of_its_own_stays_its_own(tmp_path):
         torch.testing.assert_close(
             streamed.logits(outside, stream), logits(tmp_path / "base", UNSEEN), rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("kind", [T5EncoderModel, UMT5EncoderModel])
+def test_an_encoder_by_itself_is_measured_by_what_it_returns(tmp_path, kind):
+    """As text encoders made of T5 are: its configuration says that there is a decoder, and its checkpoint has none."""
+    torch.manual_seed(0)
+    model = kind(WITH_DECODERS["t5" if kind is T5EncoderModel else "umt5"]()).eval()
+    model.save_pretrained(tmp_path / "base")
+    result = hfc.compress(tmp_path / "base", GPTQ, tmp_path / "made", calibration=IDS, eval_data=UNSEEN)
+    plain = AutoModelForTextEncoding.from_pretrained(tmp_path / "made", dtype=torch.float32)
+    with torch.no_grad():
+        found, wanted = (each(input_ids=torch.as_tensor(UNSEEN)).last_hidden_state for each in (plain, model))
+    cosine = torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean()
+    assert result.report["cosine_mean"] == pytest.approx(float(cosine), abs=1e-4)
+    assert 0.9 < result.report["cosine_mean"] < 1
+    assert check_reload(tmp_path / "made", result.manifest).positions
+    card = (tmp_path / "made/README.md").read_text()
+    assert "pipeline_tag: feature-extraction" in card
+    assert "AutoModelForTextEncoding.from_pretrained" in card
 
 
 # what is refused

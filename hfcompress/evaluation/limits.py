@@ -30,7 +30,9 @@ WIDE = 2.0  # a divergence so many times the usual one is worth a sentence
 SIGNIFICANT = 2.0  # standard errors
 LOADED = "Loaded by plain transformers it"
 SIDES = ("baseline", "compressed")
-ENCODER, STATES = "AutoModelForMaskedLM", "AutoModel"  # by which encoders are loaded, with a head and without
+ENCODER = "AutoModelForMaskedLM"  # by which encoders are loaded that have a head
+STATES = "AutoModel", "AutoModelForTextEncoding"  # and those that have none
+SEES = "AutoModelForImageTextToText"
 
 
 def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
@@ -51,7 +53,7 @@ def limits(manifest: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
 
 
 def _coverage(manifest: Mapping[str, Any]) -> Iterator[str]:
-    if manifest.get("loaded_by") not in (None, ENCODER, STATES):
+    if manifest.get("loaded_by") == SEES:
         yield "Only the part that reads text was compressed, and measured, on text; what takes in images is as it was."
     fallbacks = [_at(row, "name") for row in manifest.get("linears") or () if _at(row, "fallback")]
     if fallbacks:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hfcompress.calibration.tokens import BUNDLED, GIVEN
-from hfcompress.evaluation.limits import ENCODER, STATES, limits
+from hfcompress.evaluation.limits import ENCODER, SEES, STATES, limits
 from hfcompress.evaluation.numbers import embedding_rows, number, percent, plus_minus, size
 from hfcompress.formats import get_format
 from hfcompress.formats.writer import disk_errors, write_text
@@ -66,8 +66,8 @@ SPEECH = "AutoModelForSpeechSeq2Seq"
 BOTH = "AutoModelForSeq2SeqLM", SPEECH  # an encoder and a decoder
 TASKS = {
     ENCODER: "fill-mask",
-    STATES: "feature-extraction",
-    "AutoModelForImageTextToText": "image-text-to-text",
+    **dict.fromkeys(STATES, "feature-extraction"),
+    SEES: "image-text-to-text",
     **dict(zip(BOTH, ("text2text-generation", "automatic-speech-recognition"), strict=True)),
 }  # by the class that loads; otherwise text
 LIBRARIES = ("bitsandbytes", "torchao")  # that write their own format
@@ -170,7 +170,7 @@ def make_card(
         recipe=yaml.safe_dump(manifest["recipe"], sort_keys=False).strip(),
         layout=format_of(manifest),
         loader=manifest.get("loaded_by", "AutoModelForCausalLM"),
-        states=manifest.get("loaded_by") == STATES,
+        states=manifest.get("loaded_by") in STATES,
         encoder=manifest.get("loaded_by") == ENCODER,
         speech=manifest.get("loaded_by") == SPEECH,
         cached=bool(manifest.get("cache_vectors")),

@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
+    AutoModelForTextEncoding,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -34,7 +35,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hfcompress.models.encoder_decoder import hears, reads_and_writes
+from hfcompress.models.encoder_decoder import encodes_only, hears, reads_and_writes
 
 
 AutoClass = (
@@ -43,6 +44,7 @@ AutoClass = (
     | type[AutoModelForMaskedLM]
     | type[AutoModelForSeq2SeqLM]
     | type[AutoModelForSpeechSeq2Seq]
+    | type[AutoModelForTextEncoding]
     | type[AutoModel]
 )
 
@@ -52,10 +54,12 @@ def auto_class(config: PretrainedConfig) -> AutoClass:
     The class that has a head for tokens: the one for those that are masked where the checkpoint was written by such a model; the
     one for images and text where a model has more parts than one for text, or no other class; otherwise the one for the next
     token, which also knows what the repo's own code stands for. Of an encoder that was written without a head, the class without
-    one; of an encoder with a decoder, the one for both.
+    one; of an encoder with a decoder, the one for both, and of such an encoder by itself its own.
     """
     if reads_and_writes(config) and config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return AutoModelForSpeechSeq2Seq if hears(config) else AutoModelForSeq2SeqLM
+    if encodes_only(config):
+        return AutoModelForTextEncoding
     if is_headless(config):
         return AutoModel
     if predicts_masked(config):
@@ -73,8 +77,8 @@ def predicts_masked(config: PretrainedConfig) -> bool:
 
 def is_headless(config: PretrainedConfig) -> bool:
     """Whether the model is an encoder that predicts no tokens but returns states, by what its configuration says of itself."""
-    if reads_and_writes(config):
-        return False
+    if reads_and_writes(config) or encodes_only(config):
+        return encodes_only(config)
     written = config.architectures or ()
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and any(
         name.endswith("Model") and not name.endswith("LMHeadModel") for name in written

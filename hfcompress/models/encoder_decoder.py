@@ -30,6 +30,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
 )
 
 from hfcompress.errors import UnsupportedModelError
@@ -41,13 +42,23 @@ class _Encoded:
 
 ENCODED = _Encoded()
 DECODER_BLOCKS = "num_decoder_layers", "decoder_layers"
+ENCODERS_APART = {
+    kind for kind, name in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.items() if name.endswith("EncoderModel")
+}
 FRAMES = 2  # that the encoder makes one position of
 LEAST_TOKENS = 4  # of a row with a part for an encoder and one for a decoder
 
 
 def reads_and_writes(config: PretrainedConfig) -> bool:
     """Whether a model has an encoder for what it is told and a decoder for what it says."""
-    return bool(getattr(config, "is_encoder_decoder", False))
+    return bool(getattr(config, "is_encoder_decoder", False)) and not encodes_only(config)
+
+
+def encodes_only(config: PretrainedConfig) -> bool:
+    """Whether the checkpoint is the encoder alone of a model of a kind that has both, as text encoders made of T5 are."""
+    return config.model_type in ENCODERS_APART and any(
+        name.endswith("EncoderModel") for name in config.architectures or ()
+    )
 
 
 def hears(config: PretrainedConfig) -> bool:
