@@ -52,6 +52,8 @@ def described_calibration(tokens: Tokens | None, job: Job) -> dict[str, Any] | N
     rows, seq_len = tokens.input_ids.shape
     settings = {"seed": job.calibration.seed, "samples": rows, "seq_len": seq_len}
     described = {"data": tokens.source, "sha256": tokens.sha256, "tokens": tokens.count, **settings}
+    if tokens.own_output:
+        described["own_output"] = True  # of the model, in the decoder's part of every row
     return {**described, "sketch": sketch(tokens)}
 
 

@@ -183,7 +183,7 @@ def test_what_the_decoder_reads_is_what_the_model_says(t5):
     assert (found.input_ids[:, own - 1] == 1).all()  # as the tokenizer ends a text
     assert (found.input_ids[:, own] == 0).all()  # and the model begins to speak
     assert found.sha256 == again.sha256 != other.sha256
-    assert found.source == "text, and what the model itself says to it"
+    assert (found.source, found.own_output) == ("text", True)
     for row, kept in zip(found.input_ids[:, own:], found.mask[:, own:], strict=True):
         said = row[kept]
         assert kept[: len(said)].all()
@@ -252,7 +252,7 @@ def test_below_a_memory_limit_the_decoder_reads_how_the_text_goes_on(t5, tmp_pat
         t5, GPTQ, tmp_path / "made", calibration=IDS, eval_data=UNSEEN, memory_limit=1 << 40, measure=["quality"]
     )
     assert result.report["how"]["own_output"] is False
-    assert result.report["how"]["data"] == "token ids"
+    assert "own_output" not in result.manifest["calibration"]
 
 
 def test_text_is_calibration_data_too(t5, tmp_path):
@@ -261,7 +261,10 @@ def test_text_is_calibration_data_too(t5, tmp_path):
         t5, GPTQ, tmp_path / "made", calibration=str(tmp_path / "text.txt"), samples=8, seq_len=32, evaluate=False
     )
     assert result.manifest["calibration"]["samples"] == 8
-    assert result.manifest["calibration"]["data"].endswith("text.txt, and what the model itself says to it")
+    assert result.manifest["calibration"]["own_output"] is True
+    card = (tmp_path / "made/README.md").read_text()
+    assert "calibrated on 8 rows of 32 tokens from text.txt and what the model itself says to it" in card
+    assert str(tmp_path) not in card
 
 
 def test_a_forecast_lets_it_say_nothing(t5, tmp_path, monkeypatch):
@@ -553,6 +556,9 @@ def test_recordings_are_calibrated_and_measured_on(whisper, tmp_path, layout):
     card = (tmp_path / "made/README.md").read_text()
     assert "pipeline_tag: automatic-speech-recognition" in card
     assert 'pipeline("automatic-speech-recognition"' in card
+    assert "from recordings and what the model itself says to it" in card
+    for file in ("README.md", "report.html"):
+        assert str(tmp_path) not in (tmp_path / "made" / file).read_text()
     packed = hfc.load(tmp_path / "made", device="cpu")
     said = packed.generate(input_features=torch.as_tensor(sound(2)).to(packed.dtype), max_new_tokens=5)
     assert len(said) == 2

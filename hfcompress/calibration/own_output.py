@@ -111,12 +111,11 @@ def answered(
                 stop = next((place + 1 for place in range(1, len(ids)) if ids[place] in ends), len(ids))
                 said[row, :stop] = ids[:stop]
                 mask[row, :stop] = True
-    source = f"{tokens.source}, and what the model itself says to it"
     return replace(
         tokens,
         input_ids=np.concatenate([read, said], 1),
         mask=np.concatenate([read_mask, mask], 1),
-        source=source,
+        own_output=True,
     )
 
 

@@ -49,6 +49,7 @@ class Tokens:
         mask (`np.ndarray` or `None`): bool `(rows, seq_len)`, false on padding.
         note (`str`): what the user should know of them.
         sound (`np.ndarray` or `None`): float32 `(rows, mel bins, frames)`: what an encoder hears.
+        own_output (`bool`): whether what a decoder reads in them is what the model itself says to the rest.
     """
 
     input_ids: np.ndarray
@@ -56,6 +57,7 @@ class Tokens:
     mask: np.ndarray | None = None
     note: str = ""
     sound: np.ndarray | None = None
+    own_output: bool = False
 
     @property
     def sha256(self) -> str:

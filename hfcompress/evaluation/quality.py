@@ -102,7 +102,7 @@ def measure(comparison: Comparison) -> dict[str, Any]:
         "standard_errors": "clustered by row",
         **({} if isinstance(found, dict) else {"teacher": found.teacher}),
         **({"masked": SHARE} if predicts_masked(comparison.candidate.config) else {}),
-        **({"own_output": not comparison.lean} if reads_and_writes(comparison.candidate.config) else {}),
+        **({"own_output": tokens.own_output} if reads_and_writes(comparison.candidate.config) else {}),
     }
     calibrated = (comparison.manifest.get("calibration") or {}).get("sketch")
     if calibrated is not None:

@@ -412,7 +412,8 @@ def _calibration(manifest: dict[str, Any]) -> str | None:
     if found is None:
         return None
     return (
-        f"{found['samples']} rows of {found['seq_len']} tokens from {_data_name(found['data'])}, seed {found['seed']}, "
+        f"{found['samples']} rows of {found['seq_len']} tokens from {_data_name(found['data'])}"
+        f"{' and what the model itself says to it' if found.get('own_output') else ''}, seed {found['seed']}, "
         f"sha256 `{found['sha256'][:16]}`"
     )
 
@@ -434,7 +435,7 @@ def _served(manifest: dict[str, Any]) -> bool:
 def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
-    results = []
+    results, kind = [], TASKS.get(manifest.get("loaded_by"), "text-generation")
     if "perplexity" in report:
         where = [(report, _data_name(report["how"]["data"]))]
         if "out_of_domain" in report:
@@ -443,7 +444,7 @@ def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[Eva
             for metric, label in METRICS.items():
                 results.append(
                     EvalResult(
-                        task_type="text-generation",
+                        task_type=kind,
                         dataset_type=data,
                         dataset_name=data,
                         metric_type=metric,
@@ -455,7 +456,7 @@ def _eval_results(manifest: dict[str, Any], report: dict[str, Any]) -> "list[Eva
         task = Path(task).stem
         results.append(
             EvalResult(
-                task_type="text-generation",
+                task_type=kind,
                 dataset_type=task,
                 dataset_name=task,
                 metric_type=score["metric"],

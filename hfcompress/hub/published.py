@@ -20,7 +20,7 @@ from typing import Any
 from hfcompress.models.manifest import FOLDER
 
 
-LOCAL = (".txt", ".jsonl", ".parquet", ".npy", ".yaml", ".yml")
+LOCAL = (".txt", ".jsonl", ".parquet", ".npy", ".wav", ".yaml", ".yml")
 
 
 def published(manifest: dict[str, Any], report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,8 +66,8 @@ def published(manifest: dict[str, Any], report: dict[str, Any]) -> tuple[dict[st
 
 
 def is_local(source: str) -> bool:
-    """Whether a data source or a task is a file."""
-    return source.endswith(LOCAL)
+    """Whether a data source or a task is a file, or a folder."""
+    return source.endswith(LOCAL) or source.startswith(".") or Path(source).expanduser().is_absolute()
 
 
 def _name(source: str) -> str:
