@@ -564,6 +564,13 @@ def test_recordings_are_calibrated_and_measured_on(whisper, tmp_path, layout):
     assert len(said) == 2
 
 
+def test_it_hears_in_other_dtypes_too(whisper, tmp_path):
+    result = hfc.compress(
+        whisper, GPTQ, tmp_path / "made", calibration=sound(4), eval_data=sound(4, seed=1), dtype="bfloat16"
+    )
+    assert 0 < result.report["kl_mean"] < 0.05
+
+
 def test_features_are_taken_as_they_are(whisper, tmp_path):
     np.save(tmp_path / "sound.npy", sound(4))
     results = [

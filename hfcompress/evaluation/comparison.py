@@ -148,7 +148,7 @@ def whole_model(
             if checkpoint.quantization_config is not None and not packed:
                 with torch.no_grad():
                     few = made_up(model.config, torch.zeros(1, LEAST_TOKENS, dtype=torch.long))
-                    model.to(device)(**few.inputs(model.config, device))
+                    model.to(device)(**few.inputs(model.config, device, model.dtype))
         model.to(device).eval()
     try:
         yield model

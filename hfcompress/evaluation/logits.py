@@ -119,7 +119,7 @@ class WholeLogits:
     def logits(self, head, index: int) -> Tensor:
         """Logits of batch `index`."""
         batch = self.batches[index]
-        return answers(head(**batch.inputs(head.config, head.device), use_cache=False))
+        return answers(head(**batch.inputs(head.config, head.device, head.dtype), use_cache=False))
 
 
 def finite(logits: Tensor, checkpoint: Checkpoint) -> Tensor:

@@ -88,11 +88,15 @@ class Batch:
             heard = torch.ones(len(self.mask), self.heard, dtype=torch.bool)
             whole = {self.heard: None, self.length: torch.cat([heard.to(self.mask.device), self.mask], 1)}
             return whole.get(positions, self.mask)
-        if positions == self.length:
-            return self.mask
-        return self.mask[:, : self.read] if positions == self.read else self.mask[:, self.read :]
+        parts = {self.read: slice(self.read), self.length - self.read: slice(self.read, None)}
+        return self.mask if positions == self.length else self.mask[:, parts.get(positions, slice(None))]
 
-    def inputs(self, config: PretrainedConfig, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    def inputs(
+        self,
+        config: PretrainedConfig,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
         """
         What a model is called with; one with an encoder always with masks, which some would otherwise make of the ids, and only
         where they keep no cache.
@@ -100,6 +104,7 @@ class Batch:
         Args:
             config (`PretrainedConfig`): the model's.
             device (`torch.device` or `str`, *optional*): where it is.
+            dtype (`torch.dtype`, *optional*): in which it hears.
         """
         ids = self.input_ids.to(device)
         mask = None if self.mask is None else self.mask.to(device).long()
@@ -107,7 +112,9 @@ class Batch:
             return {"input_ids": ids} | ({} if mask is None else {"attention_mask": mask})
         both = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
         if self.sound is not None:
-            return {"input_features": self.sound.to(device)} | {f"decoder_{name}": rows for name, rows in both.items()}
+            return {"input_features": self.sound.to(device, dtype)} | {
+                f"decoder_{name}": rows for name, rows in both.items()
+            }
         read = {name: rows[:, : self.read] for name, rows in both.items()}
         return read | {f"decoder_{name}": rows[:, self.read :] for name, rows in both.items()}
 

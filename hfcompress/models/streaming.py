@@ -526,7 +526,7 @@ class StreamedModel:
         self._returns = recorder.returns
 
     def _run(self, model: nn.Module, batch: Batch, recorder: "Recorder"):
-        inputs = batch.inputs(self.skeleton.config, self.device)
+        inputs = batch.inputs(self.skeleton.config, self.device, self.dtype)
         originals = self._blocks
         for number, (blocks, index) in enumerate(self._places):
             blocks[index] = Stub(originals[number], number, recorder)

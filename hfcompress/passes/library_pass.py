@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfcompress.errors import InvalidValueError, UnsupportedModelError
@@ -151,10 +152,10 @@ class LibraryPass:
         )
 
     @torch.no_grad()
-    def _witness(self, loaded: nn.Module) -> dict[str, Any]:
+    def _witness(self, loaded: PreTrainedModel) -> dict[str, Any]:
         """What the model that was saved says, in the dtype that it computes in."""
         batch = witness_batch(self.model)
-        inputs = batch.inputs(self.model.skeleton.config, self.model.device)
+        inputs = batch.inputs(self.model.skeleton.config, self.model.device, loaded.dtype)
         logits = loaded(**inputs, use_cache=False).logits
         return testimony(Stream(batch, logits, []), logits)
 
