@@ -317,5 +317,6 @@ def test_inputs_are_rounded_as_compressed_tensors_rounds_them(seed, rows, tokens
     [rounded] = fake_quantize(three, scales, zeros, args)
     bias = nn.Parameter(torch.randn(rows, generator=generator))
     found = RoundingInt8Linear(weight, get_format("int-quantized"), bias)(inputs)
-    wanted = nn.functional.linear(rounded.double(), weight.dequantize().double(), bias.double())
-    torch.testing.assert_close(found.double(), wanted.detach(), rtol=1e-5, atol=1e-3)
+    given = (rounded / scales[0]).round().double() * scales[0].double()  # free of the products' own rounding
+    exact = nn.functional.linear(given, codes.double() * weight.scales.double(), bias.double()).detach()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-3)
