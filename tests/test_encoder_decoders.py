@@ -39,6 +39,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
     MoonshineConfig,
+    PegasusXConfig,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -58,7 +59,7 @@ from hfcompress.generating import generate
 from hfcompress.hub.reload import check_reload
 from hfcompress.models.batch import Batch
 from hfcompress.models.checkpoint import Checkpoint
-from hfcompress.models.encoder_decoder import block_count, encoded
+from hfcompress.models.encoder_decoder import block_count, encoded, require_states
 from hfcompress.models.gradients import SquaredGradients
 from hfcompress.models.streaming import StreamedModel
 from hfcompress.passes.foresight import foresee
@@ -404,6 +405,7 @@ def test_an_encoder_by_itself_is_measured_by_what_it_returns(tmp_path, kind):
     [
         (hfc.RTN(**FOUR) >> hfc.KVCache(), "compressed-tensors", "kv_cache is for models without one; leave it out"),
         (hfc.Prune(ffn=0.5), "compressed-tensors", "prune is for models without one"),
+        (hfc.Share(), "hfcompress", "share is for models without one"),
         (hfc.Rotate() >> hfc.RTN(**FOUR), "compressed-tensors", "rotate is for models without one"),
         (hfc.RTN(**FOUR) >> hfc.QAT(steps=1), "compressed-tensors", "qat is for models without one"),
         (hfc.RTN(**FOUR), "gptq", "gptq holds one list of blocks.*format=compressed-tensors"),
@@ -445,6 +447,39 @@ def test_two_widths_are_refused(tmp_path):
     with pytest.raises(UnsupportedModelError, match="Its encoder and decoder have states of 64 and 32"):
         hfc.compress(make_any_model(config), hfc.RTN(**FOUR), tmp_path / "made", evaluate=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ways_from_the_encoder_to_the_decoder_are_refused(tmp_path):
+    config = PegasusXConfig(
+        vocab_size=VOCABULARY,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    with pytest.raises(
+        UnsupportedModelError, match="changes what its encoder's last block returns by more than modules"
+    ):
+        hfc.compress(make_any_model(config), hfc.RTN(**FOUR), tmp_path / "made", evaluate=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(
+        UnsupportedModelError, match="hands its encoder's states to the decoder's blocks in another form"
+    ):
+        require_states([((torch.ones(1),), {})])
+
+
+def test_where_there_is_no_encoder_it_is_told(monkeypatch):
+    model = make_any_model(WITH_DECODERS["bart"]())
+    bare = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(type(model), "get_encoder", lambda self: bare)
+    with pytest.raises(UnsupportedModelError, match="No list of blocks was found in the Linear of BartFor"):
+        StreamedModel(Checkpoint.open(model))
+    monkeypatch.setattr(type(model), "get_encoder", lambda self: self)
+    with pytest.raises(UnsupportedModelError, match="No encoder was found in BartForConditionalGeneration"):
+        StreamedModel(Checkpoint.open(model))
 
 
 def test_nothing_but_quality_is_measured(t5, tmp_path):
