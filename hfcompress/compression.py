@@ -228,8 +228,9 @@ def compress(
     evaluation_tokens = None
     if evaluate:
         evaluation_tokens = _evaluation_tokens(job, checkpoint, eval_data, progress)
-        where = processes.device, torch.float32
-        evaluation_tokens = as_read(evaluation_tokens, checkpoint, *where, 0, progress, memory_limit is None)
+        if processes.writes:  # who measures
+            where = processes.device, torch.float32
+            evaluation_tokens = as_read(evaluation_tokens, checkpoint, *where, 0, progress, memory_limit is None)
     names, comparison = job.evaluation.measurements, None
     if evaluation_tokens is not None:
         comparison = Comparison(

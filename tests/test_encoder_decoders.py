@@ -227,7 +227,7 @@ def test_it_is_measured_on_what_the_original_says(t5, tmp_path):
     assert "AutoModelForSeq2SeqLM.from_pretrained" in card
     assert "vllm" not in card
     assert "takes in images" not in card
-    assert "All figures are of what the original itself says to a text that its encoder reads" in card
+    assert "All figures are of what the original itself says to what its encoder is given" in card
     again = hfc.evaluate(tmp_path / "made", t5, UNSEEN)
     assert again["kl_mean"] == pytest.approx(report["kl_mean"], rel=1e-5)
     assert check_reload(tmp_path / "made", result.manifest).positions
@@ -408,6 +408,11 @@ def test_an_encoder_by_itself_is_measured_by_what_it_returns(tmp_path, kind):
         (hfc.Share(), "hfcompress", "share is for models without one"),
         (hfc.Rotate() >> hfc.RTN(**FOUR), "compressed-tensors", "rotate is for models without one"),
         (hfc.RTN(**FOUR) >> hfc.QAT(steps=1), "compressed-tensors", "qat is for models without one"),
+        (
+            hfc.Budget(target_bits=6, choices=("4g32", "8g32")) >> GPTQ,
+            "compressed-tensors",
+            "of this architecture transformers unpacks one alone; leave budget out",
+        ),
         (hfc.RTN(**FOUR), "gptq", "gptq holds one list of blocks.*format=compressed-tensors"),
         (hfc.RTN(**FOUR), "awq", "awq holds one list of blocks"),
         (hfc.RTN(**FOUR), "gguf", "GGUF is written for"),

@@ -154,7 +154,13 @@ class Choices:
         grids |= dict(list({name: task.grid for name, task in least.tasks.items()}.items())[:1])
         config = self.layout.quantization_config(grids, [])  # refuses what cannot be mixed
         if self.draft.unpacked:
-            self.layout.config_unpacked(config, grids)
+            try:
+                self.layout.config_unpacked(config, grids)
+            except InvalidValueError as error:
+                raise InvalidValueError(
+                    "A budget gives linears grids of their own, and of this architecture transformers unpacks one alone; leave "
+                    "budget out."
+                ) from error
 
     def _size(self, plan: Plan) -> float:
         """A plan in the target's unit: bits per weight, or bytes."""

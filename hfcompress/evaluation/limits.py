@@ -108,7 +108,7 @@ def _quality(report: Mapping[str, Any]) -> Iterator[str]:
     if (masked := _value(report, "how", "masked")) is not None:
         yield f"All figures are of {percent(masked, 2)} of the tokens, which were masked and predicted from the others."
     if _at(report, "how", "own_output"):
-        yield "All figures are of what the original itself says to a text that its encoder reads, drawn from its own distribution."
+        yield "All figures are of what the original itself says to what its encoder is given, drawn from its own distribution."
     ours, theirs = (_value(report, key) for key in ("perplexity", "baseline_perplexity"))
     if ours and theirs and _exceeds(math.log(ours / theirs), _value(report, "log_perplexity_difference_stderr")):
         yield f"Perplexity rose by {percent(ours / theirs - 1, 3)}, from {number(theirs, 5)} to {number(ours, 5)}."

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MIXTURES, make_model, token_ids
+from conftest import MIXTURES, WITH_DECODERS, make_any_model, make_model, token_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -91,6 +91,23 @@ def test_processes_send_tokens_to_experts_as_one_does(tmp_path):
     one, several = codes(tmp_path / "one"), codes(tmp_path / "several")
     assert len(one) == len(several) > 100_000
     assert (one == several).float().mean() >= 0.999
+
+
+def test_processes_hear_the_same_answers_as_one(tmp_path):
+    """Of an encoder-decoder, whose own output is what its decoder is calibrated on: every process lets it say the same."""
+    make_any_model(WITH_DECODERS["bart"]()).save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "calibration.npy", token_ids(9, 24))
+    options = ["--model", tmp_path / "model", "--calibration", tmp_path / "calibration.npy", "--no-eval"]
+    options += ["--set", "gptq.group_size=32", "--output"]
+    seen = []
+    for processes, name in ((1, "one"), (2, "two")):
+        launch(ROOT / "recipes" / "gptq_w4a16.py", *options, tmp_path / name, processes=processes)
+        seen.append(json.loads((tmp_path / name / "hfcompress.json").read_text())["calibration"])
+    assert seen[0] == seen[1]
+    assert seen[0]["own_output"] is True
+    one, two = codes(tmp_path / "one"), codes(tmp_path / "two")
+    assert len(one) == len(two) > 100_000
+    assert (one == two).float().mean() >= 0.999
 
 
 WHOLE_NUMBERS = """
